@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <cmath>
+#include <numeric>
+#include <vector>
+
+#include "firstlight/base/error.h"
+#include "firstlight/base/half.h"
+#include "firstlight/base/hash.h"
+#include "firstlight/base/str.h"
+#include "firstlight/base/thread_pool.h"
+#include "firstlight/base/timeline.h"
+
+namespace firstlight {
+namespace {
+
+TEST(Hash, GivesThePublishedDigests) {
+  EXPECT_EQ(xxh3_64({}), 0x2d06800538d394c2u);  // xxHash's own sanity value for no bytes, seed 0
+  EXPECT_EQ(xxh3_128_hex({}), "99aa06d3014798d86001c324468d497f");
+  const std::string abc = "abc";
+  Sha256 sha;
+  sha.update(std::as_bytes(std::span(abc)));
+  EXPECT_EQ(sha.hex(), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");  // FIPS 180-2, appendix B.1
+}
+
+TEST(Half, EveryBf16AndF16SurvivesARoundTripThroughF32) {
+  for (uint32_t bits = 0; bits < 0x10000; ++bits) {
+    const float x = bf16_to_f32(static_cast<uint16_t>(bits));
+    if (std::isnan(x)) continue;
+    ASSERT_EQ(f32_to_bf16(x), bits);
+    const float h = f16_to_f32(static_cast<uint16_t>(bits));
+    if (std::isnan(h)) continue;
+    ASSERT_EQ(static_cast<float>(static_cast<_Float16>(h)), h) << bits;
+  }
+}
+
+TEST(Half, RoundsToNearestEven) {
+  EXPECT_EQ(f32_to_bf16(1.00390625f), 0x3f80);    // halfway between 1 and the next: to even
+  EXPECT_EQ(f32_to_bf16(1.01171875f), 0x3f82);    // halfway, odd below: up
+  EXPECT_TRUE(std::isnan(bf16_to_f32(f32_to_bf16(std::nanf("")))));
+}
+
+TEST(ThreadPool, RunsEveryPieceOnceForManyRounds) {
+  for (const int spin : {0, 1000}) {
+    ThreadPool pool(3, spin);
+    std::vector<std::atomic<int>> hits(1000);
+    for (int round = 0; round < 200; ++round) {
+      pool.for_range(1000, 7, [&](int64_t begin, int64_t end, int) {
+        for (int64_t i = begin; i < end; ++i) hits[static_cast<size_t>(i)].fetch_add(1);
+      });
+    }
+    for (const auto& hit : hits) ASSERT_EQ(hit.load(), 200);
+  }
+}
+
+TEST(ThreadPool, RethrowsTheFirstExceptionAndGoesOnWorking) {
+  ThreadPool pool(2);
+  EXPECT_THROW(pool.run([](int thread) {
+    if (thread == 1) throw Error(ErrorKind::io, "x");
+  }), Error);
+  std::atomic<int> sum = 0;
+  pool.run([&](int thread) { sum += thread + 1; });
+  EXPECT_EQ(sum.load(), 3);
+}
+
+TEST(Timeline, ExecWasBeforeNowAndNotLongAgo) {
+  const double t = seconds_since_exec();
+  EXPECT_GT(t, 0);
+  EXPECT_LT(t, 60);
+}
+
+TEST(Str, HumanUnits) {
+  EXPECT_EQ(human_bytes(271e6), "271 MB");
+  EXPECT_EQ(human_seconds(0.0123), "12.3 ms");
+  EXPECT_EQ(human_seconds(75), "1 min 15 s");
+}
+
+}  // namespace
+}  // namespace firstlight

@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+// From storage to memory: all ranks at once, each its own slice, every leaf checked.
+#pragma once
+#include <memory>
+#include <optional>
+#include <stop_token>
+#include <string>
+#include <vector>
+
+#include "firstlight/base/timeline.h"
+#include "firstlight/ckpt/source.h"
+#include "firstlight/ckpt/weights.h"
+#include "firstlight/device/device.h"
+#include "firstlight/io/reader.h"
+
+namespace firstlight {
+
+enum class Verify { full, off };
+
+struct RankReport {
+  int rank = 0;
+  uint64_t bytes = 0;  ///< read from storage
+  double seconds = 0;  ///< first submit → last leaf checked
+  uint64_t leaves_checked = 0;
+};
+
+struct LoadReport {
+  uint64_t bytes = 0;
+  double seconds = 0;
+  std::string reader;  ///< the path that ran: "pread", "traditional"
+  std::string why;
+  std::string verify;  ///< "full", "off", and for sources without hashes "none: the source has no hashes"
+  double verify_cpu_seconds = 0;  ///< time spent hashing, summed over threads
+  std::vector<RankReport> ranks;
+};
+
+struct LoadOptions {
+  int tp = 1;
+  Device device;
+  Verify verify = Verify::full;
+  int n_threads = 0;                 ///< reader threads over all ranks; 0: usable cores
+  double deadline_s = 0;             ///< for the whole load; 0: none
+  uint64_t reserve_bytes = 0;        ///< KV and activations that must fit beside the weights; checked before the first read
+  std::optional<DType> dtype;        ///< traditional path only: f32 or bf16; default as `shard`
+  std::stop_token stop;
+  Timeline* timeline = nullptr;
+  std::function<void(uint64_t done, uint64_t total)> progress;  ///< from any thread, maybe often
+  std::function<std::unique_ptr<Reader>(int n_threads)> make_reader;  ///< default: pread
+};
+
+/// A load in flight. weights() may be used at once, behind their gates.
+class Load {
+ public:
+  virtual ~Load() = default;  ///< cancels and waits
+  virtual const ModelConfig& config() const = 0;
+  /// [tp]; valid as long as this object.
+  virtual std::vector<RankWeights>& weights() = 0;
+  /// Blocks until all bytes of all ranks are there and checked; throws what went wrong first.
+  virtual LoadReport wait() = 0;
+};
+
+/// Starts loading a rank checkpoint (`out` has READY). Reads the manifest and headers, checks that weights + reserve_bytes fit, then returns
+/// while bytes arrive. Throws Error{not_found} for a tp or rank that is not stored, {damaged}, {out_of_memory}, …
+std::unique_ptr<Load> load_rank_checkpoint(const fs::path& out, const LoadOptions& options);
+
+/// The traditional path: reads the source through host memory, converts, slices, and fills one rank after another; returns when done.
+std::unique_ptr<Load> load_traditionally(const Source& source, const LoadOptions& options);
+
+}  // namespace firstlight

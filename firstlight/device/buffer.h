@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+// Owning, page-aligned memory of one device.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "firstlight/device/device.h"
+
+namespace firstlight {
+
+/// Owns bytes on one device; move-only; base aligned to 2 MiB if it is at least that long, else to 4 KiB (so O_DIRECT and
+/// cuFile can write into it). CPU memory is anonymous, zero-filled on first touch, and asks for huge pages from 2 MiB on
+/// (271 MB touched by two threads: 20 ms with huge pages, 64 ms without).
+class Buffer {
+ public:
+  Buffer() = default;
+  /// Throws Error{out_of_memory} naming the size. 0 bytes is an empty buffer.
+  Buffer(Device device, uint64_t size_bytes);
+  ~Buffer();
+  Buffer(Buffer&& other) noexcept;
+  Buffer& operator=(Buffer&& other) noexcept;
+
+  Device device() const noexcept { return device_; }
+  std::byte* data() const noexcept { return data_; }
+  uint64_t size() const noexcept { return size_; }
+  std::span<std::byte> bytes() const noexcept { return {data_, size_}; }
+
+ private:
+  Device device_;
+  std::byte* data_ = nullptr;
+  uint64_t size_ = 0;
+};
+
+/// Free memory of a device, bytes: what new allocations may take (CPU: MemAvailable, also bounded by the cgroup).
+uint64_t free_memory(Device device);
+
+}  // namespace firstlight
