@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <numeric>
@@ -9,6 +10,7 @@
 #include "firstlight/base/error.h"
 #include "firstlight/base/half.h"
 #include "firstlight/base/hash.h"
+#include "firstlight/base/hash_kernels.h"
 #include "firstlight/base/str.h"
 #include "firstlight/base/thread_pool.h"
 #include "firstlight/base/timeline.h"
@@ -25,6 +27,34 @@ TEST(Hash, GivesThePublishedDigests) {
   EXPECT_EQ(sha.hex(), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");  // FIPS 180-2, appendix B.1
 }
 
+TEST(Hash, EveryInstructionSetGivesTheSameDigests) {
+  std::vector<const HashKernels*> others;
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx2")) others.push_back(&kHashAvx2);
+  if (__builtin_cpu_supports("avx512f")) others.push_back(&kHashAvx512);
+#endif
+  if (others.empty()) GTEST_SKIP() << "this core has only the baseline";
+  std::vector<unsigned char> data(100'003);
+  uint32_t random = 1;
+  for (unsigned char& byte : data) byte = static_cast<unsigned char>((random = random * 1664525 + 1013904223) >> 24);
+  for (const HashKernels* other : others) {
+    for (size_t n = 0; n <= data.size(); n = n < 600 ? n + 1 : n * 3 / 2 + 1) {
+      const size_t shift = data.size() - n < 3 ? 0 : n % 3;  // unaligned starts
+      ASSERT_EQ(other->xxh3_64(data.data() + shift, n), kHashPlain.xxh3_64(data.data() + shift, n)) << other->name << n;
+      unsigned char a[16], b[16], c[16];
+      kHashPlain.xxh3_128(data.data() + shift, n, a);
+      other->xxh3_128(data.data() + shift, n, b);
+      void* state = other->make_state();
+      other->update(state, data.data() + shift, n / 3);
+      other->update(state, data.data() + shift + n / 3, n - n / 3);
+      other->digest(state, c);
+      other->free_state(state);
+      ASSERT_TRUE(std::equal(a, a + 16, b)) << other->name << " " << n;
+      ASSERT_TRUE(std::equal(a, a + 16, c)) << other->name << " " << n;
+    }
+  }
+}
+
 TEST(Half, EveryBf16AndF16SurvivesARoundTripThroughF32) {
   for (uint32_t bits = 0; bits < 0x10000; ++bits) {
     const float x = bf16_to_f32(static_cast<uint16_t>(bits));
@@ -37,8 +67,8 @@ TEST(Half, EveryBf16AndF16SurvivesARoundTripThroughF32) {
 }
 
 TEST(Half, RoundsToNearestEven) {
-  EXPECT_EQ(f32_to_bf16(1.00390625f), 0x3f80);    // halfway between 1 and the next: to even
-  EXPECT_EQ(f32_to_bf16(1.01171875f), 0x3f82);    // halfway, odd below: up
+  EXPECT_EQ(f32_to_bf16(1.00390625f), 0x3f80);  // halfway between 1 and the next: to even
+  EXPECT_EQ(f32_to_bf16(1.01171875f), 0x3f82);  // halfway, odd below: up
   EXPECT_TRUE(std::isnan(bf16_to_f32(f32_to_bf16(std::nanf("")))));
 }
 
@@ -59,7 +89,8 @@ TEST(ThreadPool, RethrowsTheFirstExceptionAndGoesOnWorking) {
   ThreadPool pool(2);
   EXPECT_THROW(pool.run([](int thread) {
     if (thread == 1) throw Error(ErrorKind::io, "x");
-  }), Error);
+  }),
+               Error);
   std::atomic<int> sum = 0;
   pool.run([&](int thread) { sum += thread + 1; });
   EXPECT_EQ(sum.load(), 3);

@@ -13,14 +13,22 @@ Error::Error(ErrorKind kind, const std::string& what, std::source_location where
 
 std::string_view to_string(ErrorKind kind) noexcept {
   switch (kind) {
-    case ErrorKind::bad_input: return "bad_input";
-    case ErrorKind::unsupported: return "unsupported";
-    case ErrorKind::not_found: return "not_found";
-    case ErrorKind::damaged: return "damaged";
-    case ErrorKind::out_of_memory: return "out_of_memory";
-    case ErrorKind::io: return "io";
-    case ErrorKind::device: return "device";
-    case ErrorKind::bug: return "bug";
+    case ErrorKind::bad_input:
+      return "bad_input";
+    case ErrorKind::unsupported:
+      return "unsupported";
+    case ErrorKind::not_found:
+      return "not_found";
+    case ErrorKind::damaged:
+      return "damaged";
+    case ErrorKind::out_of_memory:
+      return "out_of_memory";
+    case ErrorKind::io:
+      return "io";
+    case ErrorKind::device:
+      return "device";
+    case ErrorKind::bug:
+      return "bug";
   }
   return "bug";
 }
@@ -28,13 +36,19 @@ std::string_view to_string(ErrorKind kind) noexcept {
 int exit_code(ErrorKind kind) noexcept {
   switch (kind) {
     case ErrorKind::bad_input:
-    case ErrorKind::unsupported: return 2;
-    case ErrorKind::not_found: return 3;
-    case ErrorKind::damaged: return 4;
-    case ErrorKind::out_of_memory: return 5;
+    case ErrorKind::unsupported:
+      return 2;
+    case ErrorKind::not_found:
+      return 3;
+    case ErrorKind::damaged:
+      return 4;
+    case ErrorKind::out_of_memory:
+      return 5;
     case ErrorKind::io:
-    case ErrorKind::device: return 6;
-    case ErrorKind::bug: return 70;
+    case ErrorKind::device:
+      return 6;
+    case ErrorKind::bug:
+      return 70;
   }
   return 70;
 }

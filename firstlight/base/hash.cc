@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// xxhash is compiled in, header only: its dispatch then sees our flags, and there is no call through the PLT a leaf.
+// XXH3 by the widest vectors this core has: the same header compiled three times, one table of functions each.
 #include "firstlight/base/hash.h"
 
 #include <openssl/evp.h>
@@ -7,13 +7,19 @@
 #include <new>
 
 #include "firstlight/base/error.h"
-
-#define XXH_INLINE_ALL
-#include <xxhash.h>
+#include "firstlight/base/hash_kernels.h"
 
 namespace firstlight {
 
 namespace {
+
+const HashKernels* choose() noexcept {
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx512f")) return &kHashAvx512;
+  if (__builtin_cpu_supports("avx2")) return &kHashAvx2;
+#endif
+  return &kHashPlain;
+}
 
 std::string to_hex(const unsigned char* bytes, size_t n) {
   constexpr char kDigits[] = "0123456789abcdef";
@@ -27,25 +33,27 @@ std::string to_hex(const unsigned char* bytes, size_t n) {
 
 }  // namespace
 
-uint64_t xxh3_64(Bytes data) noexcept { return XXH3_64bits(data.data(), data.size()); }
+const HashKernels& hash_kernels() noexcept {
+  static const HashKernels* const chosen = choose();
+  return *chosen;
+}
 
-Xxh3_128::Xxh3_128() : state_(XXH3_createState()) {
+uint64_t xxh3_64(Bytes data) noexcept { return hash_kernels().xxh3_64(data.data(), data.size()); }
+
+Xxh3_128::Xxh3_128() : state_(hash_kernels().make_state()) {
   if (state_ == nullptr) throw std::bad_alloc();
-  XXH3_128bits_reset(static_cast<XXH3_state_t*>(state_));
 }
-Xxh3_128::~Xxh3_128() { XXH3_freeState(static_cast<XXH3_state_t*>(state_)); }
-void Xxh3_128::update(Bytes data) noexcept {
-  XXH3_128bits_update(static_cast<XXH3_state_t*>(state_), data.data(), data.size());
-}
+Xxh3_128::~Xxh3_128() { hash_kernels().free_state(state_); }
+void Xxh3_128::update(Bytes data) noexcept { hash_kernels().update(state_, data.data(), data.size()); }
 std::string Xxh3_128::hex() const {
-  XXH128_canonical_t canonical;
-  XXH128_canonicalFromHash(&canonical, XXH3_128bits_digest(static_cast<const XXH3_state_t*>(state_)));
-  return to_hex(canonical.digest, sizeof canonical.digest);
+  unsigned char digest[16];
+  hash_kernels().digest(state_, digest);
+  return to_hex(digest, sizeof digest);
 }
 std::string xxh3_128_hex(Bytes data) {
-  XXH128_canonical_t canonical;
-  XXH128_canonicalFromHash(&canonical, XXH3_128bits(data.data(), data.size()));
-  return to_hex(canonical.digest, sizeof canonical.digest);
+  unsigned char digest[16];
+  hash_kernels().xxh3_128(data.data(), data.size(), digest);
+  return to_hex(digest, sizeof digest);
 }
 
 Sha256::Sha256() : state_(EVP_MD_CTX_new()) {

@@ -19,8 +19,8 @@ double clock_seconds(clockid_t clock) {
   return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
 }
 
-/// CLOCK_BOOTTIME at exec. The kernel keeps it in ticks of 10 ms, cut off; within that tick the true moment is now − CPU time used so far (the
-/// loader's work before main() hardly waits when the program is in the page cache).
+/// CLOCK_BOOTTIME at exec. The kernel keeps it in ticks of 10 ms, cut off; within that tick the true moment is now −
+/// CPU time used so far (the loader's work before main() hardly waits when the program is in the page cache).
 double exec_time() {
   const double now = clock_seconds(CLOCK_BOOTTIME);
   const double by_cpu = now - clock_seconds(CLOCK_PROCESS_CPUTIME_ID);

@@ -29,7 +29,7 @@ struct LoadReport {
   double seconds = 0;
   std::string reader;  ///< the path that ran: "pread", "traditional"
   std::string why;
-  std::string verify;  ///< "full", "off", and for sources without hashes "none: the source has no hashes"
+  std::string verify;             ///< "full", "off", and for sources without hashes "none: the source has no hashes"
   double verify_cpu_seconds = 0;  ///< time spent hashing, summed over threads
   std::vector<RankReport> ranks;
 };
@@ -38,13 +38,13 @@ struct LoadOptions {
   int tp = 1;
   Device device;
   Verify verify = Verify::full;
-  int n_threads = 0;                 ///< reader threads over all ranks; 0: usable cores
-  double deadline_s = 0;             ///< for the whole load; 0: none
-  uint64_t reserve_bytes = 0;        ///< KV and activations that must fit beside the weights; checked before the first read
-  std::optional<DType> dtype;        ///< traditional path only: f32 or bf16; default as `shard`
+  int n_threads = 0;           ///< reader threads over all ranks; 0: usable cores
+  double deadline_s = 0;       ///< for the whole load; 0: none
+  uint64_t reserve_bytes = 0;  ///< KV and activations that must fit beside the weights; checked before the first read
+  std::optional<DType> dtype;  ///< traditional path only: f32 or bf16; default as `shard`
   std::stop_token stop;
   Timeline* timeline = nullptr;
-  std::function<void(uint64_t done, uint64_t total)> progress;  ///< from any thread, maybe often
+  std::function<void(uint64_t done, uint64_t total)> progress;        ///< from any thread, maybe often
   std::function<std::unique_ptr<Reader>(int n_threads)> make_reader;  ///< default: pread
 };
 
@@ -59,11 +59,13 @@ class Load {
   virtual LoadReport wait() = 0;
 };
 
-/// Starts loading a rank checkpoint (`out` has READY). Reads the manifest and headers, checks that weights + reserve_bytes fit, then returns
-/// while bytes arrive. Throws Error{not_found} for a tp or rank that is not stored, {damaged}, {out_of_memory}, …
+/// Starts loading a rank checkpoint (`out` has READY). Reads the manifest and headers, checks that weights +
+/// reserve_bytes fit, then returns while bytes arrive. Throws Error{not_found} for a tp or rank that is not stored,
+/// {damaged}, {out_of_memory}, …
 std::unique_ptr<Load> load_rank_checkpoint(const fs::path& out, const LoadOptions& options);
 
-/// The traditional path: reads the source through host memory, converts, slices, and fills one rank after another; returns when done.
+/// The traditional path: reads the source through host memory, converts, slices, and fills one rank after another;
+/// returns when done.
 std::unique_ptr<Load> load_traditionally(const Source& source, const LoadOptions& options);
 
 }  // namespace firstlight

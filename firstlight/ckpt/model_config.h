@@ -45,19 +45,22 @@ struct ModelConfig {
   bool mlp_bias = false;
   bool qk_norm = false;  ///< Qwen3: RMS norm of each head of q and k before rope
   DType dtype = DType::bf16;
-  std::vector<int> eos_token_ids;     ///< of config.json (of generation_config.json: see stop_token_ids)
+  std::vector<int> eos_token_ids;  ///< of config.json (of generation_config.json: see stop_token_ids)
   std::optional<int> bos_token_id;
   friend bool operator==(const ModelConfig&, const ModelConfig&) = default;
 };
 
 /// Reads config.json's text. Throws Error{bad_input} for nonsense and Error{unsupported}, by name, for an unknown
-/// architecture or activation, yarn and other rope types, a quantization_config, or a sliding window shorter than the context.
+/// architecture or activation, yarn and other rope types, a quantization_config, or a sliding window shorter than the
+/// context.
 ModelConfig parse_hf_config(std::string_view json);
 
-/// Checks sizes against each other and against sane limits (n_heads divisible by n_kv_heads, nothing zero or huge); throws Error{bad_input}.
+/// Checks sizes against each other and against sane limits (n_heads divisible by n_kv_heads, nothing zero or huge);
+/// throws Error{bad_input}.
 void validate(const ModelConfig& config);
 
-/// The inverse frequencies of rotary pairs, [head_dim / 2], with scaling applied, as transformers computes them (in double).
+/// The inverse frequencies of rotary pairs, [head_dim / 2], with scaling applied, as transformers computes them (in
+/// double).
 std::vector<double> rope_inverse_frequencies(const ModelConfig& config);
 
 /// eos ids of config.json and generation_config.json together, sorted, unique. Empty text: file absent.

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The offline conversion: a source is cut into one safetensors file set a rank (docs/rank-checkpoint.md), and its checks.
+// The offline conversion: a source is cut into one safetensors file set a rank (docs/rank-checkpoint.md), and its
+// checks.
 #pragma once
 #include <functional>
 #include <optional>
@@ -20,15 +21,16 @@ struct Progress {
 };
 
 struct ShardOptions {
-  std::vector<int> tps;                 ///< wanted; those already stored are kept
-  std::optional<DTypeChoice> dtype;     ///< default: source for safetensors, bf16 for a GGUF with quantised blocks
-  uint64_t memory_bytes = 2ull << 30;   ///< bound of all buffers together
-  uint64_t part_bytes = 4ull << 30;     ///< wanted size of a part, 2–8 GiB (tests: smaller)
-  bool force = false;                   ///< replace another model in `out`
+  std::vector<int> tps;                ///< wanted; those already stored are kept
+  std::optional<DTypeChoice> dtype;    ///< default: source for safetensors, bf16 for a GGUF with quantised blocks
+  uint64_t memory_bytes = 2ull << 30;  ///< bound of all buffers together
+  uint64_t part_bytes = 4ull << 30;    ///< wanted size of a part, 2–8 GiB (tests: smaller)
+  bool force = false;                  ///< replace another model in `out`
   int n_threads = 0;
   std::stop_token stop;
   std::function<void(const Progress&)> progress;
-  std::function<void(const std::string&)> note;  ///< one line a decision: "f16 becomes bf16: …", "resumed: 3 of 5 parts are there"
+  std::function<void(const std::string&)>
+      note;  ///< one line a decision: "f16 becomes bf16: …", "resumed: 3 of 5 parts are there"
 };
 
 struct ShardReport {
@@ -38,7 +40,8 @@ struct ShardReport {
   std::string dtype;
 };
 
-/// Several tps in one pass over the source. Interruptible at any moment (also by kill -9): the same call again completes it, and the files are the same to the byte.
+/// Several tps in one pass over the source. Interruptible at any moment (also by kill -9): the same call again
+/// completes it, and the files are the same to the byte.
 ShardReport shard(const Source& source, const fs::path& out, const ShardOptions& options);
 
 /// What loading `out` at `tp` would do. Reads no tensor data.
@@ -58,13 +61,16 @@ struct VerifyReport {
   double seconds = 0;
   std::vector<std::string> problems;  ///< each names file, range and tensor; empty: all is well
 };
-/// Every byte of every file under `out` against the manifest; also files that should not be there, and leaves against parts. Goes on after the first problem.
-VerifyReport verify(const fs::path& out, int n_threads, std::stop_token stop, const std::function<void(const Progress&)>& progress);
+/// Every byte of every file under `out` against the manifest; also files that should not be there, and leaves against
+/// parts. Goes on after the first problem.
+VerifyReport verify(const fs::path& out, int n_threads, std::stop_token stop,
+                    const std::function<void(const Progress&)>& progress);
 
-/// Random weights in a model's shapes, as an HF directory of bf16 safetensors with config.json; no tokenizer. Deterministic for a seed.
+/// Random weights in a model's shapes, as an HF directory of bf16 safetensors with config.json; no tokenizer.
+/// Deterministic for a seed.
 struct SynthOptions {
-  std::string like;        ///< a known name (synth_names()) …
-  std::string config_json; ///< … or a config.json's text
+  std::string like;         ///< a known name (synth_names()) …
+  std::string config_json;  ///< … or a config.json's text
   uint64_t seed = 0;
   uint64_t part_bytes = 5ull << 30;
   int n_threads = 0;

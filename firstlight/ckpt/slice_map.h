@@ -15,14 +15,15 @@ struct ModelTensor {
   std::string name;
   std::vector<int64_t> shape;  ///< [rows, columns] or [n]
   SliceKind slice = SliceKind::replicated;
-  int gate = 0;                ///< see n_gates() in weights.h
+  int gate = 0;  ///< see n_gates() in weights.h
 };
 
-/// All tensors of the model in layer order: q,k,v weights adjacent, then gate,up adjacent; biases and norms beside them.
+/// All tensors of the model in layer order: q,k,v weights adjacent, then gate,up adjacent; biases and norms beside
+/// them.
 std::vector<ModelTensor> model_tensors(const ModelConfig& config);
 
-/// A rectangle of a tensor: rows [row_begin, row_end) × columns [col_begin, col_end); for 1-D tensors rows are elements. row_end may pass the tensor's end for
-/// vocab_rows: the rows beyond are padding, zero.
+/// A rectangle of a tensor: rows [row_begin, row_end) × columns [col_begin, col_end); for 1-D tensors rows are
+/// elements. row_end may pass the tensor's end for vocab_rows: the rows beyond are padding, zero.
 struct Slice {
   int64_t row_begin = 0, row_end = 0;
   int64_t col_begin = 0, col_end = 0;
@@ -31,7 +32,8 @@ struct Slice {
 };
 Slice slice_of(const ModelConfig& config, const ModelTensor& tensor, int tp, int rank);
 
-/// Whether the model can be cut in tp: tp divides n_heads and hidden_dim, and tp divides n_kv_heads or n_kv_heads divides tp.
+/// Whether the model can be cut in tp: tp divides n_heads and hidden_dim, and tp divides n_kv_heads or n_kv_heads
+/// divides tp.
 bool tp_is_possible(const ModelConfig& config, int tp);
 /// Throws Error{bad_input} "tp 2 does not divide … ; possible: 1, 3".
 void require_tp(const ModelConfig& config, int tp);

@@ -8,7 +8,8 @@
 
 namespace firstlight {
 
-/// One rank's end. All ranks call the same sequence of collectives. When a rank fails (fail()), every call on every rank throws its cause.
+/// One rank's end. All ranks call the same sequence of collectives. When a rank fails (fail()), every call on every
+/// rank throws its cause.
 class Comm {
  public:
   virtual ~Comm() = default;

@@ -9,9 +9,9 @@
 
 namespace firstlight {
 
-/// Owns bytes on one device; move-only; base aligned to 2 MiB if it is at least that long, else to 4 KiB (so O_DIRECT and
-/// cuFile can write into it). CPU memory is anonymous, zero-filled on first touch, and asks for huge pages from 2 MiB on
-/// (271 MB touched by two threads: 20 ms with huge pages, 64 ms without).
+/// Owns bytes on one device; move-only; base aligned to 2 MiB if it is at least that long, else to 4 KiB (so O_DIRECT
+/// and cuFile can write into it). CPU memory is anonymous, zero-filled on first touch, and asks for huge pages from 2
+/// MiB on (271 MB touched by two threads: 20 ms with huge pages, 64 ms without).
 class Buffer {
  public:
   Buffer() = default;

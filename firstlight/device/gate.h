@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Layer-ready events: the loader opens numbered gates, the forward pass waits for them.
 #pragma once
+#include <atomic>
 #include <condition_variable>
 #include <exception>
 #include <mutex>
@@ -8,7 +9,7 @@
 
 namespace firstlight {
 
-/// n one-way gates with one shared failure. Thread-safe. wait() after open() costs one relaxed check in the common case.
+/// n one-way gates with one shared failure. Thread-safe. wait() after open() costs one atomic load, no lock.
 class Gates {
  public:
   explicit Gates(int n);
@@ -17,14 +18,16 @@ class Gates {
   void open(int i);
   /// All waiters, now and later, get this exception from gates that are not open. The first failure stays.
   void fail(std::exception_ptr cause);
-  /// Blocks until gate i is open; rethrows the failure.
+  /// Blocks until gate i is open; rethrows the failure. A gate that opened before the failure stays open.
   void wait(int i);
   bool is_open(int i) const;
 
  private:
-  mutable std::mutex mutex_;
+  size_t checked(int i) const;  // throws Error{bug} past the end
+
+  std::mutex mutex_;
   std::condition_variable changed_;
-  std::vector<char> open_;
+  std::vector<std::atomic<bool>> open_;
   std::exception_ptr failure_;
 };
 

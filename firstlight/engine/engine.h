@@ -6,22 +6,14 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
+#include "firstlight/engine/sampler.h"
 #include "firstlight/model/runner.h"
 #include "firstlight/text/tokenizer.h"
 
 namespace firstlight {
-
-/// Filters in the order of transformers: repetition penalty, temperature, top-k, top-p, min-p.
-struct SamplingOptions {
-  double temperature = 0;  ///< 0: greedy
-  int top_k = 0;           ///< 0: off
-  double top_p = 1;
-  double min_p = 0;
-  double repetition_penalty = 1;
-  uint64_t seed = 0;
-};
 
 enum class FinishReason { running, stop_token, stop_string, length, context_full, cancelled, error };
 std::string_view to_string(FinishReason reason) noexcept;
@@ -29,10 +21,11 @@ std::string_view to_string(FinishReason reason) noexcept;
 struct Request {
   std::vector<int> prompt;  ///< not empty
   SamplingOptions sampling;
-  int max_new_tokens = 128;
-  bool ignore_eos = false;
-  std::vector<int> stop_ids;              ///< beside the engine's
-  std::vector<std::string> stop_strings;  ///< the text ends before the first of them
+  int max_new_tokens = 128;   ///< at least 1
+  bool ignore_eos = false;    ///< the engine's stop ids are ordinary tokens; stop_ids below still end the text
+  std::vector<int> stop_ids;  ///< beside the engine's
+  std::vector<std::string>
+      stop_strings;  ///< the text ends before the first of them to be complete; each 1 to 4096 bytes
 };
 
 /// One token's worth of news about a request, on the engine's thread.
@@ -41,28 +34,36 @@ struct TokenEvent {
   std::optional<int> id;  ///< the token, if one was made (a stop token is reported, too, with text "")
   std::string text;       ///< text that became certain (held back while it may be the beginning of a stop string)
   FinishReason finish = FinishReason::running;
-  std::string error;      ///< for FinishReason::error
+  std::string error;  ///< for FinishReason::error
 };
 using TokenFn = std::function<void(const TokenEvent&)>;
 
 struct EngineOptions {
-  int64_t max_context = 0;     ///< tokens a sequence may have; 0: the model's
-  int prefill_chunk = 512;     ///< prompt tokens in one step
-  int max_batch = 256;         ///< sequences in one step
-  std::vector<int> stop_ids;   ///< the model's
+  int64_t max_context = 0;    ///< tokens a sequence may have; 0: the model's
+  int prefill_chunk = 512;    ///< prompt tokens in one step
+  int max_batch = 256;        ///< sequences in one step
+  std::vector<int> stop_ids;  ///< the model's
 };
 
-/// One thread drives it: submit(), step(), cancel() from that thread only.
+/// One thread drives it: submit(), step(), cancel() from that thread only. The callbacks run on it, inside step(), and
+/// may call submit() and cancel(), not step().
 class Engine {
  public:
+  /// `tokenizer` may be null: then there is no text and no stop string. Throws Error{bad_input} for options that make
+  /// no sense, such as a context beyond the model's.
   Engine(Runner& runner, const Tokenizer* tokenizer, EngineOptions options);
   ~Engine();
 
-  /// Queues a request; its events come from step(). Throws Error{bad_input} for an id out of range, Error{out_of_memory} for a prompt that can never fit.
+  /// Queues a request; its events come from step(). Throws Error{bad_input} for an id out of range,
+  /// Error{out_of_memory} for a prompt that can never fit.
   uint64_t submit(Request request, TokenFn on_token);
   void cancel(uint64_t request);
-  /// One forward pass over what is runnable: one token for each decoding sequence, then prompt chunks up to the budget. A request that cannot
-  /// get pages waits; if running ones run dry, the youngest is put back to the queue and recomputed later. False if nothing is left to do.
+  /// One forward pass over what is runnable: one token for each decoding sequence, then prompt chunks up to the budget.
+  /// A request that cannot get pages waits; if running ones run dry, the youngest is put back to the queue and
+  /// recomputed later. False if nothing is left to do.
+  /// If the forward pass throws, every request ends with FinishReason::error and the exception goes on to the caller.
+  /// What a callback throws goes on to the caller, too; the engine stays usable, and tokens not yet delivered are
+  /// computed again.
   bool step();
   int n_running() const;
   int n_waiting() const;
@@ -71,8 +72,5 @@ class Engine {
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };
-
-/// The sampler, by itself, for one row of logits [vocab_size]. Deterministic for a seed: the n-th draw of a sequence depends on seed and n only.
-int sample(std::vector<float>& logits, const SamplingOptions& options, const std::vector<int>& history, uint64_t draw);
 
 }  // namespace firstlight

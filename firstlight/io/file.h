@@ -34,10 +34,11 @@ class File {
   uint64_t size() const noexcept { return identity_.size; }
   const FileIdentity& identity() const noexcept { return identity_; }
 
-  /// Fills all of `into` from `offset`; EINTR and short reads are continued. Throws Error{damaged} if the file ends before
-  /// (it was cut after it was opened), Error{io} otherwise; the message has path and range.
+  /// Fills all of `into` from `offset`; EINTR and short reads are continued. Throws Error{damaged} if the file ends
+  /// before (it was cut after it was opened), Error{io} otherwise; the message has path and range.
   void read(uint64_t offset, std::span<std::byte> into) const;
-  /// Throws Error{damaged} "… changed while it was read" if the open file or what its path names is no longer identity().
+  /// Throws Error{damaged} "… changed while it was read" if the open file or what its path names is no longer
+  /// identity().
   void check_unchanged() const;
 
  private:
@@ -50,7 +51,8 @@ class File {
 /// The whole of a file; refuses more than max_bytes (Error{bad_input}).
 std::string read_text(const fs::path& path, uint64_t max_bytes = 256u << 20);
 
-/// Writes path.partial, fsync, rename to path, fsync of the directory: afterwards path has all of `data` or is untouched.
+/// Writes path.partial, fsync, rename to path, fsync of the directory: afterwards path has all of `data` or is
+/// untouched.
 void write_durably(const fs::path& path, std::span<const std::byte> data);
 void write_durably(const fs::path& path, std::string_view text);
 void fsync_directory(const fs::path& path);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Storage → memory as a queue of requests. Back ends: pread (threads), memory (tests), fault-injecting (tests); io_uring and
-// cuFile follow behind the same class.
+// Storage → memory as a queue of requests. Back ends: pread (threads), memory (tests), fault-injecting (tests);
+// io_uring and cuFile follow behind the same class.
 #pragma once
 #include <chrono>
 #include <cstdint>
@@ -25,11 +25,12 @@ struct ReadRequest {
 /// Exactly one for each submitted request, in any order.
 struct ReadCompletion {
   uint64_t id = 0;
-  int64_t result = 0;  ///< size of the request, or −errno; −ENODATA: the file ended early; −ETIMEDOUT: deadline; −ECANCELED
+  int64_t result =
+      0;  ///< size of the request, or −errno; −ENODATA: the file ended early; −ETIMEDOUT: deadline; −ECANCELED
 };
 
-/// Called on a reader's thread as soon as a request is done (its bytes are still in that core's cache: the place to hash them).
-/// Must not throw, may call submit().
+/// Called on a reader's thread as soon as a request is done (its bytes are still in that core's cache: the place to
+/// hash them). Must not throw, may call submit().
 using ReadCallback = std::function<void(const ReadCompletion&)>;
 
 /// Short reads, EINTR and EAGAIN are continued inside. Thread-safe.
@@ -40,12 +41,13 @@ class Reader {
 
   /// Copies the requests; never blocks on I/O.
   virtual void submit(std::span<const ReadRequest> requests, const ReadCallback& done) = 0;
-  /// Requests not done by then complete with −ETIMEDOUT (one stuck inside the kernel is abandoned: its memory must outlive
-  /// the reader's destructor, which waits).
+  /// Requests not done by then complete with −ETIMEDOUT (one stuck inside the kernel is abandoned: its memory must
+  /// outlive the reader's destructor, which waits).
   virtual void set_deadline(Clock::time_point deadline) = 0;
   /// Queued requests complete with −ECANCELED.
   virtual void cancel() = 0;
-  /// Blocks until every submitted request has completed (callbacks returned) or the deadline has passed.
+  /// Blocks until every submitted request has completed (callbacks returned), which the deadline bounds. Not from a
+  /// callback.
   virtual void wait() = 0;
 
   virtual std::string_view name() const = 0;  ///< "pread", …

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Book-keeping of the paged KV cache: which pages are free, and which belong to a sequence. The bytes lie with the back end.
+// Book-keeping of the paged KV cache: which pages are free, and which belong to a sequence. The bytes lie with the back
+// end.
 #pragma once
 #include <cstdint>
 #include <optional>

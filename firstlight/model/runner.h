@@ -2,6 +2,7 @@
 // All ranks of one model, run together: a batch of tokens in, logits out.
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string_view>
@@ -10,43 +11,50 @@
 #include "firstlight/ckpt/model_config.h"
 #include "firstlight/ckpt/weights.h"
 #include "firstlight/kv/page_pool.h"
+#include "firstlight/ops/ops.h"
 
 namespace firstlight {
 
 /// Some consecutive tokens of one sequence.
 struct SequenceChunk {
-  std::span<const int> tokens;          ///< at positions [position, position + tokens.size())
-  int64_t position = 0;                 ///< tokens already in the KV pages
-  const PageTable* pages = nullptr;     ///< has room for position + tokens.size() tokens
-  /// Rows of logits wanted: the last `n_logits` tokens of the chunk (0: none, as in all but the last chunk of a prompt).
+  std::span<const int> tokens;       ///< at positions [position, position + tokens.size())
+  int64_t position = 0;              ///< tokens already in the KV pages
+  const PageTable* pages = nullptr;  ///< has room for position + tokens.size() tokens
+  /// Rows of logits wanted: the last `n_logits` tokens of the chunk (0: none, as in all but the last chunk of a
+  /// prompt).
   int n_logits = 0;
 };
 
 struct RunnerOptions {
   KvKind kv = KvKind::bf16;
-  int64_t n_pages = 0;     ///< size of the page pool, pages of 64 tokens over all layers
+  int64_t n_pages = 0;  ///< size of the page pool, pages of 64 tokens over all layers
   int max_batch_tokens = 512;
-  int n_threads = 0;       ///< over all ranks; 0: usable cores
+  int n_threads = 0;                                          ///< over all ranks; 0: usable cores
+  std::function<std::unique_ptr<Ops>(ThreadPool&)> make_ops;  ///< one a rank; default: make_cpu_ops
 };
 
 /// Owns each rank's KV pages and scratch, and the rank threads. The weights must outlive it. One forward() at a time.
 class Runner {
  public:
   virtual ~Runner() = default;
-  /// Computes every chunk of the batch (at most max_batch_tokens tokens in all), layer by layer behind the weights' gates, and writes the wanted rows of
-  /// logits [n_rows, vocab_size] in chunk order. Rows of different sequences do not influence each other's values beyond the rounding of
-  /// differently shaped products. The result is bit-identical from run to run and for any page order. A failed rank ends the call on all ranks with the first cause.
+  /// Computes every chunk of the batch (at most max_batch_tokens tokens in all), layer by layer behind the weights'
+  /// gates, and writes the wanted rows of logits [n_rows, vocab_size] in chunk order. Rows of different sequences do
+  /// not influence each other's values beyond the rounding of differently shaped products. The result is bit-identical
+  /// from run to run and for any page order. A failed rank ends the call on all ranks with the first cause; the pages
+  /// of its sequences then hold nothing of use. Throws Error{bad_input} for a token id that is not the model's.
   virtual void forward(std::span<const SequenceChunk> batch, std::vector<float>& logits) = 0;
   virtual const ModelConfig& config() const = 0;
   virtual PagePool& pool() = 0;
   virtual std::string_view ops_name() const = 0;  ///< "cpu: avx512_bf16, oneDNN 2.6.3, 2 threads"
 };
 
-std::unique_ptr<Runner> make_runner(const ModelConfig& config, std::vector<RankWeights>& weights, const RunnerOptions& options);
+std::unique_ptr<Runner> make_runner(const ModelConfig& config, std::vector<RankWeights>& weights,
+                                    const RunnerOptions& options);
 
 /// Bytes of one page over all layers and all ranks.
 uint64_t kv_page_bytes(const ModelConfig& config, int tp, KvKind kind);
-/// Scratch bytes (activations, logits row, per-thread panels) over all ranks.
+/// Scratch bytes over all ranks, from above: activations of max_batch_tokens, what the arithmetic packs, what ranks
+/// exchange, one row of logits (the logits themselves are the caller's).
 uint64_t scratch_bytes(const ModelConfig& config, int tp, const RunnerOptions& options);
 
 }  // namespace firstlight

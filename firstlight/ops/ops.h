@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The arithmetic of a Llama layer, on one device: the list. Op x is x_cpu.cc (CpuOps::x), later x_cuda.cu, and x_test.cc.
+// The arithmetic of a Llama layer, on one device: the list. Op x is x_cpu.cc (CpuOps::x), later x_cuda.cu, and
+// x_test.cc.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -30,13 +31,14 @@ struct Weight {
 
 /// A run of consecutive tokens of one sequence within the batch's rows.
 struct AttentionSpan {
-  int64_t row_begin = 0;       ///< first row in q, and in out
+  int64_t row_begin = 0;  ///< first row in q, and in out
   int64_t n_rows = 0;
-  int64_t position = 0;        ///< position of the first row; keys [0, position + i] are visible to row i
+  int64_t position = 0;            ///< position of the first row; keys [0, position + i] are visible to row i
   const int32_t* pages = nullptr;  ///< the sequence's page numbers
 };
 
-/// One layer's keys and values of this rank: page p at p * page_stride, [2 (k, v), n_kv_heads, 64 slots, head_dim] each page.
+/// One layer's keys and values of this rank: page p at p * page_stride, [2 (k, v), n_kv_heads, 64 slots, head_dim] each
+/// page.
 struct KvLayer {
   std::byte* data = nullptr;
   uint64_t page_stride = 0;  ///< bytes from page to page of this layer
@@ -44,7 +46,8 @@ struct KvLayer {
   int n_kv_heads = 0, head_dim = 0;
 };
 
-/// Calls are ordered on one stream (CPU: they return when done; all of `pool`'s threads work). Activations are f32 on the CPU.
+/// Calls are ordered on one stream (CPU: they return when done; all of `pool`'s threads work). Activations are f32 on
+/// the CPU.
 class Ops {
  public:
   virtual ~Ops() = default;
@@ -54,18 +57,23 @@ class Ops {
   virtual void embed(std::span<const int> ids, const Weight& table, int64_t first_row, Matrix<float> out) = 0;
   /// out = x / sqrt(mean(x²) + eps) * weight[cols].
   virtual void rms_norm(Matrix<const float> x, const Weight& weight, float eps, Matrix<float> out) = 0;
-  /// out = x wᵀ (+ bias[w.rows]) ; x [n, w.cols], out [n, w.rows]. Products of 8 rows and more: oneDNN; fewer: own kernels.
+  /// out = x wᵀ (+ bias[w.rows]) ; x [n, w.cols], out [n, w.rows]. Two classes of kernels, 1–7 rows and
+  /// from 8: within a class a row's bits depend on nothing but the row.
   virtual void matmul(Matrix<const float> x, const Weight& w, const Weight* bias, Matrix<float> out) = 0;
   /// out += x wᵀ (+ bias).
   virtual void matmul_add(Matrix<const float> x, const Weight& w, const Weight* bias, Matrix<float> out) = 0;
   /// out = silu(x gateᵀ) * (x upᵀ), where gate_up stacks gate (rows / 2) on up; optional bias [rows].
   virtual void gate_up_silu(Matrix<const float> x, const Weight& gate_up, const Weight* bias, Matrix<float> out) = 0;
-  /// For each row of qkv [n, (n_heads + 2 n_kv_heads) * head_dim]: RMS norm of each q and k head (weights may be null), rotation by positions[row] with inverse
-  /// frequencies [head_dim / 2] (pairs i, i + head_dim/2: transformers' half layout), q in place, k and v into the pages.
-  virtual void rope_and_store(Matrix<float> qkv, int n_heads, const Weight* q_norm, const Weight* k_norm, float eps, std::span<const double> inverse_frequencies,
-                              std::span<const AttentionSpan> spans, const KvLayer& kv) = 0;
-  /// Causal attention over pages, q [n, n_heads * head_dim] (the first columns of qkv), scale 1/sqrt(head_dim); out [n, n_heads * head_dim].
-  virtual void attend(Matrix<const float> q, int n_heads, std::span<const AttentionSpan> spans, const KvLayer& kv, Matrix<float> out) = 0;
+  /// For each row of qkv [n, (n_heads + 2 n_kv_heads) * head_dim]: RMS norm of each q and k head (weights may be null),
+  /// rotation by positions[row] with inverse frequencies [head_dim / 2] (pairs i, i + head_dim/2: transformers' half
+  /// layout), q in place, k and v into the pages.
+  virtual void rope_and_store(Matrix<float> qkv, int n_heads, const Weight* q_norm, const Weight* k_norm, float eps,
+                              std::span<const double> inverse_frequencies, std::span<const AttentionSpan> spans,
+                              const KvLayer& kv) = 0;
+  /// Causal attention over pages, q [n, n_heads * head_dim] (the first columns of qkv), scale 1/sqrt(head_dim); out [n,
+  /// n_heads * head_dim].
+  virtual void attend(Matrix<const float> q, int n_heads, std::span<const AttentionSpan> spans, const KvLayer& kv,
+                      Matrix<float> out) = 0;
   /// x += y.
   virtual void add(Matrix<const float> y, Matrix<float> x) = 0;
 };

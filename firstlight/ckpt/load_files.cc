@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "firstlight/ckpt/load_files.h"
+
+#include <cerrno>
+#include <cstring>
+#include <system_error>
+
+#include "firstlight/base/error.h"
+#include "firstlight/base/hash.h"
+#include "firstlight/base/str.h"
+
+namespace firstlight {
+
+namespace {
+
+/// The manifest's entry for `tp`, or an error that says which there are.
+const ManifestTp& find_tp(const Manifest& manifest, const fs::path& out, int tp) {
+  const ManifestTp* found = manifest.find_tp(tp);
+  if (found != nullptr) return *found;
+  std::string stored;
+  for (const ManifestTp& one : manifest.tps) stored += str(stored.empty() ? "" : ", ", one.tp);
+  throw Error(ErrorKind::not_found, str("'", out.string(), "' has no tp ", tp, "; stored: ", stored,
+                                        " (firstlight shard adds another to it)"));
+}
+
+void read_all(Reader& reader, std::vector<SmallRead>& reads, const LoadOptions& options) {
+  std::vector<ReadRequest> requests;
+  for (SmallRead& read : reads) {
+    requests.push_back(
+        {requests.size(), read.file, read.offset, read.into.size(), reinterpret_cast<std::byte*>(read.into.data())});
+    read.result = -EINPROGRESS;
+  }
+  reader.submit(requests, [&reads](const ReadCompletion& done) { reads[done.id].result = done.result; });
+  reader.wait();
+  if (options.stop.stop_requested()) throw Interrupted();
+  for (const SmallRead& read : reads) {
+    if (read.result == static_cast<int64_t>(read.into.size())) continue;
+    std::rethrow_exception(read_failure(read.result,
+                                        range_text(read.file->path(), read.offset, read.offset + read.into.size()),
+                                        read.file->size(), options.deadline_s));
+  }
+}
+
+void check_hash(const SmallRead& read, const std::string& expected) {
+  const std::string found = xxh3_128_hex(std::as_bytes(std::span(read.into)));
+  if (found == expected) return;
+  throw Error(ErrorKind::damaged, str(range_text(read.file->path(), read.offset, read.offset + read.into.size()),
+                                      ": XXH3-128 is ", found, ", the manifest says ", expected));
+}
+
+/// The header of a part, from its bytes without the padding.
+SafetensorsHeader parse_header(const SmallRead& read, const ManifestPart& part) {
+  check_hash(read, part.header_xxh3);
+  uint64_t length = 0;
+  std::memcpy(&length, read.into.data(), sizeof length);
+  if (length != kDataBegin - sizeof length) {
+    throw Error(ErrorKind::bad_input, str("'", part.file, "': the header's length is ", length, ", expected ",
+                                          kDataBegin - sizeof length, " (data at 2 MiB)"));
+  }
+  return parse_safetensors_header(std::string_view(read.into).substr(sizeof length), part.data_bytes, part.file);
+}
+
+}  // namespace
+
+std::string range_text(const std::string& path, uint64_t begin, uint64_t end) {
+  return str("'", path, "' bytes [", begin, ", ", end, ")");
+}
+
+std::exception_ptr read_failure(int64_t result, const std::string& what, uint64_t file_size, double deadline_s) {
+  switch (-result) {
+    case ENODATA:
+      return std::make_exception_ptr(Error(
+          ErrorKind::damaged, str(what, ": the file ends before; it had ", file_size, " bytes when it was opened")));
+    case ETIMEDOUT:
+      return std::make_exception_ptr(
+          Error(ErrorKind::io, str("read ", what, ": not there within the deadline of ", human_seconds(deadline_s))));
+    case ECANCELED:
+      return std::make_exception_ptr(Error(ErrorKind::io, str("read ", what, ": cancelled")));
+    default:
+      return std::make_exception_ptr(
+          Error(ErrorKind::io, str("read ", what, ": ", std::generic_category().message(static_cast<int>(-result)))));
+  }
+}
+
+std::vector<RankFiles> open_ranks(const fs::path& out, const Manifest& manifest, const ModelConfig& config,
+                                  const LoadOptions& options, Reader& reader, std::vector<SmallRead>& reads) {
+  const ManifestTp& tp = find_tp(manifest, out, options.tp);
+  require_tp(config, options.tp);
+  check_tensor_list(config, manifest);
+  std::vector<RankFiles> ranks;
+  for (const ManifestRank& rank : tp.ranks) {
+    RankFiles files;
+    files.manifest = &rank;
+    for (const ManifestPart& part : rank.parts) {
+      files.parts.push_back(open_listed(out, manifest, part.file));
+      reads.push_back({files.parts.back(), 0, std::string(part.header_bytes, '\0'), 0});
+    }
+    if (options.verify == Verify::full) {
+      files.leaves_file = open_listed(out, manifest, rank.directory + "/leaves.xxh3");
+      reads.push_back({files.leaves_file, 0, std::string(files.leaves_file->size(), '\0'), 0});
+    }
+    ranks.push_back(std::move(files));
+  }
+  read_all(reader, reads, options);
+
+  size_t next = 0;
+  for (size_t r = 0; r < ranks.size(); ++r) {
+    const ManifestRank& rank = tp.ranks[r];
+    std::vector<SafetensorsHeader> headers;
+    for (const ManifestPart& part : rank.parts) headers.push_back(parse_header(reads[next++], part));
+    ranks[r].layout = lay_out_arena(config, manifest, rank, options.tp, static_cast<int>(r), headers);
+    if (options.verify == Verify::full) {
+      const SmallRead& leaves = reads[next++];
+      check_hash(leaves, manifest.files.at(rank.directory + "/leaves.xxh3").xxh3_128);
+      ranks[r].leaves.resize(leaves.into.size() / sizeof(uint64_t));  // as many as the manifest's sizes demand
+      std::memcpy(ranks[r].leaves.data(), leaves.into.data(), leaves.into.size());
+    }
+  }
+  return ranks;
+}
+
+}  // namespace firstlight

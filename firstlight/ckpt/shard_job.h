@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: Apache-2.0
+// shard() with a hook at every change of the file system, for tests of crashes.
+#pragma once
+#include "firstlight/ckpt/part_writer.h"
+#include "firstlight/ckpt/shard.h"
+
+namespace firstlight {
+
+ShardReport shard_with_hook(const Source& source, const fs::path& out, const ShardOptions& options,
+                            const StepHook& hook);
+
+}  // namespace firstlight

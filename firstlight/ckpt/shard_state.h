@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a conversion finds in OUT: nothing, a finished checkpoint, the rest of an interrupted one, or something that it
+// must not touch.
+#pragma once
+#include <functional>
+#include <map>
+#include <optional>
+#include <set>
+#include <string>
+
+#include "firstlight/ckpt/journal.h"
+#include "firstlight/ckpt/manifest.h"
+
+namespace firstlight {
+
+using NoteFn = std::function<void(const std::string&)>;
+
+struct Survey {
+  bool has_ready = false;
+  /// Of the same model and dtype. If `trusted`, READY vouches for it and every file has the size it says.
+  std::optional<Manifest> manifest;
+  bool trusted = false;
+  /// Parts that may be whole: to be hashed again. `leaves` may be empty (not noted).
+  std::map<std::string, JournalPart> candidates;
+};
+
+/// Throws Error{bad_input} if OUT holds another model or something else and `force` is not set. With `force` a
+/// checkpoint of the same model is never trusted: all its parts become candidates.
+Survey survey(const fs::path& out, const JournalHead& recipe, bool force, const NoteFn& note);
+
+/// Files under OUT that a conversion has made or may have made (parts, rank files, .partial) and that are not in `keep`
+/// (names relative to OUT). Nothing else is ever removed.
+std::vector<fs::path> stale_files(const fs::path& out, const std::set<std::string>& keep);
+/// Removes them, and rank directories that are empty then.
+void remove_stale(const fs::path& out, const std::vector<fs::path>& stale, const StepHook& hook);
+
+/// Held while OUT is written; throws Error{io} if another process holds it.
+class OutLock {
+ public:
+  explicit OutLock(const fs::path& out);
+  ~OutLock();
+  OutLock(const OutLock&) = delete;
+  OutLock& operator=(const OutLock&) = delete;
+
+ private:
+  int fd_ = -1;
+};
+
+/// On Lustre: files made under OUT from now on are striped over all OSTs. Elsewhere nothing.
+void prepare_striping(const fs::path& out, const NoteFn& note);
+
+}  // namespace firstlight

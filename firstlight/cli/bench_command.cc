@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: Apache-2.0
+// firstlight bench start: exec → first token, Firstlight's way and the traditional way in turn, each in a fresh
+// process.
+#include <fcntl.h>
+#include <spawn.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <cstdio>
+#include <nlohmann/json.hpp>
+
+#include "firstlight/base/error.h"
+#include "firstlight/base/str.h"
+#include "firstlight/cli/session.h"
+
+namespace firstlight::cli {
+
+namespace {
+
+struct BenchStart {
+  std::string model, traditional_model, prompt = "Why is the sky blue?", device = "auto";
+  int n = 15, tp = 0, threads = 0;
+  bool json = false;
+};
+
+struct Run {
+  double ttft_s = 0;     // exec → first token, by the process itself
+  double process_s = 0;  // spawn → exit, seen from outside
+  nlohmann::ordered_json report;
+};
+
+/// Spawns this program with `arguments`, reads its stdout to the end; throws if it fails.
+Run measure(const std::vector<std::string>& arguments) {
+  int ends[2];
+  if (pipe2(ends, O_CLOEXEC) != 0) throw_errno(errno, "pipe", "bench start");
+  posix_spawn_file_actions_t actions;
+  posix_spawn_file_actions_init(&actions);
+  posix_spawn_file_actions_adddup2(&actions, ends[1], STDOUT_FILENO);
+  posix_spawn_file_actions_addopen(&actions, STDERR_FILENO, "/dev/null", O_WRONLY, 0);
+  std::vector<char*> argv;
+  for (const std::string& argument : arguments) argv.push_back(const_cast<char*>(argument.c_str()));
+  argv.push_back(nullptr);
+  const auto start = std::chrono::steady_clock::now();
+  pid_t child = 0;
+  const int failed = posix_spawn(&child, "/proc/self/exe", &actions, nullptr, argv.data(), environ);
+  posix_spawn_file_actions_destroy(&actions);
+  ::close(ends[1]);
+  if (failed != 0) {
+    ::close(ends[0]);
+    throw_errno(failed, "start", "/proc/self/exe");
+  }
+  std::string output;
+  std::array<char, 65536> piece{};
+  for (ssize_t got; (got = ::read(ends[0], piece.data(), piece.size())) != 0;) {
+    if (got < 0 && errno != EINTR) break;
+    if (got > 0) output.append(piece.data(), static_cast<size_t>(got));
+  }
+  ::close(ends[0]);
+  int status = 0;
+  while (waitpid(child, &status, 0) < 0 && errno == EINTR) {
+  }
+  Run run;
+  run.process_s = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  run.report = nlohmann::ordered_json::parse(output, nullptr, false);
+  if (!WIFEXITED(status) || WEXITSTATUS(status) != 0 || !run.report.is_object() || !run.report.contains("ttft_s")) {
+    std::string line;
+    for (const std::string& argument : arguments) line += argument + " ";
+    throw Error(ErrorKind::bug, str("bench start: '", line, "' failed: ", output.empty() ? "no output" : output));
+  }
+  run.ttft_s = run.report["ttft_s"].get<double>();
+  return run;
+}
+
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  const size_t n = values.size();
+  return n % 2 == 1 ? values[n / 2] : (values[n / 2 - 1] + values[n / 2]) / 2;
+}
+
+struct Series {
+  std::string name;
+  std::vector<Run> runs;
+
+  std::vector<double> ttft() const {
+    std::vector<double> values;
+    for (const Run& run : runs) values.push_back(run.ttft_s);
+    return values;
+  }
+  std::vector<double> process() const {
+    std::vector<double> values;
+    for (const Run& run : runs) values.push_back(run.process_s);
+    return values;
+  }
+  /// The run nearest to the median: its time line is the one to show.
+  const Run& typical() const {
+    const double middle = median(ttft());
+    return *std::min_element(runs.begin(), runs.end(), [&](const Run& a, const Run& b) {
+      return std::abs(a.ttft_s - middle) < std::abs(b.ttft_s - middle);
+    });
+  }
+  nlohmann::ordered_json to_json() const {
+    const std::vector<double> t = ttft(), p = process();
+    return {{"median_ttft_s", median(t)},
+            {"min_ttft_s", *std::min_element(t.begin(), t.end())},
+            {"max_ttft_s", *std::max_element(t.begin(), t.end())},
+            {"median_process_s", median(p)},
+            {"ttft_s", t},
+            {"process_s", p},
+            {"phases", typical().report["phases"]},
+            {"load", typical().report["load"]}};
+  }
+  std::string describe() const {
+    const std::vector<double> t = ttft();
+    std::array<char, 200> line{};
+    std::snprintf(line.data(), line.size(),
+                  "%-12s exec → first token: median %.3f s (%.3f – %.3f), whole process %.3f s, %zu runs", name.c_str(),
+                  median(t), *std::min_element(t.begin(), t.end()), *std::max_element(t.begin(), t.end()),
+                  median(process()), runs.size());
+    return line.data();
+  }
+};
+
+std::vector<Phase> phases_of(const nlohmann::ordered_json& report) {
+  std::vector<Phase> phases;
+  for (const auto& phase : report["phases"])
+    phases.push_back({phase["name"].get<std::string>(), phase["start_s"].get<double>(), phase["end_s"].get<double>()});
+  return phases;
+}
+
+int run_bench_start(Context& context, const BenchStart& options) {
+  context.json = options.json;
+  std::vector<std::string> common = {"-p",           options.prompt, "-n",       "1",           "--greedy",
+                                     "--ignore-eos", "--json",       "--device", options.device};
+  if (options.threads > 0) common.insert(common.end(), {"--threads", str(options.threads)});
+  if (options.tp > 0) common.insert(common.end(), {"--tp", str(options.tp)});
+  std::vector<std::string> first = {"firstlight", "run", options.model};
+  std::vector<std::string> second = {"firstlight", "run",
+                                     options.traditional_model.empty() ? options.model : options.traditional_model,
+                                     "--traditional"};
+  first.insert(first.end(), common.begin(), common.end());
+  second.insert(second.end(), common.begin(), common.end());
+  Series ours{"firstlight", {}}, traditional{"traditional", {}};
+  say(context, "one unmeasured run of each, so that files and program are in the page cache …");
+  measure(first);
+  measure(second);
+  for (int i = 0; i < options.n; ++i) {  // in turn, so that a noisy minute hits both
+    if (context.stop.stop_requested()) throw Interrupted();
+    ours.runs.push_back(measure(first));
+    traditional.runs.push_back(measure(second));
+  }
+  const double ratio = median(traditional.ttft()) / median(ours.ttft());
+  if (options.json) {
+    print_json(
+        {{"n", options.n}, {"firstlight", ours.to_json()}, {"traditional", traditional.to_json()}, {"ratio", ratio}});
+    return 0;
+  }
+  for (const Series* series : {&ours, &traditional}) {
+    print(
+        str(series->name, ": ", draw_timeline(phases_of(series->typical().report), series->typical().ttft_s), "\n\n"));
+  }
+  std::array<char, 96> line{};
+  std::snprintf(line.data(), line.size(),
+                "%.2f times as fast (page cache warm, same prompt, fresh process each time)\n", ratio);
+  print(ours.describe() + "\n" + traditional.describe() + "\n" + line.data());
+  return 0;
+}
+
+}  // namespace
+
+void add_bench(CLI::App& app, Action& chosen) {
+  CLI::App* bench = app.add_subcommand("bench", "Figures beside what they are to be compared with, in one run");
+  bench->require_subcommand(1);
+  auto options = std::make_shared<BenchStart>();
+  CLI::App* command =
+      bench->add_subcommand("start", "exec → first token against the traditional start, in turn, in fresh processes");
+  command->add_option("MODEL", options->model, "Rank checkpoint (or any model)")->required();
+  command->add_option("--traditional-model", options->traditional_model,
+                      "What the traditional start loads (default: MODEL's tp 1 files)");
+  command->add_option("-n", options->n, "Pairs")->check(CLI::Range(1, 10000))->capture_default_str();
+  command->add_option("-p,--prompt", options->prompt, "The prompt")->capture_default_str();
+  command->add_option("--tp", options->tp, "Tensor-parallel ranks")->check(CLI::Range(1, 1024));
+  command->add_option("--threads", options->threads, "CPU threads")->check(CLI::Range(1, 4096));
+  command->add_option("--device", options->device, "auto or cpu")->capture_default_str();
+  command->add_flag("--json", options->json, "One JSON object on stdout");
+  command->footer("Example:\n  firstlight bench start smollm2-ranks -n 15");
+  bench->footer("Example:\n  firstlight bench start smollm2-ranks -n 15");
+  command->callback(
+      [options, &chosen] { chosen = [options](Context& context) { return run_bench_start(context, *options); }; });
+}
+
+}  // namespace firstlight::cli

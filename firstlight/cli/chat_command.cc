@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+// firstlight chat: a conversation in the terminal. Each turn renders the whole conversation through the chat template.
+#include <CLI/CLI.hpp>
+#include <iostream>
+
+#include "firstlight/base/error.h"
+#include "firstlight/base/str.h"
+#include "firstlight/cli/generate.h"
+#include "firstlight/cli/interrupt.h"
+
+namespace firstlight::cli {
+
+namespace {
+
+struct ChatOptions {
+  SessionOptions session;
+  GenerateOptions generate;
+  std::string system;
+};
+
+int chat(Context& context, const ChatOptions& options) {
+  Session session(context, options.session);
+  ModelText& text = session.text();
+  if (text.chat == nullptr) throw Error(ErrorKind::unsupported, "chat: the model has no chat template; use run --raw");
+  EngineOptions engine_options;
+  engine_options.max_context = session.max_context();
+  engine_options.stop_ids = text.stop_ids;
+  Engine engine(session.runner(), text.tokenizer.get(), engine_options);
+  std::vector<ChatMessage> messages;
+  if (!options.system.empty()) messages.push_back({"system", options.system});
+  say(context, "Write a message and press Enter. /reset forgets the conversation, /quit or Ctrl-D ends, Ctrl-C stops.");
+  bool load_told = false;
+  for (std::string line;;) {
+    print("> ");
+    exit_at_once(true);
+    if (!std::getline(std::cin, line)) break;
+    exit_at_once(false);
+    if (line == "/quit" || line == "/exit") break;
+    if (line == "/reset") {
+      messages.resize(options.system.empty() ? 0 : 1);
+      continue;
+    }
+    if (line.empty()) continue;
+    messages.push_back({"user", line});
+    try {
+      const Answer answer = generate(context, engine, options.generate.request(text.encode_chat(messages)),
+                                     [](std::string_view piece) { print(piece); });
+      print("\n");
+      messages.push_back({"assistant", answer.text});
+      if (answer.finish == FinishReason::context_full) say(context, "(the context is full: /reset starts anew)");
+    } catch (const Error& e) {
+      if (e.kind() != ErrorKind::out_of_memory && e.kind() != ErrorKind::bad_input) throw;
+      messages.pop_back();
+      say(context, str("firstlight: ", e.what(), " (/reset starts anew)"));
+    }
+    if (!load_told) say(context, str("(", describe(session.load().wait()), ")"));
+    load_told = true;
+  }
+  print("\n");
+  return 0;
+}
+
+}  // namespace
+
+void add_chat(CLI::App& app, Action& chosen) {
+  auto options = std::make_shared<ChatOptions>();
+  options->generate.max_new_tokens = 1024;
+  CLI::App* command = app.add_subcommand("chat", "Talk with the model in the terminal, through its chat template");
+  options->session.add_to(*command);
+  options->generate.add_to(*command);
+  command->add_option("--system", options->system, "System message");
+  command->footer("Example:\n  firstlight chat smollm2-ranks --system \"Answer in one sentence.\"");
+  command->callback([options, &chosen] { chosen = [options](Context& context) { return chat(context, *options); }; });
+}
+
+}  // namespace firstlight::cli

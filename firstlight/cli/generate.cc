@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "firstlight/cli/generate.h"
+
+#include <CLI/CLI.hpp>
+
+#include "firstlight/base/error.h"
+#include "firstlight/base/timeline.h"
+
+namespace firstlight::cli {
+
+void GenerateOptions::add_to(CLI::App& command) {
+  command.add_option("-n,--max-tokens", max_new_tokens, "Tokens to generate at most")
+      ->check(CLI::Range(1, 1 << 30))
+      ->capture_default_str();
+  command.add_flag("--greedy", greedy, "Always the likeliest token");
+  command.add_flag("--ignore-eos", ignore_eos, "Go on after the model's stop tokens");
+  command.add_option("--temperature", sampling.temperature, "0 is greedy")
+      ->check(CLI::Range(0.0, 100.0))
+      ->capture_default_str();
+  command.add_option("--top-k", sampling.top_k, "Sample from the K likeliest (0: off)")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  command.add_option("--top-p", sampling.top_p, "Sample from the likeliest that make up P (1: off)")
+      ->check(CLI::Range(0.0, 1.0))
+      ->capture_default_str();
+  command.add_option("--min-p", sampling.min_p, "Drop tokens less likely than this share of the likeliest (0: off)")
+      ->check(CLI::Range(0.0, 1.0))
+      ->capture_default_str();
+  command.add_option("--repetition-penalty", sampling.repetition_penalty, "1 is off")
+      ->check(CLI::Range(0.01, 100.0))
+      ->capture_default_str();
+  command.add_option("--seed", sampling.seed, "The same seed gives the same text")->capture_default_str();
+  command.add_option("--stop", stop, "End before this text (may be given several times)");
+}
+
+Request GenerateOptions::request(std::vector<int> prompt) const {
+  Request request;
+  request.prompt = std::move(prompt);
+  request.sampling = sampling;
+  if (greedy)
+    request.sampling = {.temperature = 0,
+                        .top_k = 0,
+                        .top_p = 1,
+                        .min_p = 0,
+                        .repetition_penalty = sampling.repetition_penalty,
+                        .seed = sampling.seed};
+  request.max_new_tokens = max_new_tokens;
+  request.ignore_eos = ignore_eos;
+  request.stop_strings = stop;
+  return request;
+}
+
+double Answer::prompt_tokens_per_s() const {
+  return prompt_seconds > 0 ? static_cast<double>(n_prompt) / prompt_seconds : 0;
+}
+
+double Answer::tokens_per_s() const {
+  return ids.size() > 1 && generation_seconds > 0 ? static_cast<double>(ids.size() - 1) / generation_seconds : 0;
+}
+
+Answer generate(Context& context, Engine& engine, Request request,
+                const std::function<void(std::string_view)>& on_text) {
+  Answer answer;
+  answer.n_prompt = request.prompt.size();
+  std::string error;
+  const double start = seconds_since_exec();
+  const uint64_t id = engine.submit(std::move(request), [&](const TokenEvent& event) {
+    if (event.id) {
+      if (answer.first_token_s == 0) {
+        answer.first_token_s = seconds_since_exec();
+        answer.prompt_seconds = answer.first_token_s - start;
+      }
+      answer.generation_seconds = seconds_since_exec() - answer.first_token_s;
+    }
+    if (event.id) answer.ids.push_back(*event.id);
+    if (!event.text.empty()) {
+      answer.text += event.text;
+      on_text(event.text);
+    }
+    answer.finish = event.finish;
+    error = event.error;
+  });
+  while (answer.finish == FinishReason::running && engine.step()) {
+    if (context.stop.stop_requested() && answer.finish == FinishReason::running) {
+      engine.cancel(id);
+      throw Interrupted();
+    }
+  }
+  if (answer.finish == FinishReason::error) throw Error(ErrorKind::bug, error);
+  return answer;
+}
+
+}  // namespace firstlight::cli

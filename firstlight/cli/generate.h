@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+// One answer, streamed: what run and chat share.
+#pragma once
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "firstlight/cli/session.h"
+#include "firstlight/engine/engine.h"
+
+namespace CLI {
+class App;
+}
+
+namespace firstlight::cli {
+
+struct GenerateOptions {
+  int max_new_tokens = 256;
+  bool greedy = false;
+  bool ignore_eos = false;
+  SamplingOptions sampling{
+      .temperature = 0.7, .top_k = 0, .top_p = 0.95, .min_p = 0, .repetition_penalty = 1, .seed = 0};
+  std::vector<std::string> stop;
+
+  void add_to(CLI::App& command);
+  Request request(std::vector<int> prompt) const;
+};
+
+struct Answer {
+  std::string text;
+  std::vector<int> ids;  ///< generated only; the stop token that ended the answer is among them, as its text is not
+  size_t n_prompt = 0;
+  double first_token_s = 0;  ///< since exec
+  double prompt_seconds = 0;
+  double generation_seconds = 0;  ///< first token → last
+  FinishReason finish = FinishReason::running;
+  double prompt_tokens_per_s() const;
+  double tokens_per_s() const;  ///< 0 if only one token was made
+};
+
+/// Runs the engine until the request is finished; `on_text` gets the text piece by piece. Throws Interrupted when the
+/// context asks for a stop.
+Answer generate(Context& context, Engine& engine, Request request,
+                const std::function<void(std::string_view)>& on_text);
+
+}  // namespace firstlight::cli

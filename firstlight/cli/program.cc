@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+// The command line as a whole: sub-commands, help, and how failures become exit codes.
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <new>
+#include <nlohmann/json.hpp>
+
+#include "firstlight/base/error.h"
+#include "firstlight/base/str.h"
+#include "firstlight/cli/context.h"
+#include "firstlight/cli/interrupt.h"
+
+namespace firstlight::cli {
+
+namespace {
+
+int fail(const Context& context, std::string_view kind, const std::string& what, int code) {
+  std::fprintf(stderr, "firstlight: %s\n", what.c_str());
+  if (context.json) {
+    try {
+      print_json({{"error", {{"kind", kind}, {"message", what}}}});
+    } catch (const Error&) {  // stdout is gone: the exit code says enough
+    }
+  }
+  return code;
+}
+
+bool asks_json(int argc, char** argv) {
+  for (int i = 1; i < argc; ++i) {
+    if (std::string_view(argv[i]) == "--json") return true;
+  }
+  return false;
+}
+
+}  // namespace
+
+int run_program(int argc, char** argv, Context& context) {
+  CLI::App app(
+      "From \"start\" to a large language model's first token, as fast as the hardware allows, every byte checked.",
+      "firstlight");
+  app.set_version_flag("--version", str("firstlight ", FIRSTLIGHT_VERSION));
+  app.require_subcommand(1);
+  app.footer(
+      "Example:\n  firstlight shard model.gguf -o model-ranks --tp 1\n  firstlight run model-ranks -p \"Why is the sky "
+      "blue?\"\n\n"
+      "MODEL is a Hugging Face directory (safetensors), a .gguf file, or a rank checkpoint made by shard.\n"
+      "Exit codes: 0 done, 2 bad input or unsupported, 3 not found, 4 damaged, 5 out of memory, 6 I/O or device, 70 "
+      "bug, 130 Ctrl-C.");
+  Action chosen;
+  add_shard(app, chosen);
+  add_plan(app, chosen);
+  add_verify(app, chosen);
+  add_inspect(app, chosen);
+  add_load(app, chosen);
+  add_run(app, chosen);
+  add_chat(app, chosen);
+  add_score(app, chosen);
+  add_tokenize(app, chosen);
+  add_synth(app, chosen);
+  add_bench(app, chosen);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& e) {
+    if (e.get_exit_code() == 0) return app.exit(e);  // --help, --version
+    context.json = asks_json(argc, argv);
+    return fail(context, "bad_input",
+                str(e.what(), "\n  see: firstlight ",
+                    app.get_subcommands().empty() ? "" : app.get_subcommands()[0]->get_name() + " ", "--help"),
+                2);
+  }
+  context.json = asks_json(argc, argv);
+  try {
+    const int code = chosen(context);
+    std::fflush(stdout);
+    return code;
+  } catch (const Interrupted&) {
+    return fail(context, "interrupted", "interrupted", interrupted_exit_code());
+  } catch (const Error& e) {
+    return fail(context, to_string(e.kind()), e.what(), exit_code(e.kind()));
+  } catch (const std::bad_alloc&) {
+    return fail(context, "out_of_memory", "out of memory", exit_code(ErrorKind::out_of_memory));
+  } catch (const std::exception& e) {
+    return fail(context, "bug", str("internal error: ", e.what()), exit_code(ErrorKind::bug));
+  }
+}
+
+}  // namespace firstlight::cli

@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+// firstlight run: a prompt in, an answer out, and the time line from exec to the first token.
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <nlohmann/json.hpp>
+
+#include "firstlight/base/error.h"
+#include "firstlight/base/str.h"
+#include "firstlight/cli/generate.h"
+
+namespace firstlight::cli {
+
+namespace {
+
+struct RunOptions {
+  SessionOptions session;
+  GenerateOptions generate;
+  std::string prompt, prompt_file, system;
+  bool raw = false;
+  bool json = false;
+};
+
+std::string prompt_text(const RunOptions& options) {
+  if (!options.prompt_file.empty()) return read_text(options.prompt_file);
+  if (options.prompt.empty())
+    throw Error(ErrorKind::bad_input, "run: give a prompt with -p TEXT or --prompt-file FILE");
+  return options.prompt;
+}
+
+std::vector<int> encode_prompt(Context& context, const RunOptions& options, const ModelText& text) {
+  const Timeline::Scope scope(&context.timeline, "encode prompt");
+  const std::string prompt = prompt_text(options);
+  if (options.raw) return text.tokenizer->encode(prompt);
+  if (text.chat == nullptr) say(context, "chat template: the model has none, so the prompt is taken as it is");
+  std::vector<ChatMessage> messages;
+  if (!options.system.empty()) messages.push_back({"system", options.system});
+  messages.push_back({"user", prompt});
+  return text.encode_chat(messages);
+}
+
+void report(Context& context, const RunOptions& options, Session& session, const LoadReport& load,
+            const Answer& answer) {
+  if (options.json) {
+    print_json({{"text", answer.text},
+                {"ids", answer.ids},
+                {"n_prompt", answer.n_prompt},
+                {"finish", to_string(answer.finish)},
+                {"ttft_s", answer.first_token_s},
+                {"phases", to_json(context.timeline.phases())},
+                {"load", to_json(load)},
+                {"prompt_tokens_per_s", answer.prompt_tokens_per_s()},
+                {"tokens_per_s", answer.tokens_per_s()},
+                {"tp", session.tp()},
+                {"device", "cpu"},
+                {"ops", session.runner().ops_name()},
+                {"threads", session.n_threads()},
+                {"max_context", session.max_context()}});
+    return;
+  }
+  say(context, "");
+  say(context, draw_timeline(context.timeline.phases(), answer.first_token_s));
+  say(context, str("first token ", human_seconds(answer.first_token_s), " after exec; ", describe(load)));
+  std::array<char, 128> rates{};
+  std::snprintf(rates.data(), rates.size(),
+                "prompt: %zu tokens, %.0f tokens/s; generated: %zu tokens, %.1f tokens/s (%s)", answer.n_prompt,
+                answer.prompt_tokens_per_s(), answer.ids.size(), answer.tokens_per_s(),
+                std::string(to_string(answer.finish)).c_str());
+  say(context, rates.data());
+  say(context, str("computed by ", session.runner().ops_name(), ", tp ", session.tp()));
+}
+
+int run(Context& context, const RunOptions& options) {
+  context.json = options.json;
+  Session session(context, options.session);
+  ModelText& text = session.text();
+  EngineOptions engine_options;
+  engine_options.max_context = session.max_context();
+  engine_options.stop_ids = text.stop_ids;
+  Engine engine(session.runner(), text.tokenizer.get(), engine_options);
+  Request request = options.generate.request(encode_prompt(context, options, text));
+  const double prompt_start = seconds_since_exec();
+  bool ends_with_newline = true;
+  Answer answer;
+  try {
+    answer = generate(context, engine, std::move(request), [&](std::string_view piece) {
+      if (options.json) return;
+      print(piece);
+      ends_with_newline = piece.back() == '\n';
+    });
+  } catch (const Interrupted&) {
+    if (!options.json) print("\n");
+    throw;
+  }
+  if (!options.json && !ends_with_newline) print("\n");
+  context.timeline.add("prompt → first token", prompt_start, answer.first_token_s);
+  report(context, options, session, session.load().wait(), answer);
+  return 0;
+}
+
+}  // namespace
+
+void add_run(CLI::App& app, Action& chosen) {
+  auto options = std::make_shared<RunOptions>();
+  CLI::App* command =
+      app.add_subcommand("run", "Generate an answer; ends with the time line from exec to the first token");
+  options->session.add_to(*command);
+  options->generate.add_to(*command);
+  CLI::Option* prompt = command->add_option("-p,--prompt", options->prompt, "The prompt");
+  command->add_option("--prompt-file", options->prompt_file, "Read the prompt from a file")->excludes(prompt);
+  command->add_option("--system", options->system, "System message");
+  command->add_flag("--raw", options->raw, "Do not use the chat template");
+  command->add_flag("--json", options->json, "One JSON object on stdout");
+  command->footer("Example:\n  firstlight run smollm2-ranks -p \"Why is the sky blue?\" -n 100 --greedy");
+  command->callback([options, &chosen] { chosen = [options](Context& context) { return run(context, *options); }; });
+}
+
+}  // namespace firstlight::cli

@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "firstlight/cli/session.h"
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "firstlight/base/error.h"
+#include "firstlight/base/str.h"
+#include "firstlight/base/thread_pool.h"
+#include "firstlight/ckpt/slice_map.h"
+
+namespace firstlight::cli {
+
+void SessionOptions::add_to(CLI::App& command) {
+  command.add_option("MODEL", model, "Hugging Face directory, .gguf file or rank checkpoint")->required();
+  command.add_option("--tp", tp, "Tensor-parallel ranks (default: 1 on the CPU, or the smallest stored)")
+      ->check(CLI::Range(1, 1024));
+  command.add_option("--device", device, "auto or cpu")->capture_default_str();
+  command.add_option("--dtype", dtype, "Of the weights, when MODEL is no rank checkpoint: bf16 or f32")
+      ->check(CLI::IsMember({"bf16", "f32"}));
+  command.add_option("--kv", kv, "KV cache: f32 or bf16 (default: as the weights)")
+      ->check(CLI::IsMember({"f32", "bf16"}));
+  command.add_option("--kv-memory", kv_memory,
+                     "Bytes for the KV cache, such as 2GiB (default: one sequence of --max-context)");
+  command.add_option("--max-context", max_context, "Tokens a sequence may have (default: the model's, or what fits)")
+      ->check(CLI::PositiveNumber);
+  command.add_option("--threads", threads, "CPU threads over all ranks (default: usable cores)")
+      ->check(CLI::Range(1, 4096));
+  command.add_option("--reader", reader, "auto or pread")
+      ->check(CLI::IsMember({"auto", "pread"}))
+      ->capture_default_str();
+  command.add_option("--verify", verify, "full: every byte against its hash; off")
+      ->check(CLI::IsMember({"full", "off"}))
+      ->capture_default_str();
+  command.add_flag("--traditional", traditional,
+                   "Load as engines do: through host memory, converted, one rank after another");
+}
+
+namespace {
+
+Device choose_device(Context& context, const std::string& name) {
+  if (name == "cpu") return {};
+  if (name == "auto") {
+    say(context, "device: cpu (this build has no CUDA)");
+    return {};
+  }
+  throw Error(ErrorKind::unsupported, str("--device ", name, ": this build has no CUDA; use auto or cpu"));
+}
+
+uint64_t weight_bytes(const ModelConfig& config, int tp, DType dtype) {
+  uint64_t bytes = 0;
+  for (const ModelTensor& tensor : model_tensors(config)) {
+    uint64_t elements = 1;
+    for (const int64_t n : slice_of(config, tensor, tp, 0).shape()) elements *= static_cast<uint64_t>(n);
+    bytes += elements * size_of(dtype);
+  }
+  return bytes * static_cast<uint64_t>(tp);
+}
+
+/// On the CPU every rank shares the same cores: the fewest ranks are the fastest.
+int choose_tp(const Manifest& manifest, int wanted) {
+  if (manifest.tps.empty()) throw Error(ErrorKind::damaged, "the manifest lists no tp");
+  return wanted != 0 ? wanted : manifest.tps.front().tp;
+}
+
+}  // namespace
+
+Session::Session(Context& context, const SessionOptions& options, bool with_text) : context_(&context) {
+  const Device device = choose_device(context, options.device);
+  n_threads_ = options.threads > 0 ? options.threads : usable_cores();
+  auto opening = std::make_unique<Timeline::Scope>(&context.timeline, "open");
+  const ModelKind kind = model_kind(options.model);
+  ModelConfig config;
+  DType weights_dtype = DType::bf16;
+  fs::path source_path = options.model;
+  TextFiles files;
+  if (kind == ModelKind::rank_checkpoint) {
+    if (!options.dtype.empty())
+      throw Error(ErrorKind::bad_input,
+                  "--dtype: a rank checkpoint is loaded as it is stored; choose the dtype with shard --dtype");
+    manifest_ = read_manifest(options.model);
+    config = parse_hf_config(read_listed(options.model, *manifest_, "config.json"));
+    tp_ = choose_tp(*manifest_, options.tp);
+    weights_dtype = manifest_->tensors.empty() ? DType::bf16 : manifest_->tensors.front().dtype;
+    files = text_files(options.model, *manifest_);
+    if (options.traditional) {  // any rank directory of tp 1 is a Hugging Face directory
+      if (manifest_->find_tp(1) == nullptr)
+        throw Error(ErrorKind::not_found, "--traditional: tp 1 is not stored, so there is no whole model to read");
+      source_path /= "tp1/rank-00";
+      tp_ = options.tp == 0 ? 1 : options.tp;
+    }
+  }
+  if (kind != ModelKind::rank_checkpoint || options.traditional) {
+    source_ = open_source(source_path);
+    config = source_->config();
+    if (kind != ModelKind::rank_checkpoint) {
+      tp_ = options.tp == 0 ? 1 : options.tp;
+      files = text_files(*source_);
+    }
+    const bool all_f32 = options.dtype.empty() && source_->tensors().front().dtype == DType::f32 &&
+                         !source_->tensors().front().quantised;
+    weights_dtype = options.dtype == "f32" || all_f32 ? DType::f32 : DType::bf16;
+  }
+  require_tp(config, tp_);
+  opening->end();
+  if (with_text) start_text(std::move(files));
+
+  KvKind kv = weights_dtype == DType::f32 ? KvKind::f32 : KvKind::bf16;
+  if (!options.kv.empty()) kv = *kv_kind_from(options.kv);
+  runner_options_.n_threads = n_threads_;
+  choose_context(config, weight_bytes(config, tp_, weights_dtype), options, kv);
+
+  LoadOptions load;
+  load.tp = tp_;
+  load.device = device;
+  load.verify = options.verify == "off" ? Verify::off : Verify::full;
+  load.n_threads = n_threads_;
+  load.reserve_bytes = kv_page_bytes(config, tp_, kv) * static_cast<uint64_t>(runner_options_.n_pages) +
+                       scratch_bytes(config, tp_, runner_options_);
+  if (options.dtype == "f32") load.dtype = DType::f32;
+  if (options.dtype == "bf16") load.dtype = DType::bf16;
+  load.stop = context.stop;
+  load.timeline = &context.timeline;
+  auto bar = std::make_shared<ProgressBar>(context);
+  load.progress = [bar](uint64_t done, uint64_t total) {
+    bar->update("loading", done, total);
+    if (done == total) bar->clear();
+  };
+  load_ = source_ ? load_traditionally(*source_, load) : load_rank_checkpoint(options.model, load);
+  const Timeline::Scope scope(&context.timeline, "runner");
+  runner_ = make_runner(load_->config(), load_->weights(), runner_options_);
+}
+
+Session::~Session() {
+  if (text_future_.valid()) text_future_.wait();
+}
+
+void Session::start_text(TextFiles files) {
+  text_future_ = std::async(std::launch::async, [this, files = std::move(files)] {
+    const Timeline::Scope scope(&context_->timeline, "tokenizer");
+    return load_text(files);
+  });
+}
+
+ModelText& Session::text() {
+  if (!text_) text_ = text_future_.get();
+  return *text_;
+}
+
+void Session::choose_context(const ModelConfig& config, uint64_t arena_bytes, const SessionOptions& options,
+                             KvKind kv) {
+  const auto pages_for = [](int64_t tokens) { return (tokens + kPageTokens - 1) / kPageTokens; };
+  const uint64_t page_bytes = kv_page_bytes(config, tp_, kv);
+  runner_options_.kv = kv;
+  if (options.max_context > config.max_context) {
+    throw Error(ErrorKind::bad_input,
+                str("--max-context ", options.max_context, ": the model has positions for ", config.max_context));
+  }
+  const int64_t wanted = options.max_context > 0 ? options.max_context : config.max_context;
+  max_context_ = wanted;
+  runner_options_.n_pages = pages_for(wanted);
+  if (!options.kv_memory.empty()) {
+    runner_options_.n_pages = static_cast<int64_t>(parse_size(options.kv_memory, "--kv-memory") / page_bytes);
+    max_context_ = std::min(wanted, runner_options_.n_pages * kPageTokens);
+    if (max_context_ == 0)
+      throw Error(ErrorKind::bad_input, str("--kv-memory ", options.kv_memory, ": one page of 64 tokens takes ",
+                                            human_bytes(static_cast<double>(page_bytes))));
+  } else if (options.max_context == 0) {
+    // The model's own maximum (131,072 tokens for Llama 3.1) may not fit: unless told, take what does. 10 % of the free
+    // memory stays for others.
+    const uint64_t scratch = scratch_bytes(config, tp_, runner_options_);
+    const auto room = static_cast<uint64_t>(0.9 * static_cast<double>(free_memory({})));
+    const uint64_t fits = room > arena_bytes + scratch ? (room - arena_bytes - scratch) / page_bytes : 1;
+    if (static_cast<int64_t>(fits) < runner_options_.n_pages) {
+      runner_options_.n_pages = std::max<int64_t>(1, static_cast<int64_t>(fits));
+      max_context_ = runner_options_.n_pages * kPageTokens;
+    }
+  }
+  if (max_context_ < wanted)
+    say(*context_,
+        str("context: ", max_context_, " of the model's ", config.max_context, " tokens (what fits in memory)"));
+}
+
+}  // namespace firstlight::cli

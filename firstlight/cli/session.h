@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+// A MODEL, started: weights arriving, text side ready, a runner to compute with. What run, chat and score share.
+#pragma once
+#include <future>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "firstlight/ckpt/load.h"
+#include "firstlight/cli/context.h"
+#include "firstlight/cli/model_text.h"
+#include "firstlight/model/runner.h"
+
+namespace CLI {
+class App;
+}
+
+namespace firstlight::cli {
+
+/// Options that every command with a started model has.
+struct SessionOptions {
+  std::string model;
+  int tp = 0;  ///< 0: choose
+  std::string device = "auto";
+  std::string dtype;  ///< traditional path: f32, bf16 or "" (as stored)
+  std::string kv;     ///< f32, bf16 or "": as the weights
+  std::string verify = "full";
+  std::string kv_memory;
+  std::string reader = "auto";
+  int64_t max_context = 0;
+  int threads = 0;
+  bool traditional = false;
+
+  void add_to(CLI::App& command);
+};
+
+class Session {
+ public:
+  /// Opens the model, starts the load (and the text side on its own thread), and makes the runner. Returns while bytes
+  /// may still be arriving. Prints the path taken and why. `n_sequences`: how many sequences of max_context the KV
+  /// pages are to hold. `with_text` = false leaves tokenizer and template out.
+  Session(Context& context, const SessionOptions& options, bool with_text = true);
+  ~Session();
+
+  const ModelConfig& config() const { return load_->config(); }
+  Runner& runner() { return *runner_; }
+  Load& load() { return *load_; }
+  /// Blocks until the text side is ready; rethrows its failure.
+  ModelText& text();
+  /// Tokens a sequence may have, and why it is not the model's own maximum ("" if it is).
+  int64_t max_context() const { return max_context_; }
+  int tp() const { return tp_; }
+  int n_threads() const { return n_threads_; }
+
+ private:
+  void choose_context(const ModelConfig& config, uint64_t arena_bytes, const SessionOptions& options, KvKind kv);
+  void start_text(TextFiles files);
+
+  Context* context_;
+  std::optional<Manifest> manifest_;
+  std::unique_ptr<Source> source_;
+  std::unique_ptr<Load> load_;
+  std::unique_ptr<Runner> runner_;
+  std::future<ModelText> text_future_;
+  std::optional<ModelText> text_;
+  RunnerOptions runner_options_;
+  int64_t max_context_ = 0;
+  int tp_ = 1;
+  int n_threads_ = 1;
+};
+
+/// "load": {...} of run --json.
+nlohmann::ordered_json to_json(const LoadReport& report);
+/// One line for people: "loaded 269 MB in 31 ms: 8.7 GB/s by pread (…); every byte verified (…)".
+std::string describe(const LoadReport& report);
+/// The phases as text bars over one time axis, a line each.
+std::string draw_timeline(const std::vector<Phase>& phases, double end_s);
+nlohmann::ordered_json to_json(const std::vector<Phase>& phases);
+
+}  // namespace firstlight::cli

@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <thread>
+#include <type_traits>
+#include <vector>
+
+#include "firstlight/base/error.h"
+#include "firstlight/device/buffer.h"
+#include "firstlight/device/gate.h"
+
+namespace firstlight {
+namespace {
+
+static_assert(!std::is_copy_constructible_v<Buffer> && !std::is_copy_assignable_v<Buffer>);
+
+TEST(Device, IsNamedAsUsersWriteIt) {
+  EXPECT_EQ(to_string(Device{}), "cpu");
+  EXPECT_EQ(to_string(Device{Device::Kind::cuda, 3}), "cuda:3");
+}
+
+TEST(Buffer, IsAlignedToAHugePageFromTwoMebibytesOnAndToAPageBelow) {
+  for (const uint64_t size : {1ull, 4096ull, 100000ull, (2ull << 20) - 1}) {
+    const Buffer buffer({}, size);
+    EXPECT_EQ(buffer.size(), size);
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(buffer.data()) % 4096, 0u) << size;
+  }
+  for (const uint64_t size : {2ull << 20, (2ull << 20) + 1, (9ull << 20) + 12345}) {
+    std::vector<Buffer> several;
+    for (int i = 0; i < 5; ++i) several.emplace_back(Device{}, size);
+    for (const Buffer& buffer : several) {
+      EXPECT_EQ(reinterpret_cast<uintptr_t>(buffer.data()) % (2 << 20), 0u) << size;
+    }
+  }
+}
+
+TEST(Buffer, IsZeroAndWritableToItsLastByte) {
+  const Buffer buffer({}, (3u << 20) + 5);
+  EXPECT_TRUE(std::all_of(buffer.data(), buffer.data() + buffer.size(), [](std::byte b) { return b == std::byte{0}; }));
+  std::memset(buffer.data(), 0xab, buffer.size());
+  EXPECT_EQ(buffer.bytes().back(), std::byte{0xab});
+}
+
+TEST(Buffer, MovesWithItsBytesAndLeavesAnEmptyOne) {
+  Buffer a({}, 5u << 20);
+  std::byte* data = a.data();
+  data[7] = std::byte{42};
+  Buffer b(std::move(a));
+  EXPECT_EQ(b.data(), data);
+  Buffer c({}, 4096);
+  c = std::move(b);
+  EXPECT_EQ(c.data(), data);
+  EXPECT_EQ(c.size(), 5u << 20);
+  EXPECT_EQ(c.data()[7], std::byte{42});
+  EXPECT_EQ(b.data(), nullptr);  // NOLINT: the moved-from state is part of the contract
+  EXPECT_EQ(b.size(), 0u);
+  EXPECT_EQ(Buffer({}, 0).data(), nullptr);
+}
+
+TEST(Buffer, SaysHowMuchItCouldNotGet) {
+  for (const uint64_t size : {~uint64_t{0}, uint64_t{1} << 62, uint64_t{1} << 47}) {
+    try {
+      const Buffer buffer({}, size);
+      FAIL() << size << " bytes were given";
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), ErrorKind::out_of_memory);
+      EXPECT_NE(std::string(error.what()).find(std::to_string(size)), std::string::npos) << error.what();
+    }
+  }
+}
+
+TEST(Buffer, OfADeviceThatIsNotThereIsRefused) {
+  try {
+    const Buffer buffer({Device::Kind::cuda, 0}, 4096);
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), ErrorKind::unsupported);
+  }
+}
+
+TEST(FreeMemory, IsMoreThanNothingAndLessThanAPetabyte) {
+  EXPECT_GT(free_memory({}), 1u << 20);
+  EXPECT_LT(free_memory({}), uint64_t{1} << 50);
+}
+
+TEST(Gates, LetWaitersThroughInAnyOrderOfOpening) {
+  Gates gates(3);
+  std::vector<int> data(3, 0);
+  std::atomic<int> sum = 0;
+  std::vector<std::thread> waiters;
+  for (int i = 0; i < 3; ++i) {
+    for (int copies = 0; copies < 2; ++copies) {
+      waiters.emplace_back([&, i] {
+        gates.wait(i);
+        sum += data[static_cast<size_t>(i)];
+      });
+    }
+  }
+  for (const int i : {2, 0, 1}) {
+    EXPECT_FALSE(gates.is_open(i));
+    data[static_cast<size_t>(i)] = i + 1;  // visible through the gate, or the thread sanitizer speaks
+    gates.open(i);
+    EXPECT_TRUE(gates.is_open(i));
+  }
+  for (std::thread& waiter : waiters) waiter.join();
+  EXPECT_EQ(sum, 2 * (1 + 2 + 3));
+}
+
+TEST(Gates, GiveTheFirstFailureToWaitersNowAndLaterButNotAtOpenGates) {
+  Gates gates(2);
+  gates.open(0);
+  std::string seen;
+  std::thread waiter([&] {
+    try {
+      gates.wait(1);
+    } catch (const Error& error) {
+      seen = error.what();
+    }
+  });
+  gates.fail(std::make_exception_ptr(Error(ErrorKind::damaged, "first")));
+  gates.fail(std::make_exception_ptr(Error(ErrorKind::io, "second")));
+  waiter.join();
+  EXPECT_EQ(seen, "first");
+  EXPECT_THROW(gates.wait(1), Error);
+  EXPECT_NO_THROW(gates.wait(0));
+}
+
+TEST(Gates, RefuseANumberThatIsNotTheirs) {
+  Gates gates(1);
+  EXPECT_THROW(gates.open(1), Error);
+  EXPECT_THROW(gates.wait(-1), Error);
+}
+
+}  // namespace
+}  // namespace firstlight

@@ -1,0 +1,306 @@
+// SPDX-License-Identifier: Apache-2.0
+// The scheduler. Running sequences stand in order of age; a sequence keeps its place in that order when it is put back.
+#include "firstlight/engine/engine.h"
+
+#include <algorithm>
+#include <deque>
+#include <exception>
+#include <utility>
+
+#include "firstlight/base/error.h"
+#include "firstlight/base/str.h"
+#include "firstlight/engine/sequence.h"
+
+namespace firstlight {
+
+std::string_view to_string(FinishReason reason) noexcept {
+  switch (reason) {
+    case FinishReason::running:
+      return "running";
+    case FinishReason::stop_token:
+      return "stop_token";
+    case FinishReason::stop_string:
+      return "stop_string";
+    case FinishReason::length:
+      return "length";
+    case FinishReason::context_full:
+      return "context_full";
+    case FinishReason::cancelled:
+      return "cancelled";
+    case FinishReason::error:
+      return "error";
+  }
+  return "error";
+}
+
+struct Engine::Impl {
+  using SequencePtr = std::shared_ptr<Sequence>;
+  struct Work {
+    SequencePtr sequence;
+    int64_t n_tokens;
+    bool wants_logits;
+  };
+
+  Impl(Runner& runner, const Tokenizer* tokenizer, EngineOptions options);
+  void check(const Request& request) const;
+  bool step();
+  void finish_cancelled();
+  void admit();
+  std::vector<Work> plan();
+  bool reserve_or_preempt(const SequencePtr& sequence);
+  void forward(const std::vector<Work>& work);
+  void deliver(const std::vector<Work>& work);
+  void accept(const SequencePtr& sequence, std::span<float> row);
+  void fail_all(const std::string& message);
+  void remove(const Sequence& sequence);
+
+  Runner& runner;
+  const Tokenizer* tokenizer;
+  EngineOptions options;
+  int64_t max_tokens;  // what one sequence may hold, by context and by pages
+  size_t max_running;
+  uint64_t next_id = 1;
+  std::vector<SequencePtr> running;
+  std::deque<SequencePtr> waiting;
+  std::vector<float> logits;
+  bool in_step = false;
+};
+
+Engine::Impl::Impl(Runner& r, const Tokenizer* t, EngineOptions o) : runner(r), tokenizer(t), options(std::move(o)) {
+  const int64_t model_context = runner.config().max_context;
+  if (options.max_context < 0 || options.max_context > model_context) {
+    throw Error(ErrorKind::bad_input,
+                str("context of ", options.max_context, " tokens, the model's is ", model_context));
+  }
+  if (options.prefill_chunk < 1)
+    throw Error(ErrorKind::bad_input, str("prefill chunk: ", options.prefill_chunk, ", expected at least 1"));
+  if (options.max_batch < 1)
+    throw Error(ErrorKind::bad_input, str("batch: ", options.max_batch, " sequences, expected at least 1"));
+  const int64_t context = options.max_context == 0 ? model_context : options.max_context;
+  max_tokens = std::min(context, runner.pool().n_pages() * kPageTokens);
+  // Each running sequence gets at least one token a step.
+  max_running = static_cast<size_t>(std::min(options.max_batch, options.prefill_chunk));
+}
+
+void Engine::Impl::check(const Request& request) const {
+  const int vocab_size = runner.config().vocab_size;
+  const auto check_ids = [&](const std::vector<int>& ids, std::string_view what) {
+    for (const int id : ids) {
+      if (id < 0 || id >= vocab_size)
+        throw Error(ErrorKind::bad_input, str(what, ": token ", id, ", expected 0 to ", vocab_size - 1));
+    }
+  };
+  if (request.prompt.empty()) throw Error(ErrorKind::bad_input, "the prompt is empty");
+  check_ids(request.prompt, "prompt");
+  check_ids(request.stop_ids, "stop tokens");
+  validate(request.sampling);
+  if (request.max_new_tokens < 1)
+    throw Error(ErrorKind::bad_input, str("new tokens: ", request.max_new_tokens, ", expected at least 1"));
+  if (!request.stop_strings.empty() && !tokenizer)
+    throw Error(ErrorKind::bad_input, "stop strings without a tokenizer");
+  for (const std::string& stop : request.stop_strings) {
+    if (stop.empty() || stop.size() > 4096)
+      throw Error(ErrorKind::bad_input, str("a stop string of ", stop.size(), " bytes, expected 1 to 4096"));
+    if ((static_cast<unsigned char>(stop[0]) & 0xc0u) == 0x80u)
+      throw Error(ErrorKind::bad_input, "a stop string begins inside a character");
+  }
+  const int64_t n = static_cast<int64_t>(request.prompt.size());
+  const int64_t context = options.max_context == 0 ? runner.config().max_context : options.max_context;
+  if (n >= context)
+    throw Error(ErrorKind::bad_input, str("a prompt of ", n, " tokens leaves no room in a context of ", context));
+  if (n >= max_tokens) {
+    throw Error(ErrorKind::out_of_memory, str("a prompt of ", n, " tokens needs ", n / kPageTokens + 1,
+                                              " KV pages, there are ", runner.pool().n_pages()));
+  }
+}
+
+void Engine::Impl::remove(const Sequence& sequence) {
+  const auto same = [&](const SequencePtr& each) { return each.get() == &sequence; };
+  std::erase_if(running, same);
+  std::erase_if(waiting, same);
+}
+
+// A callback may cancel others: look anew after each.
+void Engine::Impl::finish_cancelled() {
+  const auto is_cancelled = [](const SequencePtr& each) { return each->cancelled; };
+  while (true) {
+    SequencePtr found;
+    if (const auto at = std::find_if(running.begin(), running.end(), is_cancelled); at != running.end())
+      found = *at;
+    else if (const auto queued = std::find_if(waiting.begin(), waiting.end(), is_cancelled); queued != waiting.end())
+      found = *queued;
+    if (!found) return;
+    remove(*found);
+    found->pages.reset();
+    found->deliver(found->end(FinishReason::cancelled, ""));
+  }
+}
+
+// In order of arrival: a large request is not overtaken, so it cannot starve.
+void Engine::Impl::admit() {
+  PagePool& pool = runner.pool();
+  while (!waiting.empty() && running.size() < max_running) {
+    const SequencePtr sequence = waiting.front();
+    auto pages = std::make_unique<PageTable>(pool);
+    // Beside others, leave a page for each of them to grow into, or one of them would put it back at once.
+    const int64_t needed = (sequence->n_tokens() + kPageTokens - 1) / kPageTokens;
+    if (!running.empty() && pool.n_free() - needed < static_cast<int64_t>(running.size())) return;
+    if (!pages->try_reserve(sequence->n_tokens())) {
+      if (!running.empty()) return;
+      waiting.pop_front();  // nobody here will ever free a page: someone else holds them
+      sequence->deliver(sequence->end(FinishReason::error, str("needs ", needed, " KV pages, ", pool.n_free(), " of ",
+                                                               pool.n_pages(), " are free")));
+      continue;
+    }
+    waiting.pop_front();
+    sequence->pages = std::move(pages);
+    sequence->n_cached = 0;
+    running.push_back(sequence);
+  }
+}
+
+// False if the sequence itself was put back.
+bool Engine::Impl::reserve_or_preempt(const SequencePtr& sequence) {
+  while (!sequence->pages->try_reserve(sequence->n_tokens())) {
+    const SequencePtr youngest = running.back();
+    running.pop_back();
+    youngest->pages.reset();
+    youngest->n_cached = 0;
+    waiting.push_front(youngest);
+    if (youngest == sequence) return false;
+  }
+  return true;
+}
+
+std::vector<Engine::Impl::Work> Engine::Impl::plan() {
+  std::vector<Work> work;
+  int64_t budget = options.prefill_chunk;
+  for (size_t i = 0; i < running.size(); ++i) {  // oldest first: those put back to make room are not planned yet
+    const SequencePtr sequence = running[i];
+    if (!sequence->is_decoding()) continue;
+    if (!reserve_or_preempt(sequence)) break;
+    work.push_back({sequence, 1, true});
+    --budget;
+  }
+  for (const SequencePtr& sequence : running) {
+    const int64_t n_left = sequence->n_tokens() - sequence->n_cached;
+    if (sequence->is_decoding() || budget == 0) continue;
+    const int64_t n = std::min(n_left, budget);
+    work.push_back({sequence, n, n == n_left});
+    budget -= n;
+  }
+  return work;
+}
+
+void Engine::Impl::forward(const std::vector<Work>& work) {
+  std::vector<SequenceChunk> batch;
+  size_t n_rows = 0;
+  for (const Work& each : work) {
+    const Sequence& sequence = *each.sequence;
+    const auto tokens = std::span(sequence.tokens())
+                            .subspan(static_cast<size_t>(sequence.n_cached), static_cast<size_t>(each.n_tokens));
+    batch.push_back({tokens, sequence.n_cached, sequence.pages.get(), each.wants_logits ? 1 : 0});
+    n_rows += each.wants_logits ? 1 : 0;
+  }
+  runner.forward(batch, logits);
+  const size_t expected = n_rows * static_cast<size_t>(runner.config().vocab_size);
+  if (logits.size() != expected)
+    throw Error(ErrorKind::bug, str("logits: ", logits.size(), " values, expected ", expected));
+}
+
+void Engine::Impl::accept(const SequencePtr& sequence, std::span<float> row) {
+  TokenEvent event;
+  try {
+    const int token = sample(row, sequence->request().sampling, sequence->tokens(), sequence->n_generated());
+    event = sequence->accept(token, options.stop_ids, max_tokens);
+  } catch (const std::exception& error) {
+    event = sequence->end(FinishReason::error, error.what());  // this one alone; the others go on
+  }
+  if (sequence->finished) {
+    remove(*sequence);
+    sequence->pages.reset();
+  }
+  sequence->deliver(event);
+}
+
+void Engine::Impl::deliver(const std::vector<Work>& work) {
+  const size_t vocab_size = static_cast<size_t>(runner.config().vocab_size);
+  size_t row = 0;
+  for (const Work& each : work) {
+    const auto values =
+        std::span(logits).subspan(each.wants_logits ? row++ * vocab_size : 0, each.wants_logits ? vocab_size : 0);
+    if (each.sequence->cancelled) continue;
+    // Counted only now: if a callback throws, the sequences behind it compute these tokens again, into the same slots.
+    each.sequence->n_cached += each.n_tokens;
+    if (each.wants_logits) accept(each.sequence, values);
+  }
+}
+
+// Each request hears of it once, even if a callback throws.
+void Engine::Impl::fail_all(const std::string& message) {
+  std::vector<SequencePtr> all = std::exchange(running, {});
+  all.insert(all.end(), waiting.begin(), waiting.end());
+  waiting.clear();
+  for (const SequencePtr& sequence : all) sequence->pages.reset();
+  for (const SequencePtr& sequence : all) {
+    try {
+      sequence->deliver(sequence->end(FinishReason::error, message));
+    } catch (...) {  // the forward pass's own failure is the one that the caller must see
+    }
+  }
+}
+
+bool Engine::Impl::step() {
+  finish_cancelled();
+  admit();
+  const std::vector<Work> work = plan();
+  if (!work.empty()) {
+    try {
+      forward(work);
+    } catch (const std::exception& error) {
+      fail_all(error.what());
+      throw;
+    } catch (...) {
+      fail_all("unknown failure");
+      throw;
+    }
+    deliver(work);
+    finish_cancelled();
+  }
+  return !running.empty() || !waiting.empty();
+}
+
+Engine::Engine(Runner& runner, const Tokenizer* tokenizer, EngineOptions options)
+    : impl_(std::make_unique<Impl>(runner, tokenizer, std::move(options))) {}
+Engine::~Engine() = default;
+
+uint64_t Engine::submit(Request request, TokenFn on_token) {
+  impl_->check(request);
+  const uint64_t id = impl_->next_id++;
+  impl_->waiting.push_back(std::make_shared<Sequence>(id, std::move(request), std::move(on_token), impl_->tokenizer));
+  return id;
+}
+
+void Engine::cancel(uint64_t request) {
+  const auto mark = [&](const Impl::SequencePtr& each) {
+    if (each->id() == request) each->cancelled = true;
+  };
+  std::for_each(impl_->running.begin(), impl_->running.end(), mark);
+  std::for_each(impl_->waiting.begin(), impl_->waiting.end(), mark);
+}
+
+bool Engine::step() {
+  if (impl_->in_step) throw Error(ErrorKind::bug, "step() called from inside a callback");
+  struct Guard {
+    bool& flag;
+    explicit Guard(bool& f) : flag(f) { flag = true; }
+    ~Guard() { flag = false; }
+  };
+  const Guard guard(impl_->in_step);
+  return impl_->step();
+}
+
+int Engine::n_running() const { return static_cast<int>(impl_->running.size()); }
+int Engine::n_waiting() const { return static_cast<int>(impl_->waiting.size()); }
+
+}  // namespace firstlight

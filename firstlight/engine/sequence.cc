@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "firstlight/engine/sequence.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace firstlight {
+
+Sequence::Sequence(uint64_t id, Request request, TokenFn on_token, const Tokenizer* tokenizer)
+    : id_(id),
+      request_(std::move(request)),
+      on_token_(std::move(on_token)),
+      n_prompt_(request_.prompt.size()),
+      tokens_(std::move(request_.prompt)),
+      stops_(std::move(request_.stop_strings)) {
+  if (tokenizer) detokenizer_.emplace(*tokenizer);
+}
+
+bool Sequence::is_stop(int token, const std::vector<int>& stop_ids) const {
+  const auto in = [&](const std::vector<int>& ids) { return std::find(ids.begin(), ids.end(), token) != ids.end(); };
+  return in(request_.stop_ids) || (!request_.ignore_eos && in(stop_ids));
+}
+
+// An unfinished character may still complete a stop string; only what is behind that is certain.
+std::string Sequence::rest_of_text() {
+  std::string text = detokenizer_ ? stops_.push(detokenizer_->finish()) : std::string();
+  if (!stops_.found()) text += stops_.finish();
+  return text;
+}
+
+TokenEvent Sequence::accept(int token, const std::vector<int>& stop_ids, int64_t max_tokens) {
+  tokens_.push_back(token);
+  TokenEvent event{id_, token, "", FinishReason::running, ""};
+  if (is_stop(token, stop_ids)) {
+    event.finish = FinishReason::stop_token;
+  } else {
+    if (detokenizer_) event.text = stops_.push(detokenizer_->push(token));
+    if (stops_.found())
+      event.finish = FinishReason::stop_string;
+    else if (n_generated() >= static_cast<uint64_t>(request_.max_new_tokens))
+      event.finish = FinishReason::length;
+    else if (n_tokens() >= max_tokens)
+      event.finish = FinishReason::context_full;
+  }
+  if (event.finish != FinishReason::running) {
+    const bool was_found = stops_.found();
+    event.text += rest_of_text();
+    if (stops_.found() && !was_found) event.finish = FinishReason::stop_string;
+    finished = true;
+  }
+  return event;
+}
+
+TokenEvent Sequence::end(FinishReason reason, std::string error) {
+  finished = true;
+  return {id_, std::nullopt, rest_of_text(), reason, std::move(error)};
+}
+
+void Sequence::deliver(const TokenEvent& event) const {
+  if (on_token_) on_token_(event);
+}
+
+}  // namespace firstlight

@@ -1,0 +1,250 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "firstlight/io/pread_reader.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <condition_variable>
+#include <limits>
+#include <list>
+#include <mutex>
+#include <system_error>
+#include <thread>
+#include <utility>
+#include <vector>
+
+namespace firstlight {
+
+ssize_t RawRead::pread(int fd, void* into, size_t size, off_t offset) { return ::pread(fd, into, size, offset); }
+
+namespace {
+
+using Clock = Reader::Clock;
+
+struct Item {
+  ReadRequest request;
+  std::shared_ptr<const ReadCallback> done;
+  int64_t result = 0;  // of a dropped item: what it completes with, without I/O
+};
+using Items = std::list<Item>;  // items change lists by splice: a cancel or a deadline never needs memory
+
+/// What a thread is busy with. Read or changed under the mutex only.
+struct Slot {
+  enum class State { idle, reading, delivering, abandoned };
+  State state = State::idle;
+  Items item;  // one while reading
+};
+
+}  // namespace
+
+// Every request is in exactly one of: queue → a slot (reading → delivering) → done; queue → dropped → done; a slot (reading →
+// abandoned) → dropped → done. Each arrow is taken under the mutex, so a completion is delivered once.
+struct PreadReader::Impl {
+  std::shared_ptr<RawRead> raw;
+  std::string name, why;
+
+  std::mutex mutex;
+  std::condition_variable work;  // for threads: queue, dropped or stopping changed
+  std::condition_variable keep;  // for the keeper: dropped, deadline or stopping changed
+  std::condition_variable all_done;
+  Items queue;
+  Items dropped;
+  std::vector<Slot> slots;   // one a thread
+  uint64_t outstanding = 0;  // submitted, callback not yet returned
+  Clock::time_point deadline = Clock::time_point::max();
+  bool stopping = false;
+
+  std::vector<std::thread> threads;
+  std::thread keeper;  // from the first deadline or cancel on: speaks for threads that are stuck in the kernel
+
+  /// Completes the one item of `item` with the mutex released.
+  void deliver(std::unique_lock<std::mutex>& lock, Items item, int64_t result) {
+    lock.unlock();
+    (*item.front().done)({item.front().request.id, result});
+    item.clear();  // the callback and the file are let go before anyone is told that all is done
+    lock.lock();
+    if (--outstanding == 0) all_done.notify_all();
+  }
+
+  void deliver_dropped(std::unique_lock<std::mutex>& lock) {
+    Items next = take_first(dropped);
+    const int64_t result = next.front().result;
+    deliver(lock, std::move(next), result);
+  }
+
+  static Items take_first(Items& from) {
+    Items one;
+    one.splice(one.end(), from, from.begin());
+    return one;
+  }
+
+  void drop(Items& items, int64_t result) {
+    for (Item& item : items) item.result = result;
+    dropped.splice(dropped.end(), items);
+  }
+
+  bool must_end(const Slot& slot) {
+    const std::lock_guard lock(mutex);
+    return stopping || slot.state == Slot::State::abandoned;
+  }
+
+  /// All bytes of one request, or −errno.
+  int64_t read_all(const ReadRequest& request, const Slot& slot) {
+    constexpr uint64_t kMost = std::numeric_limits<off_t>::max();
+    if (request.offset > kMost || request.size > kMost - request.offset) return -EINVAL;
+    uint64_t done = 0;
+    while (done < request.size) {
+      const size_t wanted = static_cast<size_t>(std::min<uint64_t>(request.size - done, 1u << 30));
+      const ssize_t got =
+          raw->pread(request.file->fd(), request.into + done, wanted, static_cast<off_t>(request.offset + done));
+      if (got == 0) return -ENODATA;
+      if (got > 0) {
+        done += static_cast<uint64_t>(got);
+        if (done < request.size && must_end(slot)) return -ECANCELED;
+        continue;
+      }
+      const int error = errno;
+      if (error != EINTR && error != EAGAIN) return -error;
+      if (must_end(slot)) return -ECANCELED;
+      if (error == EAGAIN) std::this_thread::sleep_for(std::chrono::microseconds(200));
+    }
+    return static_cast<int64_t>(request.size);
+  }
+
+  void run(Slot& slot) {
+    std::unique_lock lock(mutex);
+    for (;;) {
+      work.wait(lock, [&] { return stopping || !dropped.empty() || !queue.empty(); });
+      if (!dropped.empty()) {
+        deliver_dropped(lock);
+      } else if (!queue.empty()) {
+        if (Clock::now() >= deadline) {  // the keeper is late, or could not be started
+          drop(queue, -ETIMEDOUT);
+          continue;
+        }
+        slot.item = take_first(queue);
+        slot.state = Slot::State::reading;
+        const ReadRequest request = slot.item.front().request;  // the keeper may take the slot's
+        lock.unlock();
+        const int64_t result = read_all(request, slot);
+        lock.lock();
+        const bool mine = slot.state == Slot::State::reading;
+        slot.state = Slot::State::delivering;
+        if (mine) deliver(lock, std::move(slot.item), result);
+        slot.item.clear();
+        slot.state = Slot::State::idle;
+      } else if (stopping) {
+        return;
+      }
+    }
+  }
+
+  void keep_time() {
+    std::unique_lock lock(mutex);
+    for (;;) {
+      if (!dropped.empty()) {
+        deliver_dropped(lock);
+        continue;
+      }
+      if (stopping) return;
+      if (Clock::now() >= deadline) {
+        drop(queue, -ETIMEDOUT);
+        for (Slot& slot : slots) {
+          if (slot.state != Slot::State::reading) continue;
+          slot.state = Slot::State::abandoned;
+          drop(slot.item, -ETIMEDOUT);
+        }
+        if (!dropped.empty()) continue;
+      }
+      if (deadline == Clock::time_point::max() || Clock::now() >= deadline) {
+        keep.wait(lock);
+      } else {
+        keep.wait_until(lock, deadline);
+      }
+    }
+  }
+
+  /// Under the mutex. Without a keeper (no thread to be had) the workers do its work as far as they can.
+  void start_keeper() {
+    if (keeper.joinable() || stopping) return;
+    try {
+      keeper = std::thread([this] { keep_time(); });
+    } catch (const std::system_error&) {
+    }
+  }
+
+  void stop() {
+    {
+      const std::lock_guard lock(mutex);
+      stopping = true;
+      drop(queue, -ECANCELED);
+    }
+    work.notify_all();
+    keep.notify_all();
+    for (std::thread& thread : threads) thread.join();
+    if (keeper.joinable()) keeper.join();
+  }
+};
+
+PreadReader::PreadReader(int n_threads, std::shared_ptr<RawRead> raw, std::string name, std::string why)
+    : impl_(std::make_unique<Impl>()) {
+  impl_->raw = raw ? std::move(raw) : std::make_shared<RawRead>();
+  impl_->name = std::move(name);
+  impl_->why = std::move(why);
+  impl_->slots.resize(static_cast<size_t>(std::max(1, n_threads)));
+  try {
+    for (Slot& slot : impl_->slots) impl_->threads.emplace_back([this, &slot] { impl_->run(slot); });
+  } catch (const std::system_error&) {
+    if (impl_->threads.empty()) throw;  // fewer than wanted will do
+  }
+}
+
+PreadReader::~PreadReader() { impl_->stop(); }
+
+void PreadReader::submit(std::span<const ReadRequest> requests, const ReadCallback& done) {
+  const auto callback = std::make_shared<const ReadCallback>(done);
+  {
+    const std::lock_guard lock(impl_->mutex);
+    const bool late = Clock::now() >= impl_->deadline;
+    Items items;
+    for (const ReadRequest& request : requests) items.push_back({request, callback, 0});
+    impl_->outstanding += items.size();
+    if (impl_->stopping || late) {
+      impl_->drop(items, impl_->stopping ? -ECANCELED : -ETIMEDOUT);
+    } else {
+      impl_->queue.splice(impl_->queue.end(), items);
+    }
+  }
+  impl_->work.notify_all();
+  impl_->keep.notify_all();
+}
+
+void PreadReader::set_deadline(Clock::time_point deadline) {
+  {
+    const std::lock_guard lock(impl_->mutex);
+    impl_->deadline = deadline;
+    if (deadline != Clock::time_point::max()) impl_->start_keeper();
+  }
+  impl_->keep.notify_all();
+}
+
+void PreadReader::cancel() {
+  {
+    const std::lock_guard lock(impl_->mutex);
+    impl_->drop(impl_->queue, -ECANCELED);
+    if (!impl_->dropped.empty()) impl_->start_keeper();
+  }
+  impl_->work.notify_all();
+  impl_->keep.notify_all();
+}
+
+void PreadReader::wait() {
+  std::unique_lock lock(impl_->mutex);
+  impl_->all_done.wait(lock, [&] { return impl_->outstanding == 0; });
+}
+
+std::string_view PreadReader::name() const { return impl_->name; }
+std::string_view PreadReader::why() const { return impl_->why; }
+
+}  // namespace firstlight

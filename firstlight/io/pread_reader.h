@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+// The Reader that needs nothing but pread(2): a few threads and one queue. The system call can be replaced, so that
+// memory and faults go through the same queue as files.
+#pragma once
+#include <sys/types.h>
+
+#include <memory>
+#include <string>
+
+#include "firstlight/io/reader.h"
+
+namespace firstlight {
+
+/// The one system call of PreadReader, as pread(2): bytes read, 0 at the end of the file, or −1 with errno set. Called
+/// from several threads at once.
+struct RawRead {
+  virtual ~RawRead() = default;
+  virtual ssize_t pread(int fd, void* into, size_t size, off_t offset);  ///< the kernel's
+};
+
+/// First come, first served: requests start in the order of submission. Threads are started by the constructor.
+class PreadReader final : public Reader {
+ public:
+  /// At least one thread. `raw` null: the kernel's pread.
+  explicit PreadReader(int n_threads, std::shared_ptr<RawRead> raw = nullptr, std::string name = "pread",
+                       std::string why = "the only reader of this build");
+  ~PreadReader() override;
+  PreadReader(const PreadReader&) = delete;
+  PreadReader& operator=(const PreadReader&) = delete;
+
+  void submit(std::span<const ReadRequest> requests, const ReadCallback& done) override;
+  void set_deadline(Clock::time_point deadline) override;
+  void cancel() override;
+  void wait() override;
+  std::string_view name() const override;
+  std::string_view why() const override;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace firstlight

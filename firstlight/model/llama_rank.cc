@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0
+// The forward pass of the Llama family: x += attention(norm(x)); x += mlp(norm(x)); logits = lm_head(norm(x)).
+#include "firstlight/model/llama_rank.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace firstlight {
+namespace {
+
+/// Regions of the scratch begin at multiples of 256 bytes.
+int64_t region(int64_t floats) { return (floats + 63) / 64 * 64; }
+
+Matrix<const float> constant(Matrix<float> m) { return {m.data, m.rows, m.cols, m.stride}; }
+
+std::span<float> flat(Matrix<float> m) { return {m.data, static_cast<size_t>(m.rows * m.cols)}; }
+
+/// Moves the rows of `spans` to the front, so that m has these rows only.
+void keep_rows(std::span<const AttentionSpan> spans, Matrix<float>& m) {
+  int64_t n = 0;
+  for (const AttentionSpan& span : spans) {
+    if (span.row_begin != n)
+      std::memmove(m.row(n), m.row(span.row_begin), static_cast<size_t>(span.n_rows * m.stride) * sizeof(float));
+    n += span.n_rows;
+  }
+  m.rows = n;
+}
+
+}  // namespace
+
+RankShape::RankShape(const ModelConfig& config, int tp)
+    : n_layers(config.n_layers),
+      dim(config.dim),
+      n_heads(config.n_heads / tp),
+      n_kv_heads(std::max(1, config.n_kv_heads / tp)),
+      head_dim(config.head_dim),
+      hidden_dim(config.hidden_dim / tp) {}
+
+uint64_t RankShape::layer_page_bytes(KvKind kind) const {
+  return 2ull * static_cast<uint64_t>(n_kv_heads) * kPageTokens * static_cast<uint64_t>(head_dim) *
+         static_cast<uint64_t>(kv_element_bytes(kind));
+}
+
+uint64_t RankShape::page_bytes(KvKind kind) const { return layer_page_bytes(kind) * static_cast<uint64_t>(n_layers); }
+
+uint64_t RankShape::scratch_bytes(int64_t n) const {
+  const int64_t floats = region(n * dim) + region(n * std::max<int64_t>(dim, heads_cols())) +
+                         region(n * std::max<int64_t>(qkv_cols(), hidden_dim));
+  return static_cast<uint64_t>(floats) * sizeof(float);
+}
+
+LlamaRank::LlamaRank(const ModelConfig& config, RankWeights& weights, const RunnerOptions& options, int n_threads,
+                     int spin)
+    : shape_(config, weights.tp),
+      weights_(config, weights),
+      inverse_frequencies_(rope_inverse_frequencies(config)),
+      eps_(static_cast<float>(config.norm_eps)),
+      kv_kind_(options.kv),
+      pool_(n_threads, spin),
+      ops_(options.make_ops ? options.make_ops(pool_) : make_cpu_ops(pool_)),
+      kv_(weights.arena.device(), static_cast<uint64_t>(options.n_pages) * shape_.page_bytes(options.kv)),
+      scratch_(weights.arena.device(), shape_.scratch_bytes(options.max_batch_tokens)) {}
+
+void LlamaRank::forward(const Batch& batch, Comm& comm) {
+  Activations a = carve(static_cast<int64_t>(batch.ids.size()));
+  embed(batch, a, comm);
+  for (int i = 0; i < shape_.n_layers; ++i) {
+    const LlamaLayer& w = weights_.layer(i);
+    const KvLayer kv = kv_layer(i);
+    const bool last = i + 1 == shape_.n_layers;
+    store_keys_and_values(w, kv, batch, a);
+    if (last && batch.wanted.empty()) return;
+    attend(kv, last ? batch.wanted : batch.spans, a);
+    if (last) a.keep(batch.wanted);  // nothing reads what the last layer would make of the other rows
+    add_to_residual(constant(a.heads), w.o, w.o_bias, a.x, comm);
+    mlp(w, a, comm);
+  }
+  write_logits(a, batch.logits);
+}
+
+/// x = the embedding table's rows. A row comes from the rank that holds it; on the others it is zero.
+void LlamaRank::embed(const Batch& batch, const Activations& a, Comm& comm) {
+  ops_->embed(batch.ids, weights_.embedding(), weights_.vocab_begin(), a.x);
+  comm.all_reduce_sum(flat(a.x));
+}
+
+/// q, k, v = rope(norm(x) wᵀ); k and v go into the pages.
+void LlamaRank::store_keys_and_values(const LlamaLayer& w, const KvLayer& kv, const Batch& batch,
+                                      const Activations& a) {
+  ops_->rms_norm(constant(a.x), w.attention_norm, eps_, a.normed);
+  ops_->matmul(constant(a.normed), w.qkv, if_present(w.qkv_bias), a.qkv);
+  ops_->rope_and_store(a.qkv, shape_.n_heads, if_present(w.q_norm), if_present(w.k_norm), eps_, inverse_frequencies_,
+                       batch.spans, kv);
+}
+
+/// heads = softmax(q kᵀ / √head_dim) v
+void LlamaRank::attend(const KvLayer& kv, std::span<const AttentionSpan> spans, const Activations& a) {
+  const Matrix<const float> q = {a.qkv.data, a.qkv.rows, a.heads.cols, a.qkv.stride};
+  ops_->attend(q, shape_.n_heads, spans, kv, a.heads);
+}
+
+/// x += down(silu(gate(norm(x))) * up(norm(x)))
+void LlamaRank::mlp(const LlamaLayer& w, const Activations& a, Comm& comm) {
+  ops_->rms_norm(constant(a.x), w.mlp_norm, eps_, a.normed);
+  ops_->gate_up_silu(constant(a.normed), w.gate_up, if_present(w.gate_up_bias), a.hidden);
+  add_to_residual(constant(a.hidden), w.down, w.down_bias, a.x, comm);
+}
+
+/// x += Σ over ranks of in wᵀ, + bias. Rank 0 brings the residual and the bias into the sum, the others their share
+/// alone.
+void LlamaRank::add_to_residual(Matrix<const float> in, const Weight& w, const Weight& bias, Matrix<float> x,
+                                Comm& comm) {
+  if (comm.rank() == 0) {
+    ops_->matmul_add(in, w, if_present(bias), x);
+  } else {
+    ops_->matmul(in, w, nullptr, x);
+  }
+  comm.all_reduce_sum(flat(x));
+}
+
+/// Ranks are threads of one process, so each writes its columns where the caller wants them; the padding rows of the
+/// vocabulary have none.
+void LlamaRank::write_logits(const Activations& a, Matrix<float> logits) {
+  ops_->rms_norm(constant(a.x), weights_.final_norm(), eps_, a.normed);
+  const Weight& lm_head = weights_.lm_head();
+  if (lm_head.rows == 0) return;
+  ops_->matmul(constant(a.normed), lm_head, nullptr,
+               {logits.data + weights_.vocab_begin(), logits.rows, lm_head.rows, logits.stride});
+}
+
+void LlamaRank::Activations::keep(std::span<const AttentionSpan> spans) {
+  keep_rows(spans, x);
+  keep_rows(spans, heads);
+  normed.rows = qkv.rows = hidden.rows = x.rows;
+}
+
+LlamaRank::Activations LlamaRank::carve(int64_t n) const {
+  const int64_t dim = shape_.dim, heads = shape_.heads_cols(), qkv = shape_.qkv_cols(), hidden = shape_.hidden_dim;
+  float* x = reinterpret_cast<float*>(scratch_.data());
+  float* inputs = x + region(n * dim);
+  float* outputs = inputs + region(n * std::max(dim, heads));
+  return {{x, n, dim, dim},
+          {inputs, n, dim, dim},
+          {outputs, n, qkv, qkv},
+          {inputs, n, heads, heads},
+          {outputs, n, hidden, hidden}};
+}
+
+/// Page-major: a page's layers lie together, so the first tokens touch one run of memory and a page never used costs
+/// none.
+KvLayer LlamaRank::kv_layer(int i) const {
+  const uint64_t offset = static_cast<uint64_t>(i) * shape_.layer_page_bytes(kv_kind_);
+  return {kv_.data() + offset, shape_.page_bytes(kv_kind_), kv_kind_, shape_.n_kv_heads, shape_.head_dim};
+}
+
+}  // namespace firstlight

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+// One tensor-parallel rank of a Llama-family model: its weights, its KV pages, its scratch, and the forward pass.
+#pragma once
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string_view>
+#include <vector>
+
+#include "firstlight/base/thread_pool.h"
+#include "firstlight/comm/comm.h"
+#include "firstlight/device/buffer.h"
+#include "firstlight/kv/page_pool.h"
+#include "firstlight/model/llama_weights.h"
+#include "firstlight/model/runner.h"
+#include "firstlight/ops/ops.h"
+
+namespace firstlight {
+
+/// One step's work, the same for all ranks.
+struct Batch {
+  std::vector<int> ids;
+  std::vector<AttentionSpan> spans;   ///< cover the rows of ids in order
+  std::vector<AttentionSpan> wanted;  ///< the parts of spans whose logits are wanted, in order
+  Matrix<float> logits;               ///< [wanted rows, vocab_size]
+};
+
+/// Sizes of one rank of `tp`.
+struct RankShape {
+  RankShape(const ModelConfig& config, int tp);
+  int n_layers, dim, n_heads, n_kv_heads, head_dim, hidden_dim;
+  int64_t heads_cols() const { return static_cast<int64_t>(n_heads) * head_dim; }
+  int64_t qkv_cols() const { return static_cast<int64_t>(n_heads + 2 * n_kv_heads) * head_dim; }
+  uint64_t layer_page_bytes(KvKind kind) const;  ///< one page of one layer
+  uint64_t page_bytes(KvKind kind) const;        ///< over all layers
+  uint64_t scratch_bytes(int64_t n_rows) const;  ///< activations of a batch
+};
+
+/// Used by one thread at a time, beside the pool's threads of its own.
+class LlamaRank {
+ public:
+  LlamaRank(const ModelConfig& config, RankWeights& weights, const RunnerOptions& options, int n_threads, int spin);
+
+  /// Computes the batch together with the other ranks of `comm` and writes this rank's columns of batch.logits.
+  void forward(const Batch& batch, Comm& comm);
+  std::string_view ops_name() const { return ops_->name(); }
+
+ private:
+  /// Rows of activations, carved from the scratch anew for each batch so that a small batch touches little memory.
+  struct Activations {
+    Matrix<float> x;       ///< [n, dim], the residual stream
+    Matrix<float> normed;  ///< [n, dim]
+    Matrix<float> qkv;     ///< [n, (n_heads + 2 n_kv_heads) * head_dim]
+    Matrix<float> heads;   ///< [n, n_heads * head_dim]; lies where normed lay
+    Matrix<float> hidden;  ///< [n, hidden_dim]; lies where qkv lay
+    void keep(
+        std::span<const AttentionSpan> spans);  ///< from now on only these rows, moved to the front; of x and heads
+  };
+  Activations carve(int64_t n_rows) const;
+  KvLayer kv_layer(int i) const;
+  void embed(const Batch& batch, const Activations& a, Comm& comm);
+  void store_keys_and_values(const LlamaLayer& w, const KvLayer& kv, const Batch& batch, const Activations& a);
+  void attend(const KvLayer& kv, std::span<const AttentionSpan> spans, const Activations& a);
+  void mlp(const LlamaLayer& w, const Activations& a, Comm& comm);
+  void add_to_residual(Matrix<const float> in, const Weight& w, const Weight& bias, Matrix<float> x, Comm& comm);
+  void write_logits(const Activations& a, Matrix<float> logits);
+
+  const RankShape shape_;
+  LlamaWeights weights_;
+  const std::vector<double> inverse_frequencies_;
+  const float eps_;
+  const KvKind kv_kind_;
+  ThreadPool pool_;
+  std::unique_ptr<Ops> ops_;
+  Buffer kv_;  ///< [page][layer][k, v][n_kv_heads][64][head_dim]
+  Buffer scratch_;
+};
+
+}  // namespace firstlight

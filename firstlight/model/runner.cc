@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: Apache-2.0
+// Runs the ranks of a model together: checks a batch, hands it to every rank's thread, ends all of them when one fails.
+#include "firstlight/model/runner.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "firstlight/base/error.h"
+#include "firstlight/base/str.h"
+#include "firstlight/ckpt/slice_map.h"
+#include "firstlight/comm/comm.h"
+#include "firstlight/model/llama_rank.h"
+
+namespace firstlight {
+namespace {
+
+constexpr uint64_t kPanelBytes = 1 << 20;  // a thread's panels and attention block, rounded up
+constexpr int kPoolSpin = 4000;            // polls of a waiting thread before it sleeps: as ThreadPool's default
+
+void check_chunk(const SequenceChunk& chunk, const ModelConfig& config, int64_t n_pages) {
+  const auto n = static_cast<int64_t>(chunk.tokens.size());
+  for (const int id : chunk.tokens) {
+    if (id < 0 || id >= config.vocab_size) {
+      throw Error(ErrorKind::bad_input, str("token id ", id, ": the model has ids 0 to ", config.vocab_size - 1));
+    }
+  }
+  if (chunk.n_logits < 0 || chunk.n_logits > n) {
+    throw Error(ErrorKind::bug, str("a chunk of ", n, " tokens wants ", chunk.n_logits, " rows of logits"));
+  }
+  if (n == 0) return;
+  const int64_t capacity = chunk.pages == nullptr ? 0 : chunk.pages->capacity();
+  if (chunk.position < 0 || chunk.position > capacity - n) {
+    throw Error(ErrorKind::bug,
+                str("tokens ", chunk.position, " to ", chunk.position + n, " of a sequence with pages for ", capacity));
+  }
+  for (const int32_t page : chunk.pages->pages()) {
+    if (page < 0 || page >= n_pages) throw Error(ErrorKind::bug, str("KV page ", page, " of ", n_pages));
+  }
+}
+
+class LlamaRunner final : public Runner {
+ public:
+  LlamaRunner(const ModelConfig& config, std::vector<RankWeights>& weights, const RunnerOptions& options)
+      : config_(config),
+        max_batch_tokens_(options.max_batch_tokens),
+        pool_(options.n_pages),
+        tp_(static_cast<int>(weights.size())),
+        crew_(tp_, 0) {
+    const int cores = usable_cores(), n_threads = options.n_threads > 0 ? options.n_threads : cores;
+    const int spin =
+        tp_ > 1 || n_threads > cores ? 0 : kPoolSpin;  // waiting threads must not take the cores of working ones
+    for (RankWeights& rank : weights) {
+      ranks_.push_back(std::make_unique<LlamaRank>(config_, rank, options, std::max(1, n_threads / tp_), spin));
+    }
+    comms_ = make_thread_comms(tp_);
+  }
+
+  void forward(std::span<const SequenceChunk> chunks, std::vector<float>& logits) override {
+    gather(chunks, logits);
+    if (batch_.ids.empty()) return;
+    try {
+      crew_.run([this](int rank) { run_rank(static_cast<size_t>(rank)); });
+    } catch (...) {
+      comms_ = make_thread_comms(tp_);  // the old group stays failed; the next call is a new one
+      throw;
+    }
+  }
+
+  const ModelConfig& config() const override { return config_; }
+  PagePool& pool() override { return pool_; }
+  std::string_view ops_name() const override { return ranks_[0]->ops_name(); }
+
+ private:
+  /// Fills batch_ with the chunks' rows, and sizes `logits`.
+  void gather(std::span<const SequenceChunk> chunks, std::vector<float>& logits) {
+    batch_.ids.clear();
+    batch_.spans.clear();
+    batch_.wanted.clear();
+    int64_t n_wanted = 0;
+    for (const SequenceChunk& chunk : chunks) {
+      check_chunk(chunk, config_, pool_.n_pages());
+      if (chunk.tokens.empty()) continue;
+      const auto begin = static_cast<int64_t>(batch_.ids.size()), n = static_cast<int64_t>(chunk.tokens.size());
+      batch_.ids.insert(batch_.ids.end(), chunk.tokens.begin(), chunk.tokens.end());
+      batch_.spans.push_back({begin, n, chunk.position, chunk.pages->pages().data()});
+      if (chunk.n_logits == 0) continue;
+      const int64_t skipped = n - chunk.n_logits;
+      batch_.wanted.push_back({begin + skipped, chunk.n_logits, chunk.position + skipped, chunk.pages->pages().data()});
+      n_wanted += chunk.n_logits;
+    }
+    if (static_cast<int64_t>(batch_.ids.size()) > max_batch_tokens_) {
+      throw Error(ErrorKind::bug,
+                  str("a batch of ", batch_.ids.size(), " tokens: the runner was made for ", max_batch_tokens_));
+    }
+    logits.resize(static_cast<size_t>(n_wanted) * static_cast<size_t>(config_.vocab_size));
+    batch_.logits = {logits.data(), n_wanted, config_.vocab_size, config_.vocab_size};
+  }
+
+  void run_rank(size_t rank) {
+    Comm& comm = *comms_[rank];
+    try {
+      ranks_[rank]->forward(batch_, comm);
+    } catch (...) {
+      comm.fail(std::current_exception());
+      comm.barrier();  // throws the first cause, on every rank the same
+    }
+  }
+
+  const ModelConfig config_;
+  const int max_batch_tokens_;
+  PagePool pool_;
+  const int tp_;
+  std::vector<std::unique_ptr<LlamaRank>> ranks_;
+  std::vector<std::unique_ptr<Comm>> comms_;
+  Batch batch_;
+  ThreadPool crew_;  // one thread a rank, rank 0 on the caller's
+};
+
+void check_options(const ModelConfig& config, const std::vector<RankWeights>& weights, const RunnerOptions& options) {
+  if (weights.empty()) throw Error(ErrorKind::bug, "a runner without ranks");
+  const int tp = static_cast<int>(weights.size());
+  require_tp(config, tp);
+  for (int r = 0; r < tp; ++r) {
+    const RankWeights& rank = weights[static_cast<size_t>(r)];
+    if (rank.rank != r || rank.tp != tp) {
+      throw Error(ErrorKind::bug,
+                  str("weights of rank ", rank.rank, " of ", rank.tp, " stand where rank ", r, " of ", tp, " should"));
+    }
+  }
+  if (options.max_batch_tokens < 1) throw Error(ErrorKind::bug, str("max_batch_tokens ", options.max_batch_tokens));
+  const uint64_t page = RankShape(config, tp).page_bytes(options.kv);
+  if (options.n_pages < 0 || options.n_pages > INT32_MAX ||
+      static_cast<uint64_t>(options.n_pages) > UINT64_MAX / page) {
+    throw Error(ErrorKind::out_of_memory, str(options.n_pages, " KV pages of ", page, " bytes"));
+  }
+}
+
+}  // namespace
+
+std::unique_ptr<Runner> make_runner(const ModelConfig& config, std::vector<RankWeights>& weights,
+                                    const RunnerOptions& options) {
+  check_options(config, weights, options);
+  return std::make_unique<LlamaRunner>(config, weights, options);
+}
+
+uint64_t kv_page_bytes(const ModelConfig& config, int tp, KvKind kind) {
+  return RankShape(config, tp).page_bytes(kind) * static_cast<uint64_t>(tp);
+}
+
+uint64_t scratch_bytes(const ModelConfig& config, int tp, const RunnerOptions& options) {
+  const RankShape shape(config, tp);
+  const auto rows = static_cast<uint64_t>(std::max(1, options.max_batch_tokens)), ranks = static_cast<uint64_t>(tp);
+  const auto widest = static_cast<uint64_t>(std::max<int64_t>({shape.dim, shape.heads_cols(), shape.hidden_dim}));
+  const uint64_t activations = shape.scratch_bytes(static_cast<int64_t>(rows));
+  // What the arithmetic keeps: a packed copy of a product's input, angles, and a panel a thread.
+  const uint64_t packed = rows * (widest + static_cast<uint64_t>(config.head_dim)) * sizeof(float);
+  const auto threads = static_cast<uint64_t>(options.n_threads > 0 ? options.n_threads : usable_cores());
+  const uint64_t exchanged = tp == 1 ? 0 : (ranks + 1) * rows * static_cast<uint64_t>(config.dim) * sizeof(float);
+  const uint64_t logits = static_cast<uint64_t>(config.vocab_size) * sizeof(float);
+  return ranks * (activations + packed) + std::max(threads, ranks) * kPanelBytes + exchanged + logits;
+}
+
+}  // namespace firstlight

@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line itself: help, wrong arguments, JSON, a full disk, a closed pipe."""
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+from common import TINY, Skip, Suite, assert_same_tree, files_of, tree_digest
+
+COMMANDS = ["shard", "plan", "verify", "inspect", "load", "run", "chat", "score", "tokenize", "synth", "bench start"]
+
+
+def helps(suite):
+    top = suite.run("--help").out
+    for command in COMMANDS:
+        assert command.split()[0] in top, f"firstlight --help does not name {command}"
+        text = suite.run(*command.split(), "--help").out
+        assert "Example" in text and f"firstlight {command}" in text, f"{command} --help has no example:\n{text}"
+
+
+def version(suite):
+    done = suite.run("--version")
+    assert done.out.startswith("firstlight ") and done.out.split()[1][0].isdigit(), done.out
+    return done.out.strip()
+
+
+def wrong_arguments(suite):
+    out = suite.tmp / "tiny"
+    suite.run("shard", TINY / "llama3", "-o", out, "--tp", "1,2")
+    cases = [
+        ([], "subcommand", 2), (["frobnicate"], "frobnicate", 2), (["run"], "MODEL", 2), (["load", out, "--frobnicate"], "frobnicate", 2),
+        (["run", out], "-p", 2), (["load", out, "--tp", "0"], "tp", 2), (["load", out, "--tp", "x"], "tp", 2),
+        (["load", out, "--tp", "4"], "4", 3), (["load", suite.tmp / "nowhere"], "nowhere", 3), (["run", suite.tmp / "nowhere", "-p", "x"], "nowhere", 3),
+        (["shard", TINY / "llama3"], "--out", 2), (["shard", TINY / "llama3", "-o", suite.tmp / "x", "--tp", "1", "--memory", "lots"], "lots", 2),
+        (["shard", TINY / "llama3", "-o", suite.tmp / "x", "--tp", "1", "--dtype", "f7"], "f7", 2), (["score", out], "--ids", 2),
+        (["score", out, "--ids", suite.tmp / "nowhere.json"], "nowhere.json", 3), (["inspect", suite.tmp / "nowhere"], "nowhere", 3),
+        (["synth", "--like", "no-such-model", "-o", suite.tmp / "x"], "no-such-model", 2), (["verify", suite.tmp], str(suite.tmp), {2, 3}),
+        (["load", TINY / "llama3" / "config.json"], "config.json", 2), (["run", out, "-p", "x", "--kv", "f7"], "f7", 2),
+        (["run", out, "-p", "x", "--temperature", "hot"], "hot", 2), (["load", out, "--device", "toaster"], "toaster", 2),
+    ]
+    for arguments, word, code in cases:
+        done = suite.run(*arguments, code=code)
+        assert word in done.err, f"{arguments}: the message does not have {word!r}: {done.err}"
+        assert done.out == "", f"{arguments}: printed on stdout: {done.out[:200]}"
+    return f"{len(cases)} cases"
+
+
+def json_output(suite):
+    out, ids = suite.tmp / "tiny", suite.tmp / "ids.json"
+    ids.write_text("[1, 2, 3]")
+    for arguments in (["load", out, "--tp", 2], ["verify", out], ["plan", out, "--tp", 2], ["inspect", out], ["inspect", TINY / "llama3" / "model.safetensors"],
+                      ["score", out, "--ids", ids], ["shard", TINY / "llama3", "-o", suite.tmp / "json", "--tp", 1],
+                      ["synth", "--config", TINY / "llama3" / "config.json", "-o", suite.tmp / "synth"]):
+        done = suite.run(*arguments, "--json")
+        done.json()
+        assert done.out.count("\n") >= 1 and done.out.endswith("\n"), arguments
+    failed = suite.run("load", suite.tmp / "nowhere", "--json", code=3)
+    assert failed.json()["error"]["kind"] == "not_found", failed.out
+    damaged = suite.run("shard", "--json", code=2)
+    assert "error" in damaged.json()
+
+
+def inspect_hashes(suite):
+    """inspect --hash gives the SHA-256 of the stored bytes, for each kind of file."""
+    import hashlib
+    import struct
+    path = TINY / "llama3" / "model.safetensors"
+    got = suite.run("inspect", path, "--json", "--hash", "sha256").json()
+    raw = path.read_bytes()
+    n, = struct.unpack("<Q", raw[:8])
+    header = json.loads(raw[8:8 + n])
+    header.pop("__metadata__", None)
+    assert got.keys() == header.keys(), "other names than the file has"
+    for name, tensor in header.items():
+        begin, end = tensor["data_offsets"]
+        assert got[name]["sha256"] == hashlib.sha256(raw[8 + n + begin:8 + n + end]).hexdigest(), name
+        assert got[name]["shape"] == tensor["shape"] and got[name]["dtype"].upper() == tensor["dtype"], got[name]
+    return f"{len(got)} tensors"
+
+
+def synth_is_a_model(suite):
+    folder, out = suite.tmp / "synthetic", suite.tmp / "synthetic-ranks"
+    suite.run("synth", "--config", TINY / "qwen3" / "config.json", "-o", folder, "--seed", 3)
+    suite.run("synth", "--config", TINY / "qwen3" / "config.json", "-o", suite.tmp / "again", "--seed", 3)
+    assert_same_tree(tree_digest(suite.tmp / "again"), tree_digest(folder), "the same seed again")
+    suite.run("shard", folder, "-o", out, "--tp", "1,2")
+    suite.run("verify", out)
+    suite.run("load", out, "--tp", 2)
+
+
+def limited(bytes_):
+    """For preexec: no file may grow beyond this; writes fail as on a full disk."""
+    def prepare():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_, bytes_))
+    return prepare
+
+
+def failed_write(suite):
+    """A write that fails half-way is exit code 6, and the conversion goes on where it was."""
+    out, whole = suite.tmp / "limited", suite.tmp / "whole"
+    suite.run("shard", TINY / "llama2", "-o", whole, "--tp", "1,2")
+    done = suite.run("shard", TINY / "llama2", "-o", out, "--tp", "1,2", code=6, preexec_fn=limited(2_100_000))
+    assert "large" in done.err or "space" in done.err, done.err
+    assert not (out / "READY").exists()
+    suite.run("shard", TINY / "llama2", "-o", out, "--tp", "1,2")
+    assert_same_tree(tree_digest(out), tree_digest(whole), "after a failed write")
+
+
+def full_disk(suite):
+    """A file system without room: said before the first byte, and resumable once there is room."""
+    mount = suite.tmp / "small"
+    mount.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", mount], capture_output=True, text=True, check=False) if os.getuid() == 0 else None
+    if done is None or done.returncode:
+        raise Skip("may not mount a tmpfs here")
+    try:
+        out = mount / "out"
+        done = suite.run("shard", TINY / "llama2", "-o", out, "--tp", "1,2", code=6)
+        assert "needs" in done.err or "space" in done.err or "free" in done.err, done.err
+        assert not list(out.rglob("*.safetensors")), "wrote before it looked"
+        subprocess.run(["mount", "-o", "remount,size=64m", mount], check=True)
+        suite.run("shard", TINY / "llama2", "-o", out, "--tp", "1,2")
+        assert_same_tree(tree_digest(out), tree_digest(suite.tmp / "whole"), "after the disk was full")
+    finally:
+        subprocess.run(["umount", mount], check=True)
+
+
+def full_stdout(suite):
+    with open("/dev/full", "wb") as full:
+        suite.run("plan", suite.tmp / "tiny", "--json", code=6, stdout=full)
+
+
+def unwritable(suite):
+    path = suite.tmp / "a-file"
+    path.write_text("x")
+    done = suite.run("shard", TINY / "llama3", "-o", path / "out", "--tp", 1, code={2, 3, 6})
+    assert "a-file" in done.err, done.err
+
+
+def ctrl_c_in_run(suite):
+    out = suite.tmp / "smollm2"
+    suite.run("shard", suite.smollm2(), "-o", out, "--tp", 1)
+    process = subprocess.Popen([suite.binary, "run", out, "-p", "Tell me a very long story.", "-n", "4000", "--ignore-eos"], stdout=subprocess.PIPE,
+                               stderr=subprocess.DEVNULL)
+    first = process.stdout.read(1)
+    process.send_signal(signal.SIGINT)
+    begin = time.monotonic()
+    process.communicate(timeout=20)
+    assert first and process.returncode == 130, f"exit code {process.returncode}"
+    return f"ended {time.monotonic() - begin:.2f} s after Ctrl-C"
+
+
+def closed_pipe(suite):
+    """`firstlight run … | head -c 1` ends soon."""
+    out = suite.tmp / "smollm2"
+    if not out.exists():
+        raise Skip("needs the conversion before it")
+    process = subprocess.Popen([suite.binary, "run", out, "-p", "Tell me a very long story.", "-n", "4000", "--ignore-eos"], stdout=subprocess.PIPE,
+                               stderr=subprocess.DEVNULL)
+    process.stdout.read(1)
+    process.stdout.close()
+    code = process.wait(30)
+    assert code in (6, 0, 130, 141, -signal.SIGPIPE), f"exit code {code}"
+
+
+def chat_answers(suite):
+    out = suite.tmp / "smollm2"
+    if not out.exists():
+        raise Skip("needs the conversion before it")
+    done = suite.run("chat", out, "--greedy", "-n", 12, stdin=b"My name is Ada.\nWhat is my name?\n")
+    assert len(done.out.strip()) > 10, f"{done.out!r}"
+    return repr(done.out.strip()[:60])
+
+
+def bench_start(suite):
+    out = suite.tmp / "smollm2"
+    if not out.exists():
+        raise Skip("needs the conversion before it")
+    got = suite.run("bench", "start", out, "--traditional-model", suite.smollm2(), "-n", 2, "--json").json()
+    assert any("ratio" in key for key in got), got.keys()
+
+
+def main():
+    suite = Suite()
+    suite.check("every command has help with an example", helps, suite)
+    suite.check("--version", version, suite)
+    suite.check("wrong arguments end with a message", wrong_arguments, suite)
+    suite.check("--json gives one object", json_output, suite)
+    suite.check("inspect hashes stored bytes", inspect_hashes, suite)
+    suite.check("synth makes a model", synth_is_a_model, suite)
+    suite.check("a failed write is resumable", failed_write, suite)
+    suite.check("a full disk is said first, and resumable", full_disk, suite)
+    suite.check("a full stdout is an error", full_stdout, suite)
+    suite.check("a directory that can't be made is an error", unwritable, suite)
+    suite.check("Ctrl-C ends run with 130", ctrl_c_in_run, suite)
+    suite.check("a closed pipe ends run", closed_pipe, suite)
+    suite.check("chat answers lines from a pipe", chat_answers, suite)
+    suite.check("bench start compares", bench_start, suite)
+    sys.exit(suite.end())
+
+
+if __name__ == "__main__":
+    main()

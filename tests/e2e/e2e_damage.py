@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Damage: whatever happens to a file, the program says so, names it, and ends with the right exit code."""
+import json
+import random
+import shutil
+import sys
+
+from common import TINY, Suite, files_of, flip_bit
+from hostile import hostile_gguf, hostile_safetensors
+
+MISSING, DAMAGED, BAD_INPUT = 3, 4, 2
+
+
+def copy_of(suite, out):
+    copy = suite.tmp / "damaged"
+    if copy.exists():
+        shutil.rmtree(copy)
+    shutil.copytree(out, copy)
+    return copy
+
+
+def is_needed_by_load(name, tp):
+    """READY, manifest, configuration, and this tp's parts and leaves. (A rank's own config and index are for other readers.)"""
+    return name in ("READY", "manifest.json", "config.json") or (
+        name.startswith(f"tp{tp}/") and (name.endswith(".safetensors") or name.endswith("leaves.xxh3")))
+
+
+def expect_failure(suite, name, codes, *command):
+    done = suite.run(*command, code=codes, timeout=60)
+    assert name in done.err or name.rsplit("/", 1)[-1] in done.err, f"{' '.join(map(str, command[:1]))} does not name {name}: {done.err.strip()[-300:]}"
+    assert "\n" in done.err and len(done.err) < 20_000, "no message, or a flood"
+
+
+def every_file(suite, kind):
+    """One kind of damage to each file in turn; verify, load and score must find it."""
+    out = suite.tmp / "tiny"
+    if not out.exists():
+        suite.run("shard", TINY / "qwen2.5", "-o", out, "--tp", "1,2")
+    ids = suite.tmp / "ids.json"
+    ids.write_text("[1,2,3,4]")
+    rng = random.Random(3)
+    names = [str(p.relative_to(out)) for p in files_of(out)]
+    for name in names:
+        copy = copy_of(suite, out)
+        path = copy / name
+        size = path.stat().st_size
+        if kind == "delete":
+            path.unlink()
+        elif kind == "truncate":
+            with open(path, "r+b") as file:
+                file.truncate(rng.randrange(size))
+        elif kind == "grow":
+            with open(path, "ab") as file:
+                file.write(b"\0")
+        else:
+            offset = rng.randrange(size)
+            if name.endswith(".safetensors") and rng.random() < 0.7:
+                offset = rng.randrange(2 << 20, size)  # in the data, where the most bytes of a real file are
+            flip_bit(path, offset, rng.randrange(8))
+        # Without READY the manifest can't be trusted, with a broken one neither: both are found first.
+        codes = {MISSING} if kind == "delete" and name in ("READY", "manifest.json") else {MISSING, DAMAGED} if kind == "delete" else {DAMAGED}
+        if name == "READY" and kind != "delete":
+            codes = {DAMAGED, BAD_INPUT}
+        expect_failure(suite, name, codes, "verify", copy)
+        for tp in (1, 2):
+            for command in (("load", copy, "--tp", tp), ("score", copy, "--ids", ids, "--tp", tp)):
+                if is_needed_by_load(name, tp):
+                    expect_failure(suite, name, codes, *command)
+                else:
+                    suite.run(*command)
+    return f"{len(names)} files"
+
+
+def every_leaf(suite):
+    """A flipped bit in the first, some middle and the last byte of each part is found, at its range."""
+    out = suite.tmp / "leaves"
+    suite.run("shard", TINY / "llama2", "-o", out, "--tp", "1")
+    part = next(p for p in files_of(out) if p.suffix == ".safetensors")
+    begin, size = 2 << 20, part.stat().st_size
+    for offset in (begin, begin + 1, (begin + size) // 2, size - 1):
+        flip_bit(part, offset)
+        done = suite.run("load", out, code=DAMAGED)
+        assert part.name in done.err and any(c.isdigit() for c in done.err), done.err
+        flip_bit(part, offset)
+    suite.run("load", out)
+
+
+def extra_files(suite):
+    """verify reports what is not in the manifest."""
+    out = copy_of(suite, suite.tmp / "tiny")
+    (out / "tp1" / "rank-00" / "model-00009-of-00009.safetensors").write_bytes(b"x")
+    done = suite.run("verify", out, code=DAMAGED)
+    assert "model-00009" in done.err, done.err
+
+
+def links_and_names(suite):
+    """A part that is a link out of OUT, and a manifest that names files outside, are refused."""
+    out = copy_of(suite, suite.tmp / "tiny")
+    part = next(p for p in files_of(out / "tp1") if p.suffix == ".safetensors")
+    outside = suite.tmp / "outside.safetensors"
+    shutil.move(part, outside)
+    part.symlink_to(outside)
+    suite.run("load", out, "--tp", 1, code={BAD_INPUT, DAMAGED})
+
+
+def whole_model(suite):
+    """SmolLM2: a damaged tokenizer or part ends run before it says a word."""
+    out = suite.tmp / "smollm2"
+    suite.run("shard", suite.smollm2(), "-o", out, "--tp", "1")
+    part = next(p for p in files_of(out) if p.suffix == ".safetensors")
+    for path, offset in ((out / "tokenizer.json", 1000), (part, part.stat().st_size // 2), (part, 2 << 20), (part, part.stat().st_size - 1)):
+        flip_bit(path, offset)
+        done = suite.run("run", out, "-p", "Hello", "-n", 4, code=DAMAGED)
+        assert path.name in done.err, done.err
+        assert done.out.strip() == "", f"printed {done.out!r} from a damaged model"
+        flip_bit(path, offset)
+    suite.run("run", out, "-p", "Hello", "-n", 4)
+
+
+def hostile(suite, files, name):
+    slow = 0.0
+    wrong = []
+    for case, content in files.items():
+        path = suite.tmp / name
+        path.write_bytes(content)
+        for command in (("inspect", path), ("inspect", path, "--json", "--hash", "sha256")):
+            try:
+                done = suite.run(*command, code=BAD_INPUT, timeout=20)
+                slow = max(slow, done.seconds)
+                assert name in done.err, f"the message does not name the file: {done.err.strip()}"
+                assert done.peak_bytes < 300e6, f"took {done.peak_bytes / 1e6:.0f} MB"
+            except AssertionError as problem:
+                wrong.append(f"{case}: {str(problem).strip()}")
+                break
+    assert not wrong, f"{len(wrong)} of {len(files)} cases\n  " + "\n  ".join(wrong)
+    return f"{len(files)} files, slowest {slow:.2f} s"
+
+
+def hostile_models(suite):
+    """The same safetensors files as a model's weights: shard refuses them and leaves nothing that looks whole."""
+    wrong = []
+    cases = hostile_safetensors()
+    for case, content in cases.items():
+        model, out = suite.tmp / "hostile-model", suite.tmp / "hostile-out"
+        shutil.rmtree(model, ignore_errors=True)
+        shutil.copytree(TINY / "llama3", model)
+        (model / "model.safetensors").write_bytes(content)
+        try:
+            suite.run("shard", model, "-o", out, "--tp", 1, code=BAD_INPUT, timeout=20)
+            assert not (out / "READY").exists(), "READY was written"
+        except AssertionError as problem:
+            wrong.append(f"{case}: {str(problem).strip()}")
+    assert not wrong, f"{len(wrong)} of {len(cases)} cases\n  " + "\n  ".join(wrong)
+    return f"{len(cases)} files"
+
+
+def bad_configs(suite):
+    """Configurations that make no sense, or ask for what is not done, are refused by name."""
+    good = json.loads((TINY / "llama3" / "config.json").read_text())
+    changes = {
+        "num_attention_heads": 0, "num_key_value_heads": 3, "hidden_size": -64, "num_hidden_layers": 10**9, "vocab_size": 2**40,
+        "model_type": "mamba", "hidden_act": "gelu_new", "quantization_config": {"quant_method": "gptq"},
+        "rope_scaling": {"rope_type": "yarn", "factor": 4.0}, "intermediate_size": "many",
+    }
+    wrong = []
+    for key, bad in changes.items():
+        model = suite.tmp / "bad-config"
+        shutil.rmtree(model, ignore_errors=True)
+        shutil.copytree(TINY / "llama3", model)
+        config = {**good, key: bad}
+        if key == "rope_scaling":
+            config.pop("rope_parameters", None)
+        if key == "model_type":
+            config["architectures"] = ["MambaForCausalLM"]
+        (model / "config.json").write_text(json.dumps(config))
+        try:
+            done = suite.run("shard", model, "-o", suite.tmp / "bad-out", "--tp", 1, code=BAD_INPUT, timeout=20)
+            assert len(done.err.strip()) > 20, f"no message: {done.err}"
+        except AssertionError as problem:
+            wrong.append(f"{key} = {bad}: {str(problem).strip()}")
+    assert not wrong, "\n  ".join(wrong)
+    return f"{len(changes)} configurations"
+
+
+def main():
+    suite = Suite()
+    for kind in ("flip a bit", "truncate", "grow", "delete"):
+        suite.check(f"{kind}: found in every file under OUT", every_file, suite, kind)
+    suite.check("a flipped bit is found wherever it is", every_leaf, suite)
+    suite.check("files that should not be there are reported", extra_files, suite)
+    suite.check("links out of OUT are refused", links_and_names, suite)
+    suite.check("a damaged model says no word", whole_model, suite)
+    suite.check("hostile safetensors files are refused", hostile, suite, hostile_safetensors(), "hostile.safetensors")
+    suite.check("hostile GGUF files are refused", hostile, suite, hostile_gguf(), "hostile.gguf")
+    suite.check("hostile weights are not converted", hostile_models, suite)
+    suite.check("nonsense configurations are refused", bad_configs, suite)
+    sys.exit(suite.end())
+
+
+if __name__ == "__main__":
+    main()
