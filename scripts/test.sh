@@ -77,5 +77,5 @@ for stage in "${stages[@]}"; do
 done
 say "summary"
 printf '%s' "$summary"
-echo "$((${#stages[@]} - failed)) stages passed, $failed failed"
+echo "stages: $((${#stages[@]} - failed)) passed, $failed failed"
 [ "$failed" = 0 ]

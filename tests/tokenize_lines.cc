@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// For tools/check_tokenizer.py: one JSON value a line on stdin, one object a line on stdout. A string gives {"ids"}; a
-// list of ids gives {"text", "stream"}: decode() and what a Detokenizer gave in all. The tokenizer is a tokenizer.json
-// or, with
-// --gguf-fields, the metadata of a GGUF as JSON.
+// For tools/check_tokenizer.py: one JSON value a line on stdin, one object a line on stdout. A string gives {"ids"}, a
+// list of ids {"text", "stream"}: decode() and what a Detokenizer gave in all. The tokenizer is a tokenizer.json, or
+// the metadata of a GGUF as JSON (--gguf-fields). --pieces PATTERN gives {"pieces"} of a string: where that pattern
+// cuts it.
 #include <cstdio>
 #include <ctime>
 #include <fstream>
@@ -12,6 +12,7 @@
 
 #include "firstlight/base/error.h"
 #include "firstlight/text/gguf_tokenizer.h"
+#include "firstlight/text/pre_tokenizer.h"
 #include "firstlight/text/tokenizer.h"
 #include "firstlight/text/unicode.h"
 
@@ -72,6 +73,19 @@ void time_it(const std::string& path, bool runs) {
   }
 }
 
+Json pieces_of(const std::string& pattern, const std::string& text) {
+  const bool smollm = pattern == "smollm";
+  const auto known = firstlight::pre_tokenizer_of_pattern(pattern);
+  if (!known && !smollm) throw firstlight::Error(firstlight::ErrorKind::unsupported, "pattern " + pattern);
+  Json pieces = Json::array();
+  for (size_t begin = 0; begin < text.size();) {
+    const size_t end = firstlight::piece_end(smollm ? firstlight::PreTokenizer::smollm : *known, text, begin);
+    pieces.push_back(text.substr(begin, end - begin));
+    begin = end;
+  }
+  return {{"pieces", pieces}};
+}
+
 Json answer(const firstlight::Tokenizer& tokenizer, const Json& line, bool add_special, bool parse_special,
             bool skip_special) {
   if (line.is_string()) return {{"ids", tokenizer.encode(line.get<std::string>(), add_special, parse_special)}};
@@ -91,7 +105,7 @@ Json answer(const firstlight::Tokenizer& tokenizer, const Json& line, bool add_s
 
 int main(int argc, char** argv) {
   bool fields = false, add_special = true, parse_special = true, skip_special = true, timed = false, timed_runs = false;
-  std::string path;
+  std::string path, pattern;
   for (int i = 1; i < argc; ++i) {
     const std::string arg = argv[i];
     if (arg == "--gguf-fields") {
@@ -105,6 +119,8 @@ int main(int argc, char** argv) {
     } else if (arg == "--time" || arg == "--time-load") {
       timed = true;
       timed_runs = arg == "--time";
+    } else if (arg == "--pieces" && i + 1 < argc) {
+      pattern = argv[++i];
     } else {
       path = arg;
     }
@@ -112,6 +128,12 @@ int main(int argc, char** argv) {
   try {
     if (timed) {
       time_it(path, timed_runs);
+      return 0;
+    }
+    if (!pattern.empty()) {
+      for (std::string line; std::getline(std::cin, line);) {
+        std::cout << pieces_of(pattern, Json::parse(line).get<std::string>()).dump() << '\n';
+      }
       return 0;
     }
     const std::string text = read_file(path);

@@ -76,6 +76,15 @@ def check_decode(report, binary, name, path, theirs, encoded, skip_special):
                        [expected[i] for i in sure])
 
 
+def check_pieces(report, binary, n, seed):
+    """Where text is cut: vocabularies are too small to show every wrong cut in their ids."""
+    strings = corpus(n, seed, ["'\u017ft", "I'Ll", "'\u017f\u017f", "\u2019s"])
+    for name, cutter in families.patterns().items():
+        expected = [[piece for piece, _ in cutter.pre_tokenize_str(s)] for s in strings]
+        got = [r["pieces"] for r in run(binary, ["--pieces", name], strings)]
+        report.compare(f"pieces {name[:24]}", strings, got, expected)
+
+
 class PlainBpe:
     """Byte-level BPE in a few lines, straight from the definition."""
 
@@ -95,13 +104,14 @@ class PlainBpe:
 
     def word(self, word):
         if word not in self.cache:
-            parts = [self.letter[b] for b in word.encode()]
+            # A byte that the vocabulary lacks is nothing, and its neighbours meet: so do tokenizers.
+            parts = [self.letter[b] for b in word.encode() if self.letter[b] in self.ids]
             while len(parts) > 1:
                 rank, at = min((self.ranks.get(pair, 1 << 30), i) for i, pair in enumerate(zip(parts, parts[1:])))
                 if rank == 1 << 30:
                     break
                 parts[at:at + 2] = [parts[at] + parts[at + 1]]
-            self.cache[word] = [self.ids[p] for p in parts if p in self.ids]
+            self.cache[word] = [self.ids[p] for p in parts]
         return self.cache[word]
 
     def encode(self, text):
@@ -153,6 +163,12 @@ def check_gguf(report, binary, path, n, seed):
         file.flush()
         got = [r["ids"] for r in run(binary, [file.name, "--gguf-fields"], strings)]
     report.compare(f"GGUF {fields['pre']}", strings, got, [plain.encode(s) for s in strings])
+    special = [families.added(i, t) for i, (t, kind) in enumerate(zip(fields["tokens"], fields["token_type"])) if kind == 3]
+    spec = {"version": "1.0", "added_tokens": special, "normalizer": None, "post_processor": None,
+            "pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, families.BYTE_LEVEL]},
+            "decoder": families.BYTE_LEVEL,
+            "model": {"type": "BPE", "vocab": {t: i for i, t in enumerate(fields["tokens"])}, "merges": fields["merges"]}}
+    check_family(report, binary, "the same as tokenizer.json", spec, corpus(n, seed + 1, [t["content"] for t in special]))
 
 
 def check_sentencepiece(report, binary, n, seed):
@@ -219,12 +235,14 @@ def main():
         "flags-llama2": lambda: (families.with_flags(llama2, True), {}),
         "flags-first": lambda: (families.with_flags(families.metaspace(llama2, "first", False), True), {}),
     }
-    wanted = args.only.split(",") if args.only else [*jobs, "sentencepiece", "gguf"]
+    wanted = args.only.split(",") if args.only else ["pieces", *jobs, "sentencepiece", "gguf"]
     for name in wanted:
         if name in jobs:
             spec, options = jobs[name]()
             extra = [t["content"] for t in spec["added_tokens"]]
             check_family(report, binary, name, spec, corpus(args.strings, args.seed, extra), **options)
+    if "pieces" in wanted:
+        check_pieces(report, binary, args.strings, args.seed)
     if "sentencepiece" in wanted:
         check_sentencepiece(report, binary, args.strings, args.seed)
     if "gguf" in wanted and args.gguf:

@@ -62,6 +62,9 @@ def main():
         strings = ["", "it'\u017fx it'Sx we'Re 'lL 'k", "\u0e01'\u017f", *extra, *strings[-150:-36:2], *strings[20:-36:12]]
         write(out / f"{name}.json", spec)
         write(out / f"{name}_cases.json", cases(spec, strings, name == "llama2_normalized"))
+    strings = ["it'\u017fx 'Sa we'Re'LLx 'k''s", *[s for s in corpus(300, 8, exhaustive=False) if 1 < len(s) < 50][-130:]]
+    write(out / "pieces_cases.json", {name: [[p for p, _ in cutter.pre_tokenize_str(s)] for s in strings]
+                                      for name, cutter in families.patterns().items()})
     nfc = normalizers.NFC().normalize_str
     strings = [s for s in corpus(700, 6, exhaustive=False) if nfc(s) != s and len(s) < 60]
     write(out / "nfc_cases.json", [[s, nfc(s)] for s in strings])

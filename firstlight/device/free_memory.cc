@@ -36,8 +36,8 @@ std::optional<uint64_t> field_in(const std::string& path, const std::string& key
 }
 
 /// What one group's limit leaves. Page cache that the kernel drops under pressure counts as free, as in MemAvailable.
-std::optional<uint64_t> left_in(const std::string& limit_file, const std::string& usage_file, const std::string& stat_file,
-                                const char* cache_key) {
+std::optional<uint64_t> left_in(const std::string& limit_file, const std::string& usage_file,
+                                const std::string& stat_file, const char* cache_key) {
   const auto limit = number_in(limit_file);
   const auto usage = number_in(usage_file);
   if (!limit || !usage) return std::nullopt;

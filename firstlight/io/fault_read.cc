@@ -33,7 +33,8 @@ std::vector<Fault> FaultyRead::strike(int fd) {
   for (Armed& armed : faults_) {
     if (!path.ends_with(armed.fault.file)) continue;
     const uint64_t call = armed.seen++;
-    if (call >= armed.fault.first_call && call - armed.fault.first_call < armed.fault.n_calls) hits.push_back(armed.fault);
+    if (call >= armed.fault.first_call && call - armed.fault.first_call < armed.fault.n_calls)
+      hits.push_back(armed.fault);
   }
   return hits;
 }
@@ -43,8 +44,12 @@ ssize_t FaultyRead::pread(int fd, void* into, size_t size, off_t offset) {
   const auto at = static_cast<uint64_t>(offset);
   for (const Fault& fault : hits) {
     switch (fault.kind) {
-      case Fault::Kind::short_read: size = std::min<size_t>(size, std::max<uint64_t>(1, fault.amount)); break;
-      case Fault::Kind::error: errno = static_cast<int>(fault.amount); return -1;
+      case Fault::Kind::short_read:
+        size = std::min<size_t>(size, std::max<uint64_t>(1, fault.amount));
+        break;
+      case Fault::Kind::error:
+        errno = static_cast<int>(fault.amount);
+        return -1;
       case Fault::Kind::stall: {
         std::unique_lock lock(mutex_);
         ++n_stalled_;
@@ -56,7 +61,8 @@ ssize_t FaultyRead::pread(int fd, void* into, size_t size, off_t offset) {
         if (at >= fault.amount) return 0;
         size = std::min<size_t>(size, fault.amount - at);
         break;
-      case Fault::Kind::flip: break;
+      case Fault::Kind::flip:
+        break;
     }
   }
   const ssize_t got = below_->pread(fd, into, size, offset);

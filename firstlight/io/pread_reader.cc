@@ -38,8 +38,8 @@ struct Slot {
 
 }  // namespace
 
-// Every request is in exactly one of: queue → a slot (reading → delivering) → done; queue → dropped → done; a slot (reading →
-// abandoned) → dropped → done. Each arrow is taken under the mutex, so a completion is delivered once.
+// Every request is in exactly one of: queue → a slot (reading → delivering) → done; queue → dropped → done; a slot
+// (reading → abandoned) → dropped → done. Each arrow is taken under the mutex, so a completion is delivered once.
 struct PreadReader::Impl {
   std::shared_ptr<RawRead> raw;
   std::string name, why;

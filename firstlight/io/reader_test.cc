@@ -152,7 +152,8 @@ TEST_F(ReaderTest, ACallbackMaySubmitMore) {
   ReadCallback next = [&](const ReadCompletion& completion) {
     collect()(completion);
     if (completion.id == 99) return;
-    const ReadRequest request{completion.id + 1, file, (completion.id + 1) * 10, 10, into.data() + (completion.id + 1) * 10};
+    const ReadRequest request{completion.id + 1, file, (completion.id + 1) * 10, 10,
+                              into.data() + (completion.id + 1) * 10};
     reader.submit({&request, 1}, next);
   };
   const ReadRequest first{0, file, 0, 10, into.data()};
@@ -196,8 +197,10 @@ TEST_F(ReaderTest, TheDeadlineEndsAlsoARequestThatIsStuckInTheKernel) {
   reader->set_deadline(Reader::Clock::now() + milliseconds(5));
   reader->wait();
   EXPECT_EQ(results_.size(), 10u);
-  EXPECT_EQ(results_[0], 100);
-  for (uint64_t id = 1; id < 10; ++id) EXPECT_EQ(results_[id], -ETIMEDOUT) << id;
+  // Which request made the first call, two threads decide among themselves.
+  const auto is = [](int64_t wanted) { return [=](const auto& result) { return result.second == wanted; }; };
+  EXPECT_EQ(std::count_if(results_.begin(), results_.end(), is(100)), 1);
+  EXPECT_EQ(std::count_if(results_.begin(), results_.end(), is(-ETIMEDOUT)), 9);
 
   reader->submit({requests.data(), 1}, [&](const ReadCompletion& late) { EXPECT_EQ(late.result, -ETIMEDOUT); });
   reader->wait();
@@ -256,8 +259,7 @@ TEST_F(ReaderTest, TheDestructorEndsABusyFileAndAnAbandonedRequest) {
   std::vector<std::byte> into;
   const auto requests = cut(file, into, 100);
   {
-    const auto busy =
-        std::make_shared<FaultyRead>(std::vector<Fault>{{.kind = Fault::Kind::error, .amount = EAGAIN}});
+    const auto busy = std::make_shared<FaultyRead>(std::vector<Fault>{{.kind = Fault::Kind::error, .amount = EAGAIN}});
     const auto reader = make_faulty_reader(busy, 2);
     reader->submit(requests, collect());
     while (busy->n_calls() < 5) std::this_thread::yield();
@@ -281,8 +283,9 @@ TEST_F(ReaderTest, TheDestructorEndsABusyFileAndAnAbandonedRequest) {
 
 TEST_F(ReaderTest, ManyThreadsMaySubmitCancelAndWaitTogether) {
   const auto file = make_file(64'000);
-  const auto faulty = std::make_shared<FaultyRead>(std::vector<Fault>{
-      {.kind = Fault::Kind::short_read, .amount = 300}, {.kind = Fault::Kind::error, .amount = EIO, .first_call = 50, .n_calls = 1}});
+  const auto faulty = std::make_shared<FaultyRead>(
+      std::vector<Fault>{{.kind = Fault::Kind::short_read, .amount = 300},
+                         {.kind = Fault::Kind::error, .amount = EIO, .first_call = 50, .n_calls = 1}});
   std::vector<std::byte> into(20 * 64'000);  // a place of its own for each round: an abandoned read may still write
   std::atomic<int> n_completions = 0;
   {
@@ -317,9 +320,8 @@ TEST_F(ReaderTest, MemoryStandsInForAFilesStorage) {
   memory->put(*file, content);
   std::vector<std::byte> into(700), from_disk(1000);
   const auto reader = make_memory_reader(memory, 2);
-  const std::vector<ReadRequest> requests{{0, file, 100, 500, into.data()},
-                                          {1, file, 500, 200, into.data() + 500},
-                                          {2, other, 0, 1000, from_disk.data()}};
+  const std::vector<ReadRequest> requests{
+      {0, file, 100, 500, into.data()}, {1, file, 500, 200, into.data() + 500}, {2, other, 0, 1000, from_disk.data()}};
   reader->submit(requests, collect());
   reader->wait();
   EXPECT_EQ(results_, (std::map<uint64_t, int64_t>{{0, 500}, {1, -ENODATA}, {2, 1000}}));

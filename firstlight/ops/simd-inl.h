@@ -85,7 +85,7 @@ FIRSTLIGHT_INLINE VF exp2(VF x) {
   p = p * f + splat(2.4022651e-1f);
   p = p * f + splat(6.9314718e-1f);
   p = p * f + splat(1.0f);
-  const VF scaled = reinterpret_cast<VF>(reinterpret_cast<VI>(p) + (reinterpret_cast<VI>(rounded) << 23));
+  const VF scaled = reinterpret_cast<VF>(reinterpret_cast<VU>(p) + (reinterpret_cast<VU>(rounded) << 23));
   return x >= splat(-126.0f) ? scaled : VF{};
 }
 

@@ -6,6 +6,7 @@
 #include <iterator>
 #include <nlohmann/json.hpp>
 
+#include "firstlight/text/pre_tokenizer.h"
 #include "firstlight/text/tokenizer.h"
 #include "firstlight/text/unicode.h"
 
@@ -69,6 +70,26 @@ INSTANTIATE_TEST_SUITE_P(Families, Golden,
                          testing::Values("gpt2", "smollm", "llama3", "qwen2", "llama2", "llama2_first", "llama2_split",
                                          "llama2_normalized", "llama2_unknown", "flags_qwen2", "flags_llama2"),
                          [](const auto& family) { return std::string(family.param); });
+
+TEST(PieceEnd, CutsWherePatternsDo) {
+  size_t n_pieces = 0;
+  const Json cases = Json::parse(read_data("pieces_cases.json"));
+  for (const auto& [pattern, texts] : cases.items()) {
+    const PreTokenizer pre = pattern == "smollm" ? PreTokenizer::smollm : pre_tokenizer_of_pattern(pattern).value();
+    for (const auto& pieces : texts.get<std::vector<std::vector<std::string>>>()) {
+      std::string text;
+      for (const std::string& piece : pieces) text += piece;
+      size_t begin = 0;
+      for (const std::string& piece : pieces) {
+        const size_t end = piece_end(pre, text, begin);
+        ASSERT_EQ(text.substr(begin, end - begin), piece) << "of '" << text << "' by " << pattern;
+        begin = end;
+        ++n_pieces;
+      }
+    }
+  }
+  EXPECT_GT(n_pieces, 1000u);
+}
 
 TEST(Nfc, ComposesAsTokenizersDoes) {
   const auto cases = Json::parse(read_data("nfc_cases.json")).get<std::vector<std::pair<std::string, std::string>>>();
