@@ -29,8 +29,9 @@ struct ManifestPart {
   uint64_t tail_begin =
       0;  ///< offset in the data section from which tensors are not page multiples; = data_bytes if there are none
   uint64_t first_leaf = 0;  ///< index of the part's first leaf in leaves.xxh3
-  /// The header without its padding: the 8 length bytes and the JSON up to and with its last '}'. A load waits for these
-  /// bytes alone (30 kB instead of 2 MiB for 270 tensors); that spaces follow up to kDataBegin it checks beside the data.
+  /// The header without its padding: the 8 length bytes and the JSON up to and with its last '}'. A load waits for
+  /// these bytes alone (30 kB instead of 2 MiB for 270 tensors); that spaces follow up to kDataBegin it checks beside
+  /// the data.
   uint64_t header_bytes = 0;
   std::string header_xxh3;  ///< XXH3-128 of the file's bytes [0, header_bytes), 32 hex digits
 };

@@ -51,7 +51,8 @@ Request GenerateOptions::request(std::vector<int> prompt) const {
 }
 
 double Answer::prompt_tokens_per_s() const {
-  return prompt_seconds > 0 ? static_cast<double>(n_prompt) / prompt_seconds : 0;
+  const double computing = prompt_seconds - waited_seconds;
+  return computing > 0 ? static_cast<double>(n_prompt) / computing : 0;
 }
 
 double Answer::tokens_per_s() const {

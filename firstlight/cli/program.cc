@@ -2,6 +2,7 @@
 // The command line as a whole: sub-commands, help, and how failures become exit codes.
 #include <CLI/CLI.hpp>
 #include <cstdio>
+#include <filesystem>
 #include <new>
 #include <nlohmann/json.hpp>
 
@@ -61,10 +62,15 @@ int run_program(int argc, char** argv, Context& context) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {
-    if (e.get_exit_code() == 0) return app.exit(e);  // --help, --version
+    if (e.get_exit_code() == 0) {  // --help, --version
+      const int code = app.exit(e);
+      std::fflush(stdout);  // the process ends by _exit()
+      return code;
+    }
     context.json = asks_json(argc, argv);
+    const bool unknown = app.get_subcommands().empty() && argc > 1 && argv[1][0] != '-';
     return fail(context, "bad_input",
-                str(e.what(), "\n  see: firstlight ",
+                str(unknown ? str("there is no command '", argv[1], "'") : e.what(), "\n  see: firstlight ",
                     app.get_subcommands().empty() ? "" : app.get_subcommands()[0]->get_name() + " ", "--help"),
                 2);
   }
@@ -77,6 +83,8 @@ int run_program(int argc, char** argv, Context& context) {
     return fail(context, "interrupted", "interrupted", interrupted_exit_code());
   } catch (const Error& e) {
     return fail(context, to_string(e.kind()), e.what(), exit_code(e.kind()));
+  } catch (const std::filesystem::filesystem_error& e) {
+    return fail(context, to_string(ErrorKind::io), e.what(), exit_code(ErrorKind::io));
   } catch (const std::bad_alloc&) {
     return fail(context, "out_of_memory", "out of memory", exit_code(ErrorKind::out_of_memory));
   } catch (const std::exception& e) {

@@ -48,6 +48,7 @@ void report(Context& context, const RunOptions& options, Session& session, const
                 {"ttft_s", answer.first_token_s},
                 {"phases", to_json(context.timeline.phases())},
                 {"load", to_json(load)},
+                {"waited_for_weights_s", answer.waited_seconds},
                 {"prompt_tokens_per_s", answer.prompt_tokens_per_s()},
                 {"tokens_per_s", answer.tokens_per_s()},
                 {"tp", session.tp()},
@@ -60,11 +61,12 @@ void report(Context& context, const RunOptions& options, Session& session, const
   say(context, "");
   say(context, draw_timeline(context.timeline.phases(), answer.first_token_s));
   say(context, str("first token ", human_seconds(answer.first_token_s), " after exec; ", describe(load)));
-  std::array<char, 128> rates{};
+  std::array<char, 192> rates{};
   std::snprintf(rates.data(), rates.size(),
-                "prompt: %zu tokens, %.0f tokens/s; generated: %zu tokens, %.1f tokens/s (%s)", answer.n_prompt,
-                answer.prompt_tokens_per_s(), answer.ids.size(), answer.tokens_per_s(),
-                std::string(to_string(answer.finish)).c_str());
+                "prompt: %zu tokens, %.0f tokens/s (%.0f ms of waiting for weights left out); generated: %zu tokens, "
+                "%.1f tokens/s (%s)",
+                answer.n_prompt, answer.prompt_tokens_per_s(), 1e3 * answer.waited_seconds, answer.ids.size(),
+                answer.tokens_per_s(), std::string(to_string(answer.finish)).c_str());
   say(context, rates.data());
   say(context, str("computed by ", session.runner().ops_name(), ", tp ", session.tp()));
 }
@@ -93,7 +95,9 @@ int run(Context& context, const RunOptions& options) {
   }
   if (!options.json && !ends_with_newline) print("\n");
   context.timeline.add("prompt → first token", prompt_start, answer.first_token_s);
-  report(context, options, session, session.load().wait(), answer);
+  const LoadReport load = session.load().wait();
+  answer.waited_seconds = session.load().weights()[0].ready->waited_seconds();
+  report(context, options, session, load, answer);
   return 0;
 }
 

@@ -38,8 +38,15 @@ void Gates::wait(int i) {
   const std::atomic<bool>& gate = open_[checked(i)];
   if (gate.load(std::memory_order_acquire)) return;
   std::unique_lock lock(mutex_);
+  const auto begin = std::chrono::steady_clock::now();
   changed_.wait(lock, [&] { return gate.load(std::memory_order_acquire) || failure_ != nullptr; });
+  waited_ += std::chrono::steady_clock::now() - begin;
   if (!gate.load(std::memory_order_acquire)) std::rethrow_exception(failure_);
+}
+
+double Gates::waited_seconds() const {
+  const std::lock_guard lock(mutex_);
+  return std::chrono::duration<double>(waited_).count();
 }
 
 bool Gates::is_open(int i) const { return open_[checked(i)].load(std::memory_order_acquire); }

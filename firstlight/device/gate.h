@@ -2,6 +2,7 @@
 // Layer-ready events: the loader opens numbered gates, the forward pass waits for them.
 #pragma once
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <exception>
 #include <mutex>
@@ -21,14 +22,17 @@ class Gates {
   /// Blocks until gate i is open; rethrows the failure. A gate that opened before the failure stays open.
   void wait(int i);
   bool is_open(int i) const;
+  /// Seconds that wait() has blocked so far, summed over callers: computing that stood still for want of bytes.
+  double waited_seconds() const;
 
  private:
   size_t checked(int i) const;  // throws Error{bug} past the end
 
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
   std::condition_variable changed_;
   std::vector<std::atomic<bool>> open_;
   std::exception_ptr failure_;
+  std::chrono::steady_clock::duration waited_{};
 };
 
 }  // namespace firstlight

@@ -247,6 +247,16 @@ TEST(ChatTemplate, LimitsAreThoseGiven) {
   EXPECT_TRUE(error_of("{% for i in range(500) %}x{% endfor %}", limits));
 }
 
+TEST(ChatTemplate, ConversationsOfManyMegabytesAreWithinTheLimits) {
+  const std::string text = repeated("word, 字\n", 200'000);  // 2 MB
+  const std::vector<ChatMessage> messages{
+      {"user", text}, {"assistant", "<think>" + text + "</think>" + text}, {"user", text}};
+  for (const json& family : load("families.json")) {
+    const ChatTemplate chat_template(family.at("template").get<std::string>());
+    EXPECT_GE(chat_template.render(messages, default_options()).size(), 3 * text.size()) << family.at("name");
+  }
+}
+
 TEST(ChatTemplate, InvalidBytesInAMessageBecomeTheReplacementCharacter) {
   const ChatTemplate chat_template("{{ messages[0].content }}|{{ messages[0].content|length }}");
   EXPECT_EQ(chat_template.render({{"user", "a\xff\xe2\x82"}}, {}), "a\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd|4");

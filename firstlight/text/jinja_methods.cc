@@ -30,21 +30,34 @@ Value strip_method(Runtime& runtime, const std::string& self, std::string_view n
   return runtime.text(std::string(strip(self, chars, name != "rstrip", name != "lstrip")));
 }
 
+// Pays for the pieces of a split before they are made: each costs an object, however small the text between.
+void spend_pieces(Runtime& runtime, std::string_view text, std::string_view separator) {
+  int64_t n = static_cast<int64_t>(text.size() / 1024);
+  if (!separator.empty()) {
+    for (size_t at = 0; (at = text.find(separator, at)) != std::string_view::npos; at += separator.size()) ++n;
+  } else {  // white space, line ends among it
+    for (size_t at = 0; at < text.size();) n += is_space(next_char(text, at)) ? 1 : 0;
+  }
+  runtime.spend(n);
+}
+
 Value split_method(Runtime& runtime, const std::string& self, std::string_view name, CallArguments& arguments) {
   const Bound bound = bind(runtime, name, arguments, {"sep", "maxsplit"}, 0);
   const int64_t max_splits = bound[1] ? runtime.expect_integer(*bound[1], name) : -1;
   const bool from_right = name == "rsplit";
-  // A piece costs an object, however small: pay before the list is made.
-  runtime.spend(static_cast<int64_t>(self.size() / 16));
-  if (!given(bound[0])) return texts(runtime, split_space(self, max_splits, from_right));
+  if (!given(bound[0])) {
+    spend_pieces(runtime, self, "");
+    return texts(runtime, split_space(self, max_splits, from_right));
+  }
   const std::string& separator = runtime.expect_text(*bound[0], name);
   if (separator.empty()) runtime.fail("split(): the separator is empty");
+  spend_pieces(runtime, self, separator);
   return texts(runtime, split_at(self, separator, max_splits, from_right));
 }
 
 Value split_lines_method(Runtime& runtime, const std::string& self, std::string_view name, CallArguments& arguments) {
   const Bound bound = bind(runtime, name, arguments, {"keepends"}, 0);
-  runtime.spend(static_cast<int64_t>(self.size() / 16));
+  spend_pieces(runtime, self, "");
   return texts(runtime, split_lines(self, bound[0] && truth(*bound[0])));
 }
 
