@@ -22,11 +22,7 @@ install(TARGETS firstlight_all firstlight_flags ${exported} EXPORT firstlight-ta
 install(DIRECTORY ${PROJECT_SOURCE_DIR}/firstlight DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} COMPONENT firstlight
         FILES_MATCHING PATTERN "*.h" PATTERN cli EXCLUDE PATTERN "test_*.h" EXCLUDE)
 install(EXPORT firstlight-targets NAMESPACE firstlight:: DESTINATION ${package_dir} COMPONENT firstlight)
-set(FIRSTLIGHT_WITH_ONEDNN 0)
-if(FIRSTLIGHT_ONEDNN AND TARGET DNNL::dnnl)
-  set(FIRSTLIGHT_WITH_ONEDNN 1)
-endif()
 configure_package_config_file(${CMAKE_CURRENT_LIST_DIR}/firstlight-config.cmake.in firstlight-config.cmake INSTALL_DESTINATION ${package_dir})
 write_basic_package_version_file(firstlight-config-version.cmake COMPATIBILITY SameMinorVersion)
-install(FILES ${CMAKE_CURRENT_BINARY_DIR}/firstlight-config.cmake ${CMAKE_CURRENT_BINARY_DIR}/firstlight-config-version.cmake ${CMAKE_CURRENT_LIST_DIR}/onednn.cmake
+install(FILES ${CMAKE_CURRENT_BINARY_DIR}/firstlight-config.cmake ${CMAKE_CURRENT_BINARY_DIR}/firstlight-config-version.cmake
         DESTINATION ${package_dir} COMPONENT firstlight)

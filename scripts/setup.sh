@@ -7,7 +7,7 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 build_packages="ca-certificates g++ cmake ninja-build nlohmann-json3-dev libcli11-dev libxxhash-dev libssl-dev
-                libdnnl-dev libhwy-dev libgtest-dev libgmock-dev libbenchmark-dev python3 python3-venv"
+                libgtest-dev libgmock-dev libbenchmark-dev python3 python3-venv"
 test_packages="clang-format-14 clang-16 libclang-rt-16-dev git"
 
 say() { printf '\n== %s\n' "$*"; }

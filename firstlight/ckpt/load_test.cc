@@ -10,6 +10,8 @@
 
 #include "firstlight/ckpt/arena.h"
 #include "firstlight/ckpt/load_fixture.h"
+#include "firstlight/ckpt/load_gates.h"
+#include "firstlight/ckpt/safetensors.h"
 #include "firstlight/io/fault_read.h"
 #include "firstlight/io/memory_reader.h"
 #include "firstlight/io/pread_reader.h"
@@ -167,6 +169,47 @@ TEST_F(LoadTest, GatesOpenInLayerOrderAndWhatLiesBehindAnOpenGateIsThere) {
     for (const RankWeights& each : load->weights()) expect_weights(load->config(), each);
     fs::remove_all(out);
   }
+}
+
+TEST_F(LoadTest, AGateOpensWithTheLastLeafThatTouchesItsTensorsAndNoSooner) {
+  const fs::path out = make_checkpoint("one_part", DTypeChoice::bf16, 1u << 30);
+  const Manifest manifest = read_manifest(out);
+  const ModelConfig config = parse_hf_config(kTinyConfig);
+  RankFiles files;
+  files.manifest = &manifest.find_tp(1)->ranks[0];
+  const ManifestPart& part = files.manifest->parts[0];
+  const SafetensorsHeader header = read_safetensors_header(*File::open(out / part.file));
+  files.layout = lay_out_arena(config, manifest, *files.manifest, 1, 0, {&header, 1});
+  const uint64_t n_leaves = leaves_of(part);
+  ASSERT_GT(n_leaves, 4u);
+  int n_shared = 0;
+  for (uint64_t missing = 0; missing < n_leaves; ++missing) {
+    Gates gates(n_gates(config));
+    LeafGates leaf_gates(files, gates);
+    for (uint64_t leaf = 0; leaf < n_leaves; ++leaf) {
+      if (leaf != missing) leaf_gates.leaf_done(leaf);
+    }
+    leaf_gates.release_last();
+    const uint64_t begin = missing * kLeafBytes, end = begin + kLeafBytes;
+    int n_closed = 0;
+    for (int gate = 0; gate < gates.size(); ++gate) {
+      bool waits = end > part.tail_begin;  // a leaf of the tail: all wait
+      for (const ArenaTensor& tensor : files.layout.tensors) {
+        waits = waits || (tensor.gate == gate && tensor.begin < end && tensor.end > begin);
+      }
+      EXPECT_EQ(gates.is_open(gate), !waits) << "gate " << gate << " without leaf " << missing;
+      n_closed += waits ? 1 : 0;
+    }
+    if (n_closed == 2) ++n_shared;
+    leaf_gates.leaf_done(missing);
+    for (int gate = 0; gate < gates.size(); ++gate) EXPECT_TRUE(gates.is_open(gate));
+  }
+  EXPECT_GT(n_shared, 0) << "no leaf held parts of two layers: the test tests nothing";
+  Gates gates(n_gates(config));
+  LeafGates leaf_gates(files, gates);
+  for (uint64_t leaf = 0; leaf < n_leaves; ++leaf) leaf_gates.leaf_done(leaf);
+  EXPECT_FALSE(gates.is_open(gates.size() - 1)) << "the last gate is the identity check's";
+  fs::remove_all(out);
 }
 
 TEST_F(LoadTest, AReaderThatGivesLittleAtATimeChangesNothing) {

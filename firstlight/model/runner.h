@@ -45,7 +45,7 @@ class Runner {
   virtual void forward(std::span<const SequenceChunk> batch, std::vector<float>& logits) = 0;
   virtual const ModelConfig& config() const = 0;
   virtual PagePool& pool() = 0;
-  virtual std::string_view ops_name() const = 0;  ///< "cpu: avx512_bf16, oneDNN 2.6.3, 2 threads"
+  virtual std::string_view ops_name() const = 0;  ///< "cpu: avx512_bf16, 2 threads"
 };
 
 std::unique_ptr<Runner> make_runner(const ModelConfig& config, std::vector<RankWeights>& weights,

@@ -77,7 +77,7 @@ class Suite:
                     os.waitpid(process.pid, 0)
                     process.returncode = -9
                     raise AssertionError(f"hung for {timeout} s: firstlight {' '.join(map(str, arguments))}")
-                time.sleep(0.002)
+                time.sleep(0.005)
             process.returncode = os.waitstatus_to_exitcode(status)
             if feeder:
                 feeder.join()
