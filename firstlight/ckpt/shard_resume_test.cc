@@ -5,6 +5,7 @@
 #include <sys/mount.h>
 #include <sys/wait.h>
 
+#include <atomic>
 #include <fstream>
 
 #include "firstlight/base/error.h"
@@ -222,9 +223,9 @@ TEST(ShardResume, AnErrorOfTheSourceEndsTheConversionAndIsTheOneReported) {
 
 TEST(ShardResume, TwoConversionsDoNotWriteTheSameDirectory) {
   const Case s;
-  bool tried = false;
+  std::atomic<bool> tried = false;
   const StepHook hook = [&](std::string_view, const std::string&) {
-    if (std::exchange(tried, true)) return;
+    if (tried.exchange(true)) return;
     try {
       shard(s.source, s.out(), s.options);
       ADD_FAILURE() << "the second was let in";

@@ -42,7 +42,7 @@ TokenizerSpec gguf_tokenizer_spec(const Source& source) {
   const GgufMetadata& metadata = metadata_of(source);
   GgufTokenizerFields fields;
   fields.model = metadata.text("tokenizer.ggml.model").value_or("");
-  fields.pre = metadata.text("tokenizer.ggml.pre").value_or("default");
+  fields.pre = metadata.text("tokenizer.ggml.pre").value_or("");
   fields.tokens = table(metadata, "tokenizer.ggml.tokens");
   fields.merges = table(metadata, "tokenizer.ggml.merges");
   fields.scores = metadata.numbers("tokenizer.ggml.scores").value_or(std::vector<float>());

@@ -27,9 +27,9 @@ std::string prompt_text(const RunOptions& options) {
   return options.prompt;
 }
 
-std::vector<int> encode_prompt(Context& context, const RunOptions& options, const ModelText& text) {
+std::vector<int> encode_prompt(Context& context, const RunOptions& options, const std::string& prompt,
+                               const ModelText& text) {
   const Timeline::Scope scope(&context.timeline, "encode prompt");
-  const std::string prompt = prompt_text(options);
   if (options.raw) return text.tokenizer->encode(prompt);
   if (text.chat == nullptr) say(context, "chat template: the model has none, so the prompt is taken as it is");
   std::vector<ChatMessage> messages;
@@ -73,13 +73,14 @@ void report(Context& context, const RunOptions& options, Session& session, const
 
 int run(Context& context, const RunOptions& options) {
   context.json = options.json;
+  const std::string prompt = prompt_text(options);
   Session session(context, options.session);
   ModelText& text = session.text();
   EngineOptions engine_options;
   engine_options.max_context = session.max_context();
   engine_options.stop_ids = text.stop_ids;
   Engine engine(session.runner(), text.tokenizer.get(), engine_options);
-  Request request = options.generate.request(encode_prompt(context, options, text));
+  Request request = options.generate.request(encode_prompt(context, options, prompt, text));
   const double prompt_start = seconds_since_exec();
   bool ends_with_newline = true;
   Answer answer;

@@ -13,7 +13,7 @@ enum TokenType : int32_t { kNormal = 1, kUnknown = 2, kControl = 3, kUserDefined
 [[noreturn]] void refuse(const std::string& what) { throw Error(ErrorKind::bad_input, "GGUF tokenizer: " + what); }
 
 void read_pre(const std::string& pre, TokenizerSpec& spec) {
-  if (pre.empty() || pre == "default" || pre == "gpt-2" || pre == "gpt2") {
+  if (pre == "gpt-2") {
     spec.pre = PreTokenizer::gpt2;
   } else if (pre == "smollm") {
     spec.pre = PreTokenizer::smollm;
@@ -25,7 +25,7 @@ void read_pre(const std::string& pre, TokenizerSpec& spec) {
     spec.nfc = true;  // as Qwen2's tokenizer.json says
   } else {
     throw Error(ErrorKind::unsupported, "GGUF tokenizer: pre-tokenizer '" + pre +
-                                            "' is not supported; known are default, gpt-2, smollm, llama-bpe, qwen2");
+                                            "' is not supported; known are gpt-2, smollm, llama-bpe, qwen2");
   }
 }
 

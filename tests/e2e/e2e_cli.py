@@ -142,30 +142,38 @@ def unwritable(suite):
     assert "a-file" in done.err, done.err
 
 
-def ctrl_c_in_run(suite):
+def long_run(suite, end):
+    """Starts a long answer, waits for its first byte, lets `end` stop it, and gives exit code and seconds until it was over."""
     out = suite.tmp / "smollm2"
-    suite.run("shard", suite.smollm2(), "-o", out, "--tp", 1)
-    process = subprocess.Popen([suite.binary, "run", out, "-p", "Tell me a very long story.", "-n", "4000", "--ignore-eos"], stdout=subprocess.PIPE,
-                               stderr=subprocess.DEVNULL)
-    first = process.stdout.read(1)
-    process.send_signal(signal.SIGINT)
-    begin = time.monotonic()
-    process.communicate(timeout=20)
-    assert first and process.returncode == 130, f"exit code {process.returncode}"
-    return f"ended {time.monotonic() - begin:.2f} s after Ctrl-C"
+    if not out.exists():
+        suite.run("shard", suite.smollm2(), "-o", out, "--tp", 1)
+    process = subprocess.Popen(
+        [suite.binary, "run", out, "-p", "Tell me a very long story.", "-n", "4000", "--ignore-eos"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        assert process.stdout.read(1), "no answer"
+        begin = time.monotonic()
+        end(process)
+        if not process.stdout.closed:
+            process.communicate(timeout=60)
+        return process.wait(60), time.monotonic() - begin
+    finally:
+        process.kill()  # nothing is left behind, whatever failed
+
+
+def ctrl_c_in_run(suite):
+    code, seconds = long_run(suite, lambda process: process.send_signal(signal.SIGINT))
+    assert code == 130, f"exit code {code}"
+    return f"ended {seconds:.2f} s after Ctrl-C"
 
 
 def closed_pipe(suite):
     """`firstlight run … | head -c 1` ends soon."""
-    out = suite.tmp / "smollm2"
-    if not out.exists():
-        raise Skip("needs the conversion before it")
-    process = subprocess.Popen([suite.binary, "run", out, "-p", "Tell me a very long story.", "-n", "4000", "--ignore-eos"], stdout=subprocess.PIPE,
-                               stderr=subprocess.DEVNULL)
-    process.stdout.read(1)
-    process.stdout.close()
-    code = process.wait(30)
+    code, seconds = long_run(suite, lambda process: process.stdout.close())
     assert code in (6, 0, 130, 141, -signal.SIGPIPE), f"exit code {code}"
+    return f"ended {seconds:.2f} s after the pipe was closed"
 
 
 def chat_answers(suite):
