@@ -50,6 +50,7 @@ stage_tsan() {
 stage_fuzz() {
   if ! command -v clang++-16 >/dev/null; then
     echo "SKIPPED: needs clang 16"
+    result=SKIPPED
     return 0
   fi
   build fuzz fuzzers && run_tests fuzz -L fuzz

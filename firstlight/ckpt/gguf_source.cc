@@ -15,6 +15,7 @@
 #include "firstlight/ckpt/gguf_tokenizer.h"
 #include "firstlight/ckpt/hf_source.h"
 #include "firstlight/ckpt/slice_map.h"
+#include "firstlight/ckpt/source_sample.h"
 #include "firstlight/quant/convert.h"
 
 namespace firstlight {
@@ -174,6 +175,8 @@ std::string GgufSource::fingerprint() const {
     hash.update(std::as_bytes(std::span(head)));
     hash.update(std::as_bytes(std::span(gguf_->header_bytes(static_cast<int>(i)))));
   }
+  for (const GgufTensor& tensor : gguf_->tensors())
+    hash_sample(hash, *gguf_->file(tensor.part), tensor.offset, tensor.bytes);
   return str("gguf:", hash.hex());
 }
 

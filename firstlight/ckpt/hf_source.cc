@@ -9,6 +9,7 @@
 #include "firstlight/base/hash.h"
 #include "firstlight/base/str.h"
 #include "firstlight/ckpt/slice_map.h"
+#include "firstlight/ckpt/source_sample.h"
 #include "firstlight/quant/convert.h"
 
 namespace firstlight {
@@ -165,6 +166,9 @@ std::string HfSource::fingerprint() const {
     add(file.name);
     add(std::to_string(file.file->size()));
     add(head);
+    for (const SafetensorsTensor& tensor : file.header.tensors) {
+      hash_sample(hash, *file.file, file.header.data_begin + tensor.begin, tensor.end - tensor.begin);
+    }
   }
   return str("safetensors:", hash.hex());
 }

@@ -29,7 +29,7 @@ struct LoadReport {
   double seconds = 0;
   std::string reader;  ///< the path that ran: "pread", "traditional"
   std::string why;
-  std::string verify;             ///< "full", "off", and for sources without hashes "none: the source has no hashes"
+  std::string verify;  ///< "full", "off", on the traditional path "none: the traditional path checks no hashes"
   double verify_cpu_seconds = 0;  ///< time spent hashing, summed over threads
   std::vector<RankReport> ranks;
 };

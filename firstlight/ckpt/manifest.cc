@@ -123,6 +123,13 @@ std::string to_json(const Manifest& manifest) {
 Manifest read_manifest(const fs::path& out) {
   const fs::path ready = out / "READY";
   std::error_code ignored;
+  const fs::file_status status = fs::status(out, ignored);
+  if (!fs::exists(status)) throw_errno(ENOENT, "open", out.string());
+  if (!fs::is_directory(status)) {
+    throw Error(ErrorKind::bad_input,
+                str("'", out.string(),
+                    "' is a file, not a rank checkpoint; make one with: firstlight shard MODEL -o OUT --tp 1"));
+  }
   if (!fs::exists(fs::symlink_status(ready, ignored))) {
     throw Error(ErrorKind::not_found,
                 str("'", ready.string(), "' is missing: the conversion was not finished; run shard again"));

@@ -60,6 +60,10 @@ void survey_manifest(const fs::path& out, const JournalHead& recipe, bool force,
     } else if (!force) {
       refuse(out,
              str("holds another model or dtype (", manifest.recipe_dtype, " of a ", manifest.source_kind, " source)"));
+    } else {
+      for (const auto& [name, file] : manifest.files) {
+        if (name.find('/') == std::string::npos) found.replaced.push_back(name);
+      }
     }
   } catch (const Error& e) {
     if (!force) throw;

@@ -22,6 +22,8 @@ struct Survey {
   bool trusted = false;
   /// Parts that may be whole: to be hashed again. `leaves` may be empty (not noted).
   std::map<std::string, JournalPart> candidates;
+  /// By force: small files of the other model that goes (names relative to OUT).
+  std::vector<std::string> replaced;
 };
 
 /// Throws Error{bad_input} if OUT holds another model or something else and `force` is not set. With `force` a

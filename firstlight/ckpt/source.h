@@ -44,7 +44,8 @@ class Source {
   /// shape that config() says.
   virtual const std::vector<SourceTensor>& tensors() const = 0;
   virtual const std::vector<AuxFile>& aux_files() const = 0;
-  /// Content-independent identity for resuming: kind, file names, sizes and header hashes. Equal for equal input.
+  /// Identity for resuming and for adding a tp: kind, file names, sizes, headers, small files, and samples of every
+  /// tensor's bytes (source_sample.h). Equal for equal input.
   virtual std::string fingerprint() const = 0;
 
   /// Reads rows [row_begin, row_end) of a tensor (all of a 1-D tensor is one row) as `as` (f32, bf16, or the tensor's

@@ -71,7 +71,7 @@ TraditionalLoad::TraditionalLoad(const Source& source, const LoadOptions& option
   report_.seconds = seconds_since_exec() - begin_s_;
   report_.reader = "traditional";
   report_.why = str("a ", source.kind(), " source, read through host memory, one rank after another");
-  report_.verify = "none: the source has no hashes";
+  report_.verify = "none: the traditional path checks no hashes";
 }
 
 void TraditionalLoad::fill(const Source& source, const LoadOptions& options, RankWeights& weights) {

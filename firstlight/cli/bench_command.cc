@@ -67,9 +67,19 @@ Run measure(const std::vector<std::string>& arguments) {
   run.process_s = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   run.report = nlohmann::ordered_json::parse(output, nullptr, false);
   if (!WIFEXITED(status) || WEXITSTATUS(status) != 0 || !run.report.is_object() || !run.report.contains("ttft_s")) {
-    std::string line;
-    for (const std::string& argument : arguments) line += argument + " ";
-    throw Error(ErrorKind::bug, str("bench start: '", line, "' failed: ", output.empty() ? "no output" : output));
+    // The child has said what is wrong: its kind of failure is ours.
+    std::string message = "the measured process failed";
+    ErrorKind kind = ErrorKind::bug;
+    if (run.report.is_object() && run.report.contains("error")) {
+      message = run.report["error"].value("message", message);
+      const std::string name = run.report["error"].value("kind", "bug");
+      for (const ErrorKind known : {ErrorKind::bad_input, ErrorKind::unsupported, ErrorKind::not_found,
+                                    ErrorKind::damaged, ErrorKind::out_of_memory, ErrorKind::io, ErrorKind::device}) {
+        if (to_string(known) == name) kind = known;
+      }
+      if (name == "interrupted") throw Interrupted();
+    }
+    throw Error(kind, message);
   }
   run.ttft_s = run.report["ttft_s"].get<double>();
   return run;

@@ -81,10 +81,12 @@ int run_program(int argc, char** argv, Context& context) {
     return code;
   } catch (const Interrupted&) {
     return fail(context, "interrupted", "interrupted", interrupted_exit_code());
+  } catch (const std::filesystem::filesystem_error& e) {
+    const bool absent = e.code() == std::errc::no_such_file_or_directory || e.code() == std::errc::not_a_directory;
+    const ErrorKind kind = absent ? ErrorKind::not_found : ErrorKind::io;
+    return fail(context, to_string(kind), str("'", e.path1().string(), "': ", e.code().message()), exit_code(kind));
   } catch (const Error& e) {
     return fail(context, to_string(e.kind()), e.what(), exit_code(e.kind()));
-  } catch (const std::filesystem::filesystem_error& e) {
-    return fail(context, to_string(ErrorKind::io), e.what(), exit_code(ErrorKind::io));
   } catch (const std::bad_alloc&) {
     return fail(context, "out_of_memory", "out of memory", exit_code(ErrorKind::out_of_memory));
   } catch (const std::exception& e) {

@@ -7,6 +7,7 @@
 #include "firstlight/base/error.h"
 #include "firstlight/base/str.h"
 #include "firstlight/cli/generate.h"
+#include "firstlight/cli/token_ids.h"
 
 namespace firstlight::cli {
 
@@ -15,21 +16,23 @@ namespace {
 struct RunOptions {
   SessionOptions session;
   GenerateOptions generate;
-  std::string prompt, prompt_file, system;
+  std::string prompt, prompt_file, ids_file, system;
   bool raw = false;
   bool json = false;
 };
 
 std::string prompt_text(const RunOptions& options) {
+  if (!options.ids_file.empty()) return "";
   if (!options.prompt_file.empty()) return read_text(options.prompt_file);
   if (options.prompt.empty())
-    throw Error(ErrorKind::bad_input, "run: give a prompt with -p TEXT or --prompt-file FILE");
+    throw Error(ErrorKind::bad_input, "run: give a prompt with -p TEXT, --prompt-file FILE or --ids FILE");
   return options.prompt;
 }
 
 std::vector<int> encode_prompt(Context& context, const RunOptions& options, const std::string& prompt,
-                               const ModelText& text) {
+                               const ModelText& text, int vocab_size) {
   const Timeline::Scope scope(&context.timeline, "encode prompt");
+  if (!options.ids_file.empty()) return read_ids(options.ids_file, vocab_size);
   if (options.raw) return text.tokenizer->encode(prompt);
   if (text.chat == nullptr) say(context, "chat template: the model has none, so the prompt is taken as it is");
   std::vector<ChatMessage> messages;
@@ -80,7 +83,8 @@ int run(Context& context, const RunOptions& options) {
   engine_options.max_context = session.max_context();
   engine_options.stop_ids = text.stop_ids;
   Engine engine(session.runner(), text.tokenizer.get(), engine_options);
-  Request request = options.generate.request(encode_prompt(context, options, prompt, text));
+  Request request =
+      options.generate.request(encode_prompt(context, options, prompt, text, session.config().vocab_size));
   const double prompt_start = seconds_since_exec();
   bool ends_with_newline = true;
   Answer answer;
@@ -111,7 +115,11 @@ void add_run(CLI::App& app, Action& chosen) {
   options->session.add_to(*command);
   options->generate.add_to(*command);
   CLI::Option* prompt = command->add_option("-p,--prompt", options->prompt, "The prompt");
-  command->add_option("--prompt-file", options->prompt_file, "Read the prompt from a file")->excludes(prompt);
+  CLI::Option* file = command->add_option("--prompt-file,--text", options->prompt_file, "Read the prompt from a file");
+  file->excludes(prompt);
+  command->add_option("--ids", options->ids_file, "Prompt as a JSON list of token ids, taken as they are")
+      ->excludes(prompt)
+      ->excludes(file);
   command->add_option("--system", options->system, "System message");
   command->add_flag("--raw", options->raw, "Do not use the chat template");
   command->add_flag("--json", options->json, "One JSON object on stdout");

@@ -10,6 +10,7 @@
 #include "firstlight/base/error.h"
 #include "firstlight/base/str.h"
 #include "firstlight/cli/session.h"
+#include "firstlight/cli/token_ids.h"
 
 namespace firstlight::cli {
 
@@ -32,20 +33,6 @@ struct Score {
   std::vector<std::optional<double>> logprobs;  // [n]
   std::vector<std::vector<TopToken>> top;       // [n][top]
 };
-
-std::vector<int> read_ids(const std::string& path, int vocab_size) {
-  const nlohmann::json json = nlohmann::json::parse(read_text(path), nullptr, false);
-  if (!json.is_array()) throw Error(ErrorKind::bad_input, str(path, ": not a JSON list of token ids"));
-  std::vector<int> ids;
-  for (const auto& value : json) {
-    if (!value.is_number_integer() || value < 0 || value >= vocab_size) {
-      throw Error(ErrorKind::bad_input,
-                  str(path, ": ", value.dump(), " is not a token id of this model (0 … ", vocab_size - 1, ")"));
-    }
-    ids.push_back(value.get<int>());
-  }
-  return ids;
-}
 
 /// ln Σ exp(logits), in double.
 double log_sum_exp(std::span<const float> logits) {
@@ -123,7 +110,7 @@ int run_score(Context& context, const ScoreOptions& options) {
   for (const auto& logprob : score.logprobs) {
     if (logprob) sum -= *logprob, ++counted;
   }
-  const double mean = counted > 0 ? sum / static_cast<double>(counted) : 0;
+  const double mean = sum / static_cast<double>(counted);  // NaN, null in JSON, if each window has but one token
   if (options.json) {
     nlohmann::ordered_json logprobs = nlohmann::ordered_json::array(), top = nlohmann::ordered_json::array();
     for (const auto& logprob : score.logprobs)

@@ -46,7 +46,14 @@ int run_shard(Context& context, const ShardCommand& options) {
     bar.clear();
     say(context, line);
   };
-  const ShardReport report = shard(*source, options.out, shard_options);
+  ShardReport report;
+  try {
+    report = shard(*source, options.out, shard_options);
+  } catch (const Interrupted&) {
+    bar.clear();
+    say(context, "stopped; the same command goes on where it was");
+    throw;
+  }
   bar.clear();
   std::string tps;
   for (const int tp : report.tps) tps += str(tps.empty() ? "" : ", ", tp);

@@ -77,7 +77,7 @@ void matvec_rows(const Product& p, int64_t n_begin, int64_t n_end) {
   const W* w = static_cast<const W*>(p.w);
   for (int64_t n0 = n_begin; n0 < n_end; n0 += kLanes) {
     const int64_t n = std::min<int64_t>(kLanes, n_end - n0);
-    VF sums[kRows], up[kRows];
+    VF sums[kRows], up[kRows] = {};
     dot_lanes<W, kRows>(p, w + n0 * p.k, n, sums);
     if (p.epilogue == Epilogue::silu) dot_lanes<W, kRows>(p, w + (p.n + n0) * p.k, n, up);
     const VF bias = p.bias ? load_upto(p.bias + n0, n) : VF{};
