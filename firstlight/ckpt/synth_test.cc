@@ -49,6 +49,27 @@ TEST(Synth, ThreadsAndPartsDoNotChangeTheValuesAndTheSeedDoes) {
   EXPECT_NE(read_rank(scratch.path() / "d").at(name).bytes, whole.at(name).bytes);
 }
 
+TEST(SourceFingerprint, TellsModelsOfEqualShapesApartAndShardRefusesToMixThem) {
+  const ScratchDirectory scratch;
+  SynthOptions options;
+  options.config_json = family("mistral").config;
+  for (const uint64_t seed : {1, 2}) {
+    options.seed = seed;
+    synth(scratch.path() / std::to_string(seed), options);
+  }
+  const auto one = open_source(scratch.path() / "1"), other = open_source(scratch.path() / "2");
+  EXPECT_EQ(one->fingerprint(), open_source(scratch.path() / "1")->fingerprint());
+  EXPECT_NE(one->fingerprint(), other->fingerprint());
+  ShardOptions shard_options;
+  shard_options.tps = {1};
+  shard(*one, scratch.path() / "out", shard_options);
+  shard_options.tps = {1, 2};
+  EXPECT_THROW(shard(*other, scratch.path() / "out", shard_options), Error);
+  shard_options.force = true;
+  shard(*other, scratch.path() / "out", shard_options);
+  EXPECT_THAT(verify(scratch.path() / "out", 1, {}, nullptr).problems, ::testing::IsEmpty());
+}
+
 TEST(Synth, WeightsAreNormalAndNormsAreOne) {
   const ScratchDirectory scratch;
   SynthOptions options;
