@@ -3,7 +3,6 @@
 #include "firstlight/model/llama_rank.h"
 
 #include <algorithm>
-#include <cstring>
 
 namespace firstlight {
 namespace {
@@ -14,17 +13,6 @@ int64_t region(int64_t floats) { return (floats + 63) / 64 * 64; }
 Matrix<const float> constant(Matrix<float> m) { return {m.data, m.rows, m.cols, m.stride}; }
 
 std::span<float> flat(Matrix<float> m) { return {m.data, static_cast<size_t>(m.rows * m.cols)}; }
-
-/// Moves the rows of `spans` to the front, so that m has these rows only.
-void keep_rows(std::span<const AttentionSpan> spans, Matrix<float>& m) {
-  int64_t n = 0;
-  for (const AttentionSpan& span : spans) {
-    if (span.row_begin != n)
-      std::memmove(m.row(n), m.row(span.row_begin), static_cast<size_t>(span.n_rows * m.stride) * sizeof(float));
-    n += span.n_rows;
-  }
-  m.rows = n;
-}
 
 }  // namespace
 
@@ -62,6 +50,11 @@ LlamaRank::LlamaRank(const ModelConfig& config, RankWeights& weights, const Runn
       scratch_(weights.arena.device(), shape_.scratch_bytes(options.max_batch_tokens)) {}
 
 void LlamaRank::forward(const Batch& batch, Comm& comm) {
+  if (!ops_->begin({batch.ids, batch.spans, batch.wanted}, weights_.all_there())) compute(batch, comm);
+  ops_->end();
+}
+
+void LlamaRank::compute(const Batch& batch, Comm& comm) {
   Activations a = carve(static_cast<int64_t>(batch.ids.size()));
   embed(batch, a, comm);
   for (int i = 0; i < shape_.n_layers; ++i) {
@@ -71,7 +64,7 @@ void LlamaRank::forward(const Batch& batch, Comm& comm) {
     store_keys_and_values(w, kv, batch, a);
     if (last && batch.wanted.empty()) return;
     attend(kv, last ? batch.wanted : batch.spans, a);
-    if (last) a.keep(batch.wanted);  // nothing reads what the last layer would make of the other rows
+    if (last) keep_wanted(batch, a);  // nothing reads what the last layer would make of the other rows
     add_to_residual(constant(a.heads), w.o, w.o_bias, a.x, comm);
     mlp(w, a, comm);
   }
@@ -124,14 +117,14 @@ void LlamaRank::write_logits(const Activations& a, Matrix<float> logits) {
   ops_->rms_norm(constant(a.x), weights_.final_norm(), eps_, a.normed);
   const Weight& lm_head = weights_.lm_head();
   if (lm_head.rows == 0) return;
-  ops_->matmul(constant(a.normed), lm_head, nullptr,
+  ops_->logits(constant(a.normed), lm_head,
                {logits.data + weights_.vocab_begin(), logits.rows, lm_head.rows, logits.stride});
 }
 
-void LlamaRank::Activations::keep(std::span<const AttentionSpan> spans) {
-  keep_rows(spans, x);
-  keep_rows(spans, heads);
-  normed.rows = qkv.rows = hidden.rows = x.rows;
+void LlamaRank::keep_wanted(const Batch& batch, Activations& a) {
+  ops_->keep_rows(batch.wanted, a.x);
+  ops_->keep_rows(batch.wanted, a.heads);
+  a.normed.rows = a.qkv.rows = a.hidden.rows = a.x.rows;
 }
 
 LlamaRank::Activations LlamaRank::carve(int64_t n) const {

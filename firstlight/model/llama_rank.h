@@ -53,10 +53,11 @@ class LlamaRank {
     Matrix<float> qkv;     ///< [n, (n_heads + 2 n_kv_heads) * head_dim]
     Matrix<float> heads;   ///< [n, n_heads * head_dim]; lies where normed lay
     Matrix<float> hidden;  ///< [n, hidden_dim]; lies where qkv lay
-    void keep(
-        std::span<const AttentionSpan> spans);  ///< from now on only these rows, moved to the front; of x and heads
   };
   Activations carve(int64_t n_rows) const;
+  void compute(const Batch& batch, Comm& comm);
+  /// From now on only the wanted rows, moved to the front; of x and heads.
+  void keep_wanted(const Batch& batch, Activations& a);
   KvLayer kv_layer(int i) const;
   void embed(const Batch& batch, const Activations& a, Comm& comm);
   void store_keys_and_values(const LlamaLayer& w, const KvLayer& kv, const Batch& batch, const Activations& a);

@@ -35,6 +35,9 @@ class LlamaWeights {
   /// shape, Error{unsupported} for elements other than f32 and bf16. Reads no weights.
   LlamaWeights(const ModelConfig& config, RankWeights& weights);
 
+  /// Whether every gate is open: no call will block.
+  bool all_there() const { return n_bound_ == static_cast<int>(layers_.size()) && lm_head_.data != nullptr; }
+
   int64_t vocab_begin() const { return weights_->vocab_begin; }
 
   const Weight& embedding();  ///< [vocab rows, dim], padding included

@@ -46,12 +46,34 @@ struct KvLayer {
   int n_kv_heads = 0, head_dim = 0;
 };
 
-/// Calls are ordered on one stream (CPU: they return when done; all of `pool`'s threads work). Activations are f32 on
-/// the CPU.
+/// What one forward pass works on; views into what the caller keeps until end().
+struct PassRows {
+  std::span<const int> ids;               ///< a token a row
+  std::span<const AttentionSpan> spans;   ///< cover the rows in order
+  std::span<const AttentionSpan> wanted;  ///< the parts of spans whose logits are wanted, in order
+};
+
+/// Calls are ordered on one stream (CPU: they return when done; all of `pool`'s threads work). Activations are f32.
+/// Matrices and weights lie on the device of the Ops; ids, spans and positions on the host.
 class Ops {
  public:
   virtual ~Ops() = default;
   virtual std::string_view name() const = 0;  ///< "cpu: avx512_bf16 …"
+
+  /// Begins a forward pass. Until end(), embed() gets these ids, and rope_and_store(), attend() and keep_rows() get
+  /// these spans or these wanted ones (the same objects, so that a GPU sends them once). True: the pass is one that the
+  /// device has recorded, with the same addresses, and all of it is under way; the caller goes straight to end(). All
+  /// weights must be there for a pass to be recorded: `weights_ready` says so.
+  virtual bool begin(const PassRows& rows, bool weights_ready) {
+    (void)rows, (void)weights_ready;
+    return false;
+  }
+  /// Blocks until the pass is done and logits() are where they were wanted.
+  virtual void end() {}
+  /// out = x wᵀ; `out` is in host memory and complete after end().
+  virtual void logits(Matrix<const float> x, const Weight& w, Matrix<float> out) { matmul(x, w, nullptr, out); }
+  /// Moves the rows of `spans` to the front of m, in order, and leaves m these rows only. Here: in host memory.
+  virtual void keep_rows(std::span<const AttentionSpan> spans, Matrix<float>& m);
 
   /// out[i] = table[ids[i] − first_row], zeros for ids outside [first_row, first_row + table.rows).
   virtual void embed(std::span<const int> ids, const Weight& table, int64_t first_row, Matrix<float> out) = 0;
