@@ -24,8 +24,8 @@ inline void pause() {
 }
 
 /// Polls `spin` times, then sleeps until `value` differs from `old`.
-uint32_t wait_change(const std::atomic<uint32_t>& value, uint32_t old, int spin) {
-  for (int i = 0; i < spin; ++i) {
+uint32_t wait_change(const std::atomic<uint32_t>& value, uint32_t old, const std::atomic<int>& spin) {
+  for (int i = 0; i < spin.load(std::memory_order_relaxed); ++i) {
     const uint32_t now = value.load(std::memory_order_acquire);
     if (now != old) return now;
     pause();
@@ -42,7 +42,7 @@ uint32_t wait_change(const std::atomic<uint32_t>& value, uint32_t old, int spin)
 
 struct ThreadPool::Impl {
   int n = 1;
-  int spin = 0;
+  std::atomic<int> spin{0};
   std::vector<std::thread> threads;
   const std::function<void(int)>* fn = nullptr;
   std::atomic<uint32_t> round{0};    // raised by run(): work is there
@@ -85,6 +85,8 @@ ThreadPool::~ThreadPool() {
 }
 
 int ThreadPool::n_threads() const noexcept { return impl_->n; }
+
+void ThreadPool::set_spin(int polls) noexcept { impl_->spin.store(polls, std::memory_order_relaxed); }
 
 void ThreadPool::run(const std::function<void(int)>& fn) {
   Impl& p = *impl_;

@@ -18,6 +18,8 @@ class ThreadPool {
   ThreadPool& operator=(const ThreadPool&) = delete;
 
   int n_threads() const noexcept;
+  /// How many polls from now on; from the thread that calls run().
+  void set_spin(int polls) noexcept;
   /// Calls fn(thread) for thread = 0 … n_threads()-1, thread 0 on the caller; returns when all have returned. The first
   /// exception thrown by any of them is rethrown here.
   void run(const std::function<void(int thread)>& fn);

@@ -44,7 +44,8 @@ LlamaRank::LlamaRank(const ModelConfig& config, RankWeights& weights, const Runn
       inverse_frequencies_(rope_inverse_frequencies(config)),
       eps_(static_cast<float>(config.norm_eps)),
       kv_kind_(options.kv),
-      pool_(n_threads, spin),
+      spin_(spin),
+      pool_(n_threads, 0),
       ops_(options.make_ops ? options.make_ops(pool_) : make_cpu_ops(pool_)),
       kv_(weights.arena.device(), static_cast<uint64_t>(options.n_pages) * shape_.page_bytes(options.kv)),
       scratch_(weights.arena.device(), shape_.scratch_bytes(options.max_batch_tokens)) {}
@@ -55,6 +56,7 @@ void LlamaRank::forward(const Batch& batch, Comm& comm) {
 }
 
 void LlamaRank::compute(const Batch& batch, Comm& comm) {
+  pool_.set_spin(weights_.all_there() ? spin_ : 0);  // while weights arrive the cores are the readers'
   Activations a = carve(static_cast<int64_t>(batch.ids.size()));
   embed(batch, a, comm);
   for (int i = 0; i < shape_.n_layers; ++i) {

@@ -71,6 +71,7 @@ class LlamaRank {
   const std::vector<double> inverse_frequencies_;
   const float eps_;
   const KvKind kv_kind_;
+  const int spin_;
   ThreadPool pool_;
   std::unique_ptr<Ops> ops_;
   Buffer kv_;  ///< [page][layer][k, v][n_kv_heads][64][head_dim]

@@ -85,7 +85,7 @@ int32_t TokenIndex::find(std::string_view text, uint64_t hash) const {
 MergeIndex::MergeIndex(size_t n) : slots_(slots_for(n, 0.5)), mask_(slots_.size() - 1), room_(n) {}
 
 void MergeIndex::insert(uint32_t left, uint32_t right, Merge merge) {
-  const uint64_t key = static_cast<uint64_t>(left) << 32 | right;
+  const uint64_t key = key_of(left, right);
   uint64_t i = hash(key) & mask_;
   for (uint64_t chain = 0; slots_[i].rank != kNone; i = (i + 1) & mask_) {
     if (slots_[i].key == key) {

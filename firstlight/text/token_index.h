@@ -51,8 +51,9 @@ class MergeIndex {
   explicit MergeIndex(size_t n = 0);
   /// A pair given twice keeps its last merge, as tokenizers does.
   void insert(uint32_t left, uint32_t right, Merge merge);
+  void prefetch(uint32_t left, uint32_t right) const { __builtin_prefetch(&slots_[hash(key_of(left, right)) & mask_]); }
   Merge find(uint32_t left, uint32_t right) const {
-    const uint64_t key = static_cast<uint64_t>(left) << 32 | right;
+    const uint64_t key = key_of(left, right);
     for (uint64_t i = hash(key) & mask_;; i = (i + 1) & mask_) {
       const Slot& slot = slots_[i];
       if (slot.rank == kNone) return {kNone, -1};
@@ -66,6 +67,7 @@ class MergeIndex {
     uint32_t rank = kNone;
     int32_t result = -1;
   };
+  static uint64_t key_of(uint32_t left, uint32_t right) { return static_cast<uint64_t>(left) << 32 | right; }
   static uint64_t hash(uint64_t key) {
     key *= 0x9E3779B97F4A7C15u;
     return key ^ key >> 32;

@@ -118,9 +118,6 @@ void place_tokens(Parts& parts, TokenizerSpec& spec) {
   }
   if (highest >= n * kHolesPerToken + kFreeHoles) refuse(str("id ", highest, " in a vocabulary of ", n, " tokens"));
   spec.tokens = std::move(parts.tokens);
-  for (size_t i = 0; i < n; ++i) {
-    if (!is_utf8(spec.tokens[i])) refuse(str("token with id ", parts.ids[i], " is not UTF-8"));
-  }
   if (in_order) return;
   std::vector<int32_t> places(static_cast<size_t>(highest) + 1, -1);
   for (size_t i = 0; i < n; ++i) {

@@ -111,6 +111,7 @@ void Vocabulary::insert_merges() {
   const StringTable& merges = spec_->merges;
   if (merges.size() % 2 != 0) refuse("a merge with one side");
   std::array<uint64_t, kAhead> hashes;
+  std::array<int32_t, kAhead> ids;
   size_t last = 0;
   for (size_t begin = 0; begin < merges.size(); begin += kAhead) {
     const size_t end = std::min(begin + kAhead, merges.size());
@@ -118,11 +119,11 @@ void Vocabulary::insert_merges() {
       hashes[i - begin] = TokenIndex::hash(merges[i]);
       tokens_.prefetch(hashes[i - begin]);
     }
+    for (size_t i = begin; i < end; ++i) ids[i - begin] = tokens_.find(merges[i], hashes[i - begin]);
     for (size_t i = begin; i < end; i += 2) {
-      const int32_t left = tokens_.find(merges[i], hashes[i - begin]);
-      const int32_t right = tokens_.find(merges[i + 1], hashes[i + 1 - begin]);
-      insert_merge(i / 2, left, right, last);
+      merges_.prefetch(static_cast<uint32_t>(ids[i - begin]), static_cast<uint32_t>(ids[i + 1 - begin]));
     }
+    for (size_t i = begin; i < end; i += 2) insert_merge(i / 2, ids[i - begin], ids[i + 1 - begin], last);
   }
 }
 
