@@ -51,6 +51,11 @@ def make_bf16(gguf, python):
 
 
 def timed(command):
+    """Seconds of a run that directly follows another of the same: its files are in the page cache, and the memory that it
+    takes is what the other let go. (Where a virtual machine's balloon reports free pages, memory that was free for two
+    seconds goes back to the host, and touching it again costs over 1 s a GB: whichever contender comes to it would pay.)
+    """
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     begin = time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return time.perf_counter() - begin

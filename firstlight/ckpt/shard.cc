@@ -77,6 +77,7 @@ class Conversion {
     const DTypeChoice choice = options_.dtype.value_or(default_dtype(source_));
     tensors_ = stored_tensors(source_, choice, options_.note);
     top_ = top_files(source_, main_dtype(tensors_));
+    for (const auto& [name, content] : options_.derived) top_[name] = content;
     head_ = {source_.fingerprint(), std::string(source_.kind()), std::string(to_string(choice)), options_.part_bytes};
     report_.dtype = head_.dtype;
   }

@@ -3,6 +3,7 @@
 // checks.
 #pragma once
 #include <functional>
+#include <map>
 #include <optional>
 #include <stop_token>
 #include <string>
@@ -27,6 +28,7 @@ struct ShardOptions {
   uint64_t part_bytes = 4ull << 30;    ///< wanted size of a part, 2–8 GiB (tests: smaller)
   bool force = false;                  ///< replace another model in `out`
   int n_threads = 0;
+  std::map<std::string, std::string> derived;  ///< files to stand in OUT beside the source's, worked out from them
   std::stop_token stop;
   std::function<void(const Progress&)> progress;
   std::function<void(const std::string&)>

@@ -8,6 +8,7 @@
 #include "firstlight/base/error.h"
 #include "firstlight/base/str.h"
 #include "firstlight/cli/gguf_text.h"
+#include "firstlight/text/tokenizer_image.h"
 
 namespace firstlight::cli {
 
@@ -63,12 +64,17 @@ TextFiles text_files(const fs::path& directory) {
             std::error_code ignored;
             return fs::exists(path, ignored) ? read_text(path) : std::string();
           },
+          {},
           nullptr};
 }
 
 TextFiles text_files(const fs::path& out, const Manifest& manifest) {
   return {[out, &manifest](const std::string& name) {
             return manifest.files.contains(name) ? read_listed(out, manifest, name) : std::string();
+          },
+          [&manifest](const std::string& name) {
+            const auto found = manifest.files.find(name);
+            return found == manifest.files.end() ? std::string() : found->second.xxh3_128;
           },
           nullptr};
 }
@@ -85,13 +91,34 @@ TextFiles text_files(const Source& source) {
   return files;
 }
 
-ModelText load_text(const TextFiles& files) {
-  if (files.gguf != nullptr) return gguf_text(*files.gguf);
-  ModelText text;
+namespace {
+
+/// From the image if the model has one, else from the JSON.
+std::unique_ptr<Tokenizer> read_tokenizer(const TextFiles& files) {
+  if (files.listed_hash) {
+    if (const std::string image = files.read(kTokenizerImage); !image.empty()) {
+      const std::string want = files.listed_hash("tokenizer.json");
+      if (image_source(image) != want) {
+        throw Error(ErrorKind::damaged,
+                    str(kTokenizerImage, " was made of a tokenizer.json with XXH3-128 ", image_source(image),
+                        ", the manifest lists ", want.empty() ? "none" : want));
+      }
+      files.read("tokenizer.json");  // for its hash: a bit flipped in any file is an error
+      return std::make_unique<Tokenizer>(parse_tokenizer_image(image));
+    }
+  }
   const std::string json = files.read("tokenizer.json");
   if (json.empty())
     throw Error(ErrorKind::not_found, "the model has no tokenizer.json (tokenizer.model alone is not enough)");
-  text.tokenizer = std::make_unique<Tokenizer>(parse_tokenizer_json(json));
+  return std::make_unique<Tokenizer>(parse_tokenizer_json(json));
+}
+
+}  // namespace
+
+ModelText load_text(const TextFiles& files) {
+  if (files.gguf != nullptr) return gguf_text(*files.gguf);
+  ModelText text;
+  text.tokenizer = read_tokenizer(files);
   const std::string tokenizer_config = files.read("tokenizer_config.json");
   const Json config =
       tokenizer_config.empty() ? Json::object() : parse_object(tokenizer_config, "tokenizer_config.json");
@@ -117,7 +144,7 @@ std::unique_ptr<Tokenizer> load_tokenizer(const fs::path& model) {
   switch (model_kind(model)) {
     case ModelKind::rank_checkpoint: {
       const Manifest manifest = read_manifest(model);
-      return std::make_unique<Tokenizer>(parse_tokenizer_json(read_listed(model, manifest, "tokenizer.json")));
+      return read_tokenizer(text_files(model, manifest));
     }
     case ModelKind::hf_directory:
       throw Error(ErrorKind::not_found, str("'", model.string(), "' has no tokenizer.json"));

@@ -26,12 +26,17 @@ struct ModelText {
 /// Where the files beside the weights come from. `read` gives a file's text or "" if there is none.
 struct TextFiles {
   std::function<std::string(const std::string& name)> read;
+  /// XXH3-128 that a file must have, where that is known; else null.
+  std::function<std::string(const std::string& name)> listed_hash;
   const Source* gguf = nullptr;  ///< a GGUF carries its tokenizer itself
 };
 
 TextFiles text_files(const fs::path& directory);
 TextFiles text_files(const fs::path& out, const Manifest& manifest);  ///< each file checked against the manifest
 TextFiles text_files(const Source& source);
+
+/// The image of tokenizer.json (text/tokenizer_image.h) in a rank checkpoint.
+inline constexpr const char* kTokenizerImage = "tokenizer.bin";
 
 /// Throws Error{not_found} "… has no tokenizer.json".
 ModelText load_text(const TextFiles& files);

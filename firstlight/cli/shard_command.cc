@@ -8,7 +8,9 @@
 #include "firstlight/ckpt/shard.h"
 #include "firstlight/ckpt/slice_map.h"
 #include "firstlight/cli/context.h"
+#include "firstlight/cli/model_text.h"
 #include "firstlight/device/buffer.h"
+#include "firstlight/text/tokenizer_image.h"
 
 namespace firstlight::cli {
 
@@ -26,6 +28,30 @@ std::function<void(const Progress&)> show(ProgressBar& bar) {
 }
 
 double rate(uint64_t bytes, double seconds) { return seconds > 0 ? static_cast<double>(bytes) / seconds : 0; }
+
+/// What a start need not work out anew: the tokenizer's image.
+std::map<std::string, std::string> derived_files(Context& context, const Source& source) {
+  for (const AuxFile& file : source.aux_files()) {
+    if (file.name != "tokenizer.json") continue;
+    try {
+      return {{kTokenizerImage, make_tokenizer_image(file.content)}};
+    } catch (const Error& e) {
+      say(context, str("no ", kTokenizerImage, " is made, and text will not work with this model: ", e.what()));
+    }
+  }
+  return {};
+}
+
+/// Whether the image is that of the tokenizer.json beside it, as one that this program made is.
+void check_derived(const fs::path& out, VerifyReport& report) {
+  const Manifest manifest = read_manifest(out);
+  if (!manifest.files.contains(kTokenizerImage)) return;
+  const std::string image = read_listed(out, manifest, kTokenizerImage);
+  if (image != make_tokenizer_image(read_listed(out, manifest, "tokenizer.json"))) {
+    report.problems.push_back(
+        str("'", (out / kTokenizerImage).native(), "' is not the image of the tokenizer.json beside it"));
+  }
+}
 
 int run_shard(Context& context, const ShardCommand& options) {
   context.json = options.json;
@@ -46,6 +72,7 @@ int run_shard(Context& context, const ShardCommand& options) {
     bar.clear();
     say(context, line);
   };
+  shard_options.derived = derived_files(context, *source);
   ShardReport report;
   try {
     report = shard(*source, options.out, shard_options);
@@ -135,8 +162,9 @@ struct VerifyCommand {
 int run_verify(Context& context, const VerifyCommand& options) {
   context.json = options.json;
   ProgressBar bar(context);
-  const VerifyReport report = verify(options.out, options.threads, context.stop, show(bar));
+  VerifyReport report = verify(options.out, options.threads, context.stop, show(bar));
   bar.clear();
+  if (report.problems.empty()) check_derived(options.out, report);
   for (const std::string& problem : report.problems) say(context, str("firstlight: ", problem));
   if (options.json) {
     print_json({{"ok", report.problems.empty()},

@@ -30,6 +30,20 @@ class StringTable {
     spans_.push_back({static_cast<uint32_t>(bytes_.size()), static_cast<uint32_t>(text.size())});
     bytes_.append(text);
   }
+  /// All strings at once, one behind the other in `bytes`. Throws Error{bad_input} unless the sizes sum up to it.
+  void assign(const std::vector<uint32_t>& sizes, std::string_view bytes) {
+    uint64_t at = 0;
+    spans_.resize(sizes.size());
+    for (size_t i = 0; i < sizes.size(); ++i) {
+      spans_[i] = {static_cast<uint32_t>(at), sizes[i]};
+      at += sizes[i];
+      if (at > bytes.size()) break;
+    }
+    if (at != bytes.size() || at > UINT32_MAX) {
+      throw Error(ErrorKind::bad_input, "a table of strings whose sizes do not sum up to its bytes");
+    }
+    bytes_ = bytes;
+  }
   /// String i becomes the one at places[i]; places may hold -1 for "".
   void permute(const std::vector<int32_t>& places) {
     std::vector<Span> spans(places.size());

@@ -43,15 +43,21 @@ struct SpaceMarks {
   bool split = false;       ///< metaspace: pieces begin at each "▁"
 };
 
+/// Two neighbours and what they become.
+struct MergeIds {
+  uint32_t left = 0, right = 0, result = 0;
+};
+
 /// Everything a tokenizer is, without a file format. Filled from tokenizer.json (parse_tokenizer_json) or from GGUF
 /// metadata (make_gguf_tokenizer_spec).
 struct TokenizerSpec {
   enum class Kind { byte_level_bpe, spm_bpe };
   Kind kind = Kind::byte_level_bpe;
   PreTokenizer pre = PreTokenizer::gpt2;
-  StringTable tokens;         ///< by id; as in the vocabulary file (byte-level alphabet or "▁"); "" for holes
-  StringTable merges;         ///< by rank, two strings a merge: left, right
-  std::vector<float> scores;  ///< spm_bpe without merges: the pair whose token scores highest merges first
+  StringTable tokens;               ///< by id; as in the vocabulary file (byte-level alphabet or "▁"); "" for holes
+  StringTable merges;               ///< by rank, two strings a merge: left, right; or instead of them
+  std::vector<MergeIds> merge_ids;  ///< … their ids, where these have been worked out (tokenizer_image.h)
+  std::vector<float> scores;        ///< spm_bpe without merges: the pair whose token scores highest merges first
   std::vector<bool>
       reserved;  ///< by id, or empty: with scores, tokens that text never becomes (control, unknown, byte)
   std::vector<AddedToken> added;

@@ -8,6 +8,7 @@
 
 #include "firstlight/text/pre_tokenizer.h"
 #include "firstlight/text/tokenizer.h"
+#include "firstlight/text/tokenizer_image.h"
 #include "firstlight/text/unicode.h"
 
 namespace firstlight {
@@ -21,13 +22,19 @@ std::string read_data(const std::string& name) {
   return {std::istreambuf_iterator<char>(file), {}};
 }
 
-class Golden : public testing::TestWithParam<const char*> {
+/// A tokenizer.json, read as it is or through its image.
+class Golden : public testing::TestWithParam<std::tuple<const char*, bool>> {
  protected:
   Golden()
-      : tokenizer_(parse_tokenizer_json(read_data(std::string(GetParam()) + ".json"))),
-        cases_(Json::parse(read_data(std::string(GetParam()) + "_cases.json"))),
+      : tokenizer_(make(read_data(family() + ".json"), std::get<1>(GetParam()))),
+        cases_(Json::parse(read_data(family() + "_cases.json"))),
         strings_(cases_["strings"].get<std::vector<std::string>>()),
         ids_(cases_["ids"].get<std::vector<std::vector<int>>>()) {}
+
+  static std::string family() { return std::get<0>(GetParam()); }
+  static Tokenizer make(const std::string& json, bool through_image) {
+    return Tokenizer(through_image ? parse_tokenizer_image(make_tokenizer_image(json)) : parse_tokenizer_json(json));
+  }
 
   Tokenizer tokenizer_;
   Json cases_;
@@ -67,9 +74,13 @@ TEST_P(Golden, DecodesAsTokenizersDoesAtOnceAndTokenByToken) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Families, Golden,
-                         testing::Values("gpt2", "smollm", "llama3", "qwen2", "llama2", "llama2_first", "llama2_split",
-                                         "llama2_normalized", "llama2_unknown", "flags_qwen2", "flags_llama2"),
-                         [](const auto& family) { return std::string(family.param); });
+                         testing::Combine(testing::Values("gpt2", "smollm", "llama3", "qwen2", "llama2", "llama2_first",
+                                                          "llama2_split", "llama2_normalized", "llama2_unknown",
+                                                          "flags_qwen2", "flags_llama2"),
+                                          testing::Bool()),
+                         [](const auto& family) {
+                           return std::string(std::get<0>(family.param)) + (std::get<1>(family.param) ? "_image" : "");
+                         });
 
 TEST(PieceEnd, CutsWherePatternsDo) {
   size_t n_pieces = 0;

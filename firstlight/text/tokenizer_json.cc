@@ -23,16 +23,7 @@ constexpr size_t kHolesPerToken = 16, kFreeHoles = 65536;
 
 [[noreturn]] void refuse(const std::string& what) { throw Error(ErrorKind::bad_input, "tokenizer.json: " + what); }
 
-/// The two long lists as they stand in the file, and the text of everything else by its key.
-struct Parts {
-  StringTable tokens;         // in the file's order
-  std::vector<uint32_t> ids;  // of each
-  StringTable merges;
-  bool has_vocab = false, has_merges = false;
-  std::map<std::string, std::string_view, std::less<>> top, model;
-};
-
-void read_vocab(JsonCursor& cursor, Parts& parts) {
+void read_vocab(JsonCursor& cursor, TokenizerParts& parts) {
   cursor.expect('{');
   if (cursor.take('}')) return;
   do {
@@ -44,7 +35,7 @@ void read_vocab(JsonCursor& cursor, Parts& parts) {
 }
 
 /// "left right", or ["left", "right"] where a side may hold a space.
-void read_merges(JsonCursor& cursor, Parts& parts) {
+void read_merges(JsonCursor& cursor, TokenizerParts& parts) {
   cursor.expect('[');
   if (cursor.take(']')) return;
   do {
@@ -81,9 +72,12 @@ void read_object(JsonCursor& cursor, OnKey on_key) {
   cursor.expect('}');
 }
 
-Parts read_parts(std::string_view json) {
+}  // namespace
+
+TokenizerParts read_tokenizer_parts(std::string_view json) {
+  if (json.size() > kLargestFile) refuse(str("has ", json.size(), " bytes, at most ", kLargestFile));
   JsonCursor cursor(json, "tokenizer.json");
-  Parts parts;
+  TokenizerParts parts;
   parts.tokens.reserve(json.size() / 40, json.size() / 4);
   parts.ids.reserve(json.size() / 40);
   parts.merges.reserve(json.size() / 20, json.size() / 3);
@@ -108,7 +102,9 @@ Parts read_parts(std::string_view json) {
   return parts;
 }
 
-void place_tokens(Parts& parts, TokenizerSpec& spec) {
+namespace {
+
+void place_tokens(TokenizerParts& parts, TokenizerSpec& spec) {
   const size_t n = parts.ids.size();
   uint32_t highest = 0;
   bool in_order = true;
@@ -131,24 +127,24 @@ void place_tokens(Parts& parts, TokenizerSpec& spec) {
   spec.tokens.permute(places);
 }
 
-Json model_value(const Parts& parts, const std::string& key) {
+Json model_value(const TokenizerParts& parts, const std::string& key) {
   const auto it = parts.model.find(key);
   return it == parts.model.end() ? Json() : parse_json_part(it->second, "model." + key);
 }
 
-bool model_flag(const Parts& parts, const std::string& key) {
+bool model_flag(const TokenizerParts& parts, const std::string& key) {
   const Json value = model_value(parts, key);
   if (!value.is_null() && !value.is_boolean()) refuse("model." + key + " is neither true nor false");
   return value.is_boolean() && value.get<bool>();
 }
 
-std::string model_text(const Parts& parts, const std::string& key) {
+std::string model_text(const TokenizerParts& parts, const std::string& key) {
   const Json value = model_value(parts, key);
   if (!value.is_null() && !value.is_string()) refuse("model." + key + " is not a string");
   return value.is_string() ? value.get<std::string>() : "";
 }
 
-void check_model(const Parts& parts) {
+void check_model(const TokenizerParts& parts) {
   const std::string type = model_text(parts, "type");
   if (type != "BPE" && !(type.empty() && parts.has_vocab && parts.has_merges)) {
     throw Error(ErrorKind::unsupported, "tokenizer.json: model type '" + type + "' is not supported, only BPE is");
@@ -166,7 +162,7 @@ void check_model(const Parts& parts) {
   }
 }
 
-void read_unknown(const Parts& parts, TokenizerSpec& spec) {
+void read_unknown(const TokenizerParts& parts, TokenizerSpec& spec) {
   const std::string unknown = model_text(parts, "unk_token");
   if (unknown.empty()) return;
   for (size_t id = 0; id < spec.tokens.size() && !spec.unk_id; ++id) {
@@ -197,18 +193,11 @@ nlohmann::json parse_json_part(std::string_view text, const std::string& part) {
   }
 }
 
-TokenizerSpec parse_tokenizer_json(std::string_view json) {
-  if (json.size() > kLargestFile) refuse(str("has ", json.size(), " bytes, at most ", kLargestFile));
-  Parts parts = read_parts(json);
-  check_model(parts);
+void read_short_parts(const TokenizerParts& parts, size_t n_entries, TokenizerSpec& spec) {
   const auto top = [&](const std::string& key) {
     const auto it = parts.top.find(key);
     return it == parts.top.end() ? Json() : parse_json_part(it->second, key);
   };
-  TokenizerSpec spec;
-  const size_t n_tokens = parts.ids.size();
-  place_tokens(parts, spec);
-  spec.merges = std::move(parts.merges);
   spec.ignore_merges = model_flag(parts, "ignore_merges");
   spec.byte_fallback = model_flag(parts, "byte_fallback");
   spec.fuse_unk = model_flag(parts, "fuse_unk");
@@ -216,12 +205,22 @@ TokenizerSpec parse_tokenizer_json(std::string_view json) {
   read_pre_tokenizer(top("pre_tokenizer"), spec);
   read_decoder(top("decoder"), spec);
   read_post_processor(top("post_processor"), spec);
-  read_added_tokens(top("added_tokens"), n_tokens, spec);
+  read_added_tokens(top("added_tokens"), n_entries, spec);
   read_unknown(parts, spec);
   if (spec.byte_fallback && spec.kind == TokenizerSpec::Kind::byte_level_bpe) {
     throw Error(ErrorKind::unsupported,
                 "tokenizer.json: model.byte_fallback with a ByteLevel pre_tokenizer is not supported");
   }
+}
+
+TokenizerSpec parse_tokenizer_json(std::string_view json) {
+  TokenizerParts parts = read_tokenizer_parts(json);
+  check_model(parts);
+  const size_t n_entries = parts.ids.size();
+  TokenizerSpec spec;
+  place_tokens(parts, spec);
+  spec.merges = std::move(parts.merges);
+  read_short_parts(parts, n_entries, spec);
   return spec;
 }
 

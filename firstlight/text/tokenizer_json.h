@@ -1,13 +1,28 @@
 // SPDX-License-Identifier: Apache-2.0
-// The short parts of a tokenizer.json (all but the vocabulary and the merges), from parsed JSON into a TokenizerSpec.
-// For tokenizer_json.cc and tokenizer_json_steps.cc only.
+// The parts of a tokenizer.json: its two long lists, and the short ones (all but the vocabulary and the merges), from
+// parsed JSON into a TokenizerSpec. For tokenizer_json*.cc and tokenizer_image.cc only.
 #pragma once
+#include <map>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <vector>
 
 #include "firstlight/text/tokenizer.h"
 
 namespace firstlight {
+
+/// The two long lists as they stand in the file, and the text of everything else by its key.
+struct TokenizerParts {
+  StringTable tokens;         // in the file's order
+  std::vector<uint32_t> ids;  // of each
+  StringTable merges;
+  bool has_vocab = false, has_merges = false;
+  std::map<std::string, std::string_view, std::less<>> top, model;
+};
+/// The text must outlive what it returns.
+TokenizerParts read_tokenizer_parts(std::string_view json);
+/// All but tokens and merges, which `spec` has already. `n_entries`: of the vocabulary.
+void read_short_parts(const TokenizerParts& parts, size_t n_entries, TokenizerSpec& spec);
 
 /// JSON text → value; refuses equal keys. `part` is for messages: "tokenizer.json: PART: …".
 nlohmann::json parse_json_part(std::string_view text, const std::string& part);

@@ -49,7 +49,7 @@ int byte_token_value(std::string_view token) {
 Vocabulary::Vocabulary(const TokenizerSpec& spec)
     : spec_(&spec),
       tokens_(spec.tokens, spec.tokens.size()),
-      merges_(spec.merges.size() / 2),
+      merges_(spec.merge_ids.empty() ? spec.merges.size() / 2 : spec.merge_ids.size()),
       character_index_(characters_, count_characters(spec)) {
   const size_t n = spec.tokens.size();
   if (n > kMostTokens) refuse(str(n, " tokens, at most ", kMostTokens));
@@ -59,7 +59,9 @@ Vocabulary::Vocabulary(const TokenizerSpec& spec)
   }
   insert_tokens();
   find_bytes();
-  if (!spec.merges.empty()) {
+  if (!spec.merge_ids.empty()) {
+    insert_merge_ids();
+  } else if (!spec.merges.empty()) {
     insert_merges();
   } else if (!spec.scores.empty()) {
     insert_scored_merges();
@@ -124,6 +126,19 @@ void Vocabulary::insert_merges() {
       merges_.prefetch(static_cast<uint32_t>(ids[i - begin]), static_cast<uint32_t>(ids[i + 1 - begin]));
     }
     for (size_t i = begin; i < end; i += 2) insert_merge(i / 2, ids[i - begin], ids[i + 1 - begin], last);
+  }
+}
+
+void Vocabulary::insert_merge_ids() {
+  const std::vector<MergeIds>& merges = spec_->merge_ids;
+  for (size_t i = 0; i < merges.size(); ++i) {
+    const MergeIds& merge = merges[i];
+    if (std::max({merge.left, merge.right, merge.result}) >= spec_->tokens.size()) {
+      refuse(str("merge ", i, " of tokens ", merge.left, " and ", merge.right, " into ", merge.result, " of ",
+                 spec_->tokens.size()));
+    }
+    if (i + kAhead < merges.size()) merges_.prefetch(merges[i + kAhead].left, merges[i + kAhead].right);
+    merges_.insert(merge.left, merge.right, {static_cast<uint32_t>(i), static_cast<int32_t>(merge.result)});
   }
 }
 
@@ -213,6 +228,11 @@ namespace {
 void append_byte_level(std::string_view token, std::string& out) {
   const size_t begin = out.size();
   for (size_t i = 0; i < token.size();) {
+    size_t plain = i;  // '!' to '~' are their own letters: most tokens are nothing else
+    while (plain < token.size() && token[plain] > ' ' && token[plain] < '\x7F') ++plain;
+    out.append(token.substr(i, plain - i));
+    i = plain;
+    if (i == token.size()) break;
     const Utf8Char c = utf8_char(token.data() + i);
     i += c.size;
     const int byte = c.code < kByteAlphabet.byte_of.size() ? kByteAlphabet.byte_of[c.code] : -1;

@@ -35,6 +35,7 @@ class Vocabulary {
   void insert_tokens();
   void find_bytes();
   void insert_merges();
+  void insert_merge_ids();
   /// `last`: id of the result of the merge before, then of this one.
   void insert_merge(size_t rank, int32_t left, int32_t right, size_t& last);
   void insert_scored_merges();
