@@ -33,6 +33,9 @@ TextFiles text_files(const fs::path& directory);
 TextFiles text_files(const fs::path& out, const Manifest& manifest);  ///< each file checked against the manifest
 TextFiles text_files(const Source& source);
 
+/// Throws Error{bad_input} naming the first byte of `text` that is not UTF-8. `what`: "-p", "line 3 of standard input".
+void require_utf8(std::string_view text, std::string_view what);
+
 /// Throws Error{not_found} "… has no tokenizer.json".
 ModelText load_text(const TextFiles& files);
 /// The tokenizer alone, for a MODEL of any kind or a directory with just a tokenizer.json.

@@ -101,9 +101,9 @@ class Tokenizer {
   std::unique_ptr<const Impl> impl_;
 };
 
-/// Feeds ids one by one, gives text that never ends in half a character. What it gives in all is decode()'s text, but
-/// for a run of byte tokens that is text only in part: the whole characters in it are given as they come. Not
-/// thread-safe; one a sequence.
+/// Feeds ids one by one, gives text that never ends in half a character. What it gives in all is decode()'s text. So a
+/// run of SentencePiece's byte tokens is held back until a token that is none ends it: one byte that does not fit makes
+/// all of the run U+FFFD. Not thread-safe; one a sequence.
 class Detokenizer {
  public:
   explicit Detokenizer(const Tokenizer& tokenizer, bool skip_special = true);
