@@ -29,7 +29,7 @@ struct LoadReport {
   double seconds = 0;
   std::string reader;  ///< the path that ran: "pread", "traditional"
   std::string why;
-  std::string verify;  ///< "full", "off", on the traditional path what it was told, else "none: …"
+  std::string verify;             ///< "full", "off", on the traditional path what it was told, else "none: …"
   double verify_cpu_seconds = 0;  ///< time spent hashing, summed over threads
   std::vector<RankReport> ranks;
 };

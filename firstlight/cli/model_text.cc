@@ -65,8 +65,9 @@ void require_utf8(std::string_view text, std::string_view what) {
     at += step.size;
   }
   if (at == text.size()) return;
-  throw Error(ErrorKind::bad_input, str(what, ": byte ", at, " (", static_cast<int>(static_cast<unsigned char>(text[at])),
-                                        ") is not UTF-8; convert the text, or leave the byte out"));
+  throw Error(ErrorKind::bad_input,
+              str(what, ": byte ", at, " (", static_cast<int>(static_cast<unsigned char>(text[at])),
+                  ") is not UTF-8; convert the text, or leave the byte out"));
 }
 
 std::vector<int> ModelText::encode_chat(const std::vector<ChatMessage>& messages) const {

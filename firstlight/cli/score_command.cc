@@ -87,8 +87,9 @@ void score_window(Context& context, Runner& runner, std::span<const int> ids, in
 int run_score(Context& context, ScoreOptions options) {
   context.json = options.json;
   if (options.greedy)
-    throw Error(ErrorKind::bad_input, "score --greedy: score gives the likelihood of a given text and chooses no token: "
-                                      "leave --greedy out");
+    throw Error(ErrorKind::bad_input,
+                "score --greedy: score gives the likelihood of a given text and chooses no token: "
+                "leave --greedy out");
   if (options.ids_file.empty() == options.text_file.empty())
     throw Error(ErrorKind::bad_input, "score: give one of --ids FILE and --text FILE");
   const std::string text = options.ids_file.empty() ? read_text(options.text_file) : "";

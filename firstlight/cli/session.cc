@@ -31,7 +31,9 @@ void SessionOptions::add_to(CLI::App& command) {
   command.add_option("--reader", reader, "auto or pread")
       ->check(CLI::IsMember({"auto", "pread"}))
       ->capture_default_str();
-  command.add_option("--verify", verify, "full: every byte of a rank checkpoint against its hash; off: headers and small files only")
+  command
+      .add_option("--verify", verify,
+                  "full: every byte of a rank checkpoint against its hash; off: headers and small files only")
       ->check(CLI::IsMember({"full", "off"}))
       ->capture_default_str();
   command.add_flag("--traditional", traditional,
@@ -64,8 +66,7 @@ uint64_t weight_bytes(const ModelConfig& config, int tp, DType dtype) {
 void check_traditional(Context& context, const fs::path& out, const Manifest& manifest, int n_threads) {
   const Timeline::Scope scope(&context.timeline, "verify tp1/rank-00");
   check_files(
-      out, manifest, [](const std::string& name) { return name.starts_with("tp1/rank-00/"); }, n_threads,
-      context.stop);
+      out, manifest, [](const std::string& name) { return name.starts_with("tp1/rank-00/"); }, n_threads, context.stop);
 }
 
 /// On the CPU every rank shares the same cores: the fewest ranks are the fastest.
@@ -120,8 +121,8 @@ Session::Session(Context& context, const SessionOptions& options, bool with_text
   KvKind kv = weights_dtype == DType::f32 ? KvKind::f32 : KvKind::bf16;
   if (!options.kv.empty()) kv = *kv_kind_from(options.kv);
   runner_options_.n_threads = n_threads_;
-  logits_bytes_ = static_cast<uint64_t>(options.logit_rows - 1) * static_cast<uint64_t>(config.vocab_size) *
-                  sizeof(float);
+  logits_bytes_ =
+      static_cast<uint64_t>(options.logit_rows - 1) * static_cast<uint64_t>(config.vocab_size) * sizeof(float);
   choose_context(config, weight_bytes(config, tp_, weights_dtype), options, kv);
 
   LoadOptions load;

@@ -49,9 +49,11 @@ struct TokenizerSpec {
   enum class Kind { byte_level_bpe, spm_bpe };
   Kind kind = Kind::byte_level_bpe;
   PreTokenizer pre = PreTokenizer::gpt2;
-  StringTable tokens;         ///< by id; as in the vocabulary file (byte-level alphabet or "▁"); "" for holes
-  StringTable merges;         ///< by rank, two strings a merge: left, right
-  std::vector<float> scores;  ///< spm_bpe without merges: the pair whose token scores highest merges first
+  StringTable tokens;  ///< by id; as in the vocabulary file (byte-level alphabet or "▁"); "" for holes
+  StringTable merges;  ///< by rank, two strings a merge: left, right
+  std::vector<float>
+      scores;  ///< spm_bpe without merges: the pair whose token scores highest merges first, of equal
+               ///< scores the one with the longer left half, then the longer right half, then the lower id
   std::vector<bool>
       reserved;  ///< by id, or empty: with scores, tokens that text never becomes (control, unknown, byte)
   std::vector<AddedToken> added;
