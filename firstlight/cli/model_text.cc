@@ -135,7 +135,9 @@ ModelText load_text(const TextFiles& files) {
 }
 
 std::unique_ptr<Tokenizer> load_tokenizer(const fs::path& model) {
-  if (fs::is_directory(model) && !fs::exists(model / "manifest.json") && fs::exists(model / "tokenizer.json")) {
+  const auto has = [&](const char* name) { return fs::exists(model / name); };
+  const bool of_a_checkpoint = has("READY") || has("manifest.json") || has("journal.jsonl");
+  if (fs::is_directory(model) && !of_a_checkpoint && has("tokenizer.json")) {
     return std::make_unique<Tokenizer>(parse_tokenizer_json(read_text(model / "tokenizer.json")));
   }
   switch (model_kind(model)) {
