@@ -108,6 +108,7 @@ ArenaLayout lay_out_arena(const ModelConfig& config, const Manifest& manifest, c
       throw Error(ErrorKind::bad_input, str("'", parts.directory, "' has no tensor '", name, "'"));
     }
   }
+  require_one_type_a_group(config, [&](const std::string& name) { return expected.at(name).dtype; });
   place_tails(layout, regions_end);
   return layout;
 }

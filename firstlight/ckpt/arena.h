@@ -35,7 +35,8 @@ struct ArenaLayout {
 
 /// What the rank must hold by configuration, where its parts' headers say that it is. Throws Error{bad_input} naming
 /// file and tensor if a tensor is missing, unknown, doubled, of another type or shape, or not where a tail or a
-/// page-multiple tensor may stand. `headers` belong to the rank's parts, in order.
+/// page-multiple tensor may stand, and Error{unsupported} for types that differ within a group
+/// (require_one_type_a_group). `headers` belong to the rank's parts, in order.
 ArenaLayout lay_out_arena(const ModelConfig& config, const Manifest& manifest, const ManifestRank& parts, int tp,
                           int rank, std::span<const SafetensorsHeader> headers);
 

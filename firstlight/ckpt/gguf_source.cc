@@ -126,7 +126,7 @@ void GgufSource::list_tensors() {
   for (const ModelTensor& expected : model_tensors(config_)) {
     const auto found = stored_.find(expected.name);
     if (found == stored_.end())
-      throw Error(ErrorKind::not_found,
+      throw Error(ErrorKind::bad_input,
                   str(path_, ": tensor '", expected.name, "' (by its Hugging Face name) is not in the GGUF"));
     const GgufTensor& tensor = *found->second.tensor;
     if (tensor.shape != expected.shape) {

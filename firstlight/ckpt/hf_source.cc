@@ -55,6 +55,8 @@ bool is_weight_type(DType dtype) {
 
 }  // namespace
 
+std::span<const char* const> small_file_names() { return kAuxNames; }
+
 RowRange check_rows(const SourceTensor& tensor, int64_t row_begin, int64_t row_end, DType as, size_t out_bytes) {
   const bool flat = tensor.shape.size() == 1;
   const int64_t rows = flat ? 1 : tensor.shape.at(0);
@@ -78,7 +80,8 @@ RowRange check_rows(const SourceTensor& tensor, int64_t row_begin, int64_t row_e
 HfSource::HfSource(const fs::path& directory) : path_(directory.native()) {
   for (const char* name : kAuxNames) {
     const fs::path path = directory / name;
-    if (fs::is_regular_file(path)) aux_.push_back({name, read_text(path)});
+    std::error_code ignored;  // what cannot be looked at is not there; config.json is asked for below
+    if (fs::is_regular_file(path, ignored)) aux_.push_back({name, read_text(path)});
   }
   if (aux_.empty() || aux_.front().name != "config.json") {
     throw Error(ErrorKind::not_found, str((directory / "config.json").native(), ": missing"));
@@ -95,7 +98,7 @@ void HfSource::list_tensors() {
     known.emplace(tensor.name, true);
     const auto place = files_.places.find(tensor.name);
     if (place == files_.places.end()) {
-      throw Error(ErrorKind::not_found, str(path_, ": tensor '", tensor.name, "' of the ", config_.hf_class,
+      throw Error(ErrorKind::bad_input, str(path_, ": tensor '", tensor.name, "' of the ", config_.hf_class,
                                             " is not in the safetensors files"));
     }
     const SafetensorsFile& file = files_.files[place->second.file];

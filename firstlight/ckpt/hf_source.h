@@ -9,9 +9,13 @@
 
 namespace firstlight {
 
+/// The small files that a model directory may have and that a rank checkpoint takes along: config.json first.
+std::span<const char* const> small_file_names();
+
 class HfSource final : public Source {
  public:
-  /// Throws Error{not_found} for a missing file or tensor, Error{bad_input} for a shape that config.json does not give,
+  /// Throws Error{not_found} for a missing file, Error{bad_input} for a missing tensor and a shape that config.json
+  /// does not give,
   /// Error{unsupported} for a tensor that the architecture does not have (rotary_emb.inv_freq and a tied lm_head equal
   /// to the embedding are skipped) and for integer weights.
   explicit HfSource(const fs::path& directory);

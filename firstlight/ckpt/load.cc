@@ -26,11 +26,6 @@ namespace firstlight {
 
 namespace {
 
-// 269 MB from the page cache, two threads: 4 MiB 30.5 ms, 2 MiB 30.7 (fewer, longer requests win the tie), 8 MiB 31–35,
-// 1 MiB 36.6 (two threads fault the same huge page), 16 MiB 32–34. Hashing alone: 5.1 ms of CPU at 2 MiB, 6 at 4, 9 at
-// 16: the cache.
-constexpr uint64_t kRequestBytes = 4 * kLeafBytes;
-
 uint64_t leaves_in(uint64_t bytes) { return (bytes + kLeafBytes - 1) / kLeafBytes; }
 
 double thread_cpu_seconds() {

@@ -29,7 +29,7 @@ struct LoadReport {
   double seconds = 0;
   std::string reader;  ///< the path that ran: "pread", "traditional"
   std::string why;
-  std::string verify;  ///< "full", "off", on the traditional path "none: the traditional path checks no hashes"
+  std::string verify;             ///< "full", "off", on the traditional path what it was told, else "none: …"
   double verify_cpu_seconds = 0;  ///< time spent hashing, summed over threads
   std::vector<RankReport> ranks;
 };
@@ -42,6 +42,7 @@ struct LoadOptions {
   double deadline_s = 0;       ///< for the whole load; 0: none
   uint64_t reserve_bytes = 0;  ///< KV and activations that must fit beside the weights; checked before the first read
   std::optional<DType> dtype;  ///< traditional path only: f32 or bf16; default as `shard`
+  std::string checked_before;  ///< traditional path only: what the report says of verification (default: nothing was)
   std::stop_token stop;
   Timeline* timeline = nullptr;
   std::function<void(uint64_t done, uint64_t total)> progress;        ///< from any thread, maybe often

@@ -13,16 +13,6 @@ namespace firstlight {
 
 namespace {
 
-/// The manifest's entry for `tp`, or an error that says which there are.
-const ManifestTp& find_tp(const Manifest& manifest, const fs::path& out, int tp) {
-  const ManifestTp* found = manifest.find_tp(tp);
-  if (found != nullptr) return *found;
-  std::string stored;
-  for (const ManifestTp& one : manifest.tps) stored += str(stored.empty() ? "" : ", ", one.tp);
-  throw Error(ErrorKind::not_found, str("'", out.string(), "' has no tp ", tp, "; stored: ", stored,
-                                        " (firstlight shard adds another to it)"));
-}
-
 void read_all(Reader& reader, std::vector<SmallRead>& reads, const LoadOptions& options) {
   std::vector<ReadRequest> requests;
   for (SmallRead& read : reads) {
@@ -48,23 +38,7 @@ void check_hash(const SmallRead& read, const std::string& expected) {
                                       ": XXH3-128 is ", found, ", the manifest says ", expected));
 }
 
-/// The header of a part, from its bytes without the padding.
-SafetensorsHeader parse_header(const SmallRead& read, const ManifestPart& part) {
-  check_hash(read, part.header_xxh3);
-  uint64_t length = 0;
-  std::memcpy(&length, read.into.data(), sizeof length);
-  if (length != kDataBegin - sizeof length) {
-    throw Error(ErrorKind::bad_input, str("'", part.file, "': the header's length is ", length, ", expected ",
-                                          kDataBegin - sizeof length, " (data at 2 MiB)"));
-  }
-  return parse_safetensors_header(std::string_view(read.into).substr(sizeof length), part.data_bytes, part.file);
-}
-
 }  // namespace
-
-std::string range_text(const std::string& path, uint64_t begin, uint64_t end) {
-  return str("'", path, "' bytes [", begin, ", ", end, ")");
-}
 
 std::exception_ptr read_failure(int64_t result, const std::string& what, uint64_t file_size, double deadline_s) {
   switch (-result) {
@@ -84,8 +58,7 @@ std::exception_ptr read_failure(int64_t result, const std::string& what, uint64_
 
 std::vector<RankFiles> open_ranks(const fs::path& out, const Manifest& manifest, const ModelConfig& config,
                                   const LoadOptions& options, Reader& reader, std::vector<SmallRead>& reads) {
-  const ManifestTp& tp = find_tp(manifest, out, options.tp);
-  require_tp(config, options.tp);
+  const ManifestTp& tp = stored_tp(manifest, config, out, options.tp);
   check_tensor_list(config, manifest);
   std::vector<RankFiles> ranks;
   for (const ManifestRank& rank : tp.ranks) {
@@ -107,7 +80,10 @@ std::vector<RankFiles> open_ranks(const fs::path& out, const Manifest& manifest,
   for (size_t r = 0; r < ranks.size(); ++r) {
     const ManifestRank& rank = tp.ranks[r];
     std::vector<SafetensorsHeader> headers;
-    for (const ManifestPart& part : rank.parts) headers.push_back(parse_header(reads[next++], part));
+    for (const ManifestPart& part : rank.parts) {
+      headers.push_back(parse_part_header(reads[next].into, part, reads[next].file->path()));
+      ++next;
+    }
     ranks[r].layout = lay_out_arena(config, manifest, rank, options.tp, static_cast<int>(r), headers);
     if (options.verify == Verify::full) {
       const SmallRead& leaves = reads[next++];

@@ -196,11 +196,8 @@ double positive(const json& rope, const char* key) {
   return value;
 }
 
-void read_rope(const json& root, ModelConfig& c) {
-  static const json kNone = json::object();
-  const json* rope = find(root, "rope_scaling");  // the hub's spelling goes before transformers 5's
-  if (rope == nullptr || rope->empty()) rope = find(root, "rope_parameters");
-  if (rope == nullptr) rope = &kNone;
+/// What one of the two spellings says, into rope_theta and rope_scaling.
+void read_rope_from(const json& root, const json* rope, ModelConfig& c) {
   if (!rope->is_object()) bad(str("rope parameters are ", brief(*rope), ", expected an object"));
   for (const auto& item : rope->items()) {
     if (item.value().is_object())
@@ -239,13 +236,31 @@ void read_rope(const json& root, ModelConfig& c) {
   }
 }
 
+/// `rope_scaling` is the hub's spelling, `rope_parameters` that of transformers 5. A file may have both if they say the
+/// same.
+void read_rope(const json& root, ModelConfig& c) {
+  static const json kNone = json::object();
+  const json* hub = find(root, "rope_scaling");
+  const json* other = find(root, "rope_parameters");
+  if (hub != nullptr && hub->empty()) hub = nullptr;
+  read_rope_from(root, hub != nullptr ? hub : other != nullptr ? other : &kNone, c);
+  if (hub == nullptr || other == nullptr || other->empty()) return;
+  ModelConfig second = c;
+  second.rope_scaling = {};
+  read_rope_from(root, other, second);
+  if (second.rope_theta != c.rope_theta || !(second.rope_scaling == c.rope_scaling))
+    bad(str("rope_scaling ", brief(*hub), " and rope_parameters ", brief(*other), " contradict each other"));
+}
+
 /// An id, a list of ids, or null.
-std::vector<int> token_ids(const json& value, const char* key) {
+std::vector<int> token_ids(const json& value, const char* key, int vocab_size, const char* file = kFile) {
   if (value.is_null()) return {};
   std::vector<int> ids;
   const auto add = [&](const json& id) {
     ids.push_back(as_int(id, key));
-    if (ids.back() < 0) bad(str(key, " is ", ids.back(), ", expected a token id"));
+    if (ids.back() >= 0 && ids.back() < vocab_size) return;
+    throw Error(ErrorKind::bad_input,
+                str(file, ": ", key, " is ", ids.back(), ", expected a token id below vocab_size ", vocab_size));
   };
   if (value.is_array()) {
     for (const json& id : value) add(id);
@@ -275,13 +290,13 @@ ModelConfig parse_hf_config(std::string_view text) {
   read_rope(root, c);
   const auto eos = root.find("eos_token_id");
   if (eos != root.end())
-    c.eos_token_ids = token_ids(*eos, "eos_token_id");
+    c.eos_token_ids = token_ids(*eos, "eos_token_id", c.vocab_size);
   else if (family.eos >= 0)
     c.eos_token_ids = {family.eos};
   const auto bos = root.find("bos_token_id");
   if (bos == root.end()) {
     if (family.bos >= 0) c.bos_token_id = family.bos;
-  } else if (const auto ids = token_ids(*bos, "bos_token_id"); !ids.empty()) {
+  } else if (const auto ids = token_ids(*bos, "bos_token_id", c.vocab_size); !ids.empty()) {
     c.bos_token_id = ids.front();
   }
   validate(c);
@@ -341,7 +356,7 @@ std::vector<int> stop_token_ids(const ModelConfig& config, std::string_view gene
     const json root = parse_json_strictly(generation_config_json, "generation_config.json");
     if (!root.is_object()) throw Error(ErrorKind::bad_input, "generation_config.json: not an object");
     if (const json* eos = find(root, "eos_token_id")) {
-      const auto more = token_ids(*eos, "eos_token_id");
+      const auto more = token_ids(*eos, "eos_token_id", config.vocab_size, "generation_config.json");
       ids.insert(ids.end(), more.begin(), more.end());
     }
   }

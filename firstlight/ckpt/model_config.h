@@ -50,7 +50,8 @@ struct ModelConfig {
   friend bool operator==(const ModelConfig&, const ModelConfig&) = default;
 };
 
-/// Reads config.json's text. Throws Error{bad_input} for nonsense and Error{unsupported}, by name, for an unknown
+/// Reads config.json's text. Throws Error{bad_input} for nonsense (rope_scaling and rope_parameters that contradict
+/// each other and BOS or EOS ids outside the vocabulary among it) and Error{unsupported}, by name, for an unknown
 /// architecture or activation, yarn and other rope types, a quantization_config, or a sliding window shorter than the
 /// context.
 ModelConfig parse_hf_config(std::string_view json);
@@ -63,7 +64,8 @@ void validate(const ModelConfig& config);
 /// double).
 std::vector<double> rope_inverse_frequencies(const ModelConfig& config);
 
-/// eos ids of config.json and generation_config.json together, sorted, unique. Empty text: file absent.
+/// eos ids of config.json and generation_config.json together, sorted, unique. Empty text: file absent. Throws
+/// Error{bad_input} for an id outside the vocabulary.
 std::vector<int> stop_token_ids(const ModelConfig& config, std::string_view generation_config_json);
 
 }  // namespace firstlight

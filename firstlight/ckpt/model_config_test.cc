@@ -166,8 +166,35 @@ TEST(ModelConfig, RefusesNonsense) {
          "not above");
 }
 
+TEST(ModelConfig, TwoSpellingsOfRopeMustSayTheSame) {
+  const std::string same = R"({"rope_theta":10000.0,"rope_scaling":{"type":"linear","factor":2.0},)"
+                           R"("rope_parameters":{"rope_type":"linear","factor":2.0,"rope_theta":10000.0}})";
+  EXPECT_EQ(parse_hf_config(llama(same)).rope_scaling.factor, 2.0);
+  const auto contradict = [](std::string_view fields) {
+    refuse(ErrorKind::bad_input, fields, "contradict each other");
+  };
+  contradict(
+      R"({"rope_scaling":{"type":"linear","factor":2.0},"rope_parameters":{"rope_type":"linear","factor":4.0}})");
+  contradict(R"({"rope_scaling":{"type":"linear","factor":2.0},"rope_parameters":{"rope_type":"default"}})");
+  contradict(R"({"rope_theta":10000.0,"rope_scaling":{"type":"linear","factor":2.0},)"
+             R"("rope_parameters":{"type":"linear","factor":2.0,"rope_theta":500000.0}})");
+  EXPECT_NO_THROW(parse_hf_config(llama(R"({"rope_scaling":{},"rope_parameters":{"rope_type":"default"}})")));
+}
+
+TEST(ModelConfig, TokensThatTheVocabularyDoesNotHaveAreRefused) {
+  constexpr auto kind = ErrorKind::bad_input;
+  refuse(kind, R"({"vocab_size":100,"eos_token_id":100})", "eos_token_id is 100");
+  refuse(kind, R"({"vocab_size":100,"eos_token_id":[2,4000]})", "eos_token_id is 4000");
+  refuse(kind, R"({"vocab_size":100,"bos_token_id":100})", "bos_token_id is 100");
+  const ModelConfig c = parse_hf_config(llama(R"({"vocab_size":100,"eos_token_id":99})"));
+  EXPECT_EQ(c.eos_token_ids, std::vector<int>{99});
+  expect_error(kind, "generation_config.json: eos_token_id is 100",
+               [&] { stop_token_ids(c, R"({"eos_token_id":100})"); });
+}
+
 TEST(ModelConfig, StopTokensAreTheUnionOfBothFiles) {
   ModelConfig c;
+  c.vocab_size = 10;
   c.eos_token_ids = {9, 2};
   EXPECT_EQ(stop_token_ids(c, ""), (std::vector<int>{2, 9}));
   EXPECT_EQ(stop_token_ids(c, R"({"eos_token_id":[5,2]})"), (std::vector<int>{2, 5, 9}));

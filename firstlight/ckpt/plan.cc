@@ -1,15 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // What a load would read, from the manifest and the parts' headers alone.
-#include "firstlight/base/error.h"
-#include "firstlight/base/str.h"
 #include "firstlight/ckpt/arena.h"
+#include "firstlight/ckpt/load_files.h"
 #include "firstlight/ckpt/shard.h"
 
 namespace firstlight {
 
 namespace {
-
-constexpr uint64_t kRequestBytes = 4 * kLeafBytes;  // as load.cc asks for them
 
 uint64_t divide_up(uint64_t n, uint64_t by) { return (n + by - 1) / by; }
 
@@ -24,22 +21,16 @@ uint64_t n_requests(const ManifestPart& part) {
 LoadPlan plan_load(const fs::path& out, int tp) {
   const Manifest manifest = read_manifest(out);
   const ModelConfig config = parse_hf_config(read_listed(out, manifest, "config.json"));
-  const ManifestTp* stored = manifest.find_tp(tp);
-  if (stored == nullptr) {
-    std::string tps;
-    for (const ManifestTp& one : manifest.tps) tps += str(tps.empty() ? "" : ", ", one.tp);
-    throw Error(ErrorKind::not_found, str("'", out.string(), "' has no tp ", tp, "; stored: ", tps));
-  }
-  require_tp(config, tp);
+  const ManifestTp& stored = stored_tp(manifest, config, out, tp);
   check_tensor_list(config, manifest);
   LoadPlan plan;
   plan.tp = tp;
-  for (const ManifestRank& rank : stored->ranks) {
+  for (const ManifestRank& rank : stored.ranks) {
     PlanRank one;
     one.rank = static_cast<int>(plan.ranks.size());
     std::vector<SafetensorsHeader> headers;
     for (const ManifestPart& part : rank.parts) {
-      headers.push_back(read_safetensors_header(*open_listed(out, manifest, part.file)));
+      headers.push_back(open_part(out, manifest, part).header);
       one.bytes += part.data_bytes;
       one.aligned_bytes += part.tail_begin;
       one.n_reads += n_requests(part);

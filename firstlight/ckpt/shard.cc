@@ -41,6 +41,7 @@ class Conversion {
       keep_whole_parts();
       plan_memory();
       check_space();
+      note_changes(tensors_, options_.note);
       if (!lock) {
         fs::create_directories(out_);
         lock.emplace(out_);
@@ -75,8 +76,10 @@ class Conversion {
       throw Error(ErrorKind::bad_input, str("'", out_.string(), "' is the source: choose another directory"));
     }
     const DTypeChoice choice = options_.dtype.value_or(default_dtype(source_));
-    tensors_ = stored_tensors(source_, choice, options_.note);
+    tensors_ = stored_tensors(source_, choice);
     top_ = top_files(source_, main_dtype(tensors_));
+    if (const auto generation = top_.find("generation_config.json"); generation != top_.end())
+      stop_token_ids(source_.config(), generation->second);  // what run would refuse is refused here
     for (const auto& [name, content] : options_.derived) top_[name] = content;
     head_ = {source_.fingerprint(), std::string(source_.kind()), std::string(to_string(choice)), options_.part_bytes};
     report_.dtype = head_.dtype;
@@ -113,7 +116,7 @@ class Conversion {
     for (const int tp : report_.tps) tps += str(tps.empty() ? "" : ", ", tp);
     note(str("nothing to write: tp ", tps, " are stored"));
     remove_file(out_ / "journal.jsonl", hook_);
-    remove_stale(out_, stale_files(out_, kept_names()), hook_);
+    remove_stale(out_, stale_files(out_, kept_names(), found_.trusted), hook_);
     return true;
   }
 
@@ -197,7 +200,7 @@ class Conversion {
     });
     for (const auto& [name, content] : top_) needed += content.size() + kPageBytes;
     needed += uint64_t{1} << 20;  // indexes, leaves, manifest, journal
-    stale_ = stale_files(out_, kept_names());
+    stale_ = stale_files(out_, kept_names(), found_.trusted);
     for (const fs::path& path : stale_) {
       std::error_code error;
       const uintmax_t size = fs::file_size(path, error);
@@ -218,7 +221,7 @@ class Conversion {
     Journal noted(out_, journal, hook_);
     if (found_.has_ready && !found_.trusted)
       remove_and_sync("READY");                              // what follows removes files that it vouches for
-    if (!found_.manifest) remove_and_sync("manifest.json");  // another model's, by --force
+    if (!found_.manifest) remove_and_sync("manifest.json");  // by --force: what it vouched for goes
     remove_stale(out_, stale_, hook_);
     prepare_striping(out_, options_.note);
     for (const CutTp& cut : cuts_) {
@@ -345,7 +348,11 @@ class Conversion {
 
 ShardReport shard_with_hook(const Source& source, const fs::path& out, const ShardOptions& options,
                             const StepHook& hook) {
-  return Conversion(source, out, options, hook).run();
+  try {
+    return Conversion(source, out, options, hook).run();
+  } catch (const fs::filesystem_error& e) {
+    throw_errno(e.code().value(), "write", e.path1().empty() ? out.native() : e.path1().native());
+  }
 }
 
 ShardReport shard(const Source& source, const fs::path& out, const ShardOptions& options) {

@@ -26,7 +26,7 @@ struct ShardOptions {
   std::optional<DTypeChoice> dtype;    ///< default: source for safetensors, bf16 for a GGUF with quantised blocks
   uint64_t memory_bytes = 2ull << 30;  ///< bound of all buffers together
   uint64_t part_bytes = 4ull << 30;    ///< wanted size of a part, 2–8 GiB (tests: smaller)
-  bool force = false;                  ///< replace another model in `out`
+  bool force = false;                  ///< start anew: what shard wrote in `out` before, any model, is removed first
   int n_threads = 0;
   std::map<std::string, std::string> derived;  ///< files to stand in OUT beside the source's, worked out from them
   std::stop_token stop;

@@ -13,8 +13,6 @@ namespace firstlight {
 
 namespace {
 
-using Note = std::function<void(const std::string&)>;
-
 /// What `source` makes of a stored type.
 DType kept_type(const SourceTensor& tensor) {
   switch (tensor.dtype) {
@@ -37,21 +35,12 @@ DType stored_type(const SourceTensor& tensor, DTypeChoice choice) {
   return choice == DTypeChoice::f32 ? DType::f32 : kept_type(tensor);
 }
 
-/// One line for each pair (stored type → type in the ranks) that is a change.
-void note_changes(const std::vector<StoredTensor>& tensors, const Note& note) {
-  if (!note) return;
-  std::map<std::pair<std::string, DType>, int> changes;
-  for (const StoredTensor& tensor : tensors) {
-    if (tensor.source->stored_type != safetensors_name(tensor.dtype)) {
-      ++changes[{tensor.source->stored_type, tensor.dtype}];
-    }
-  }
-  for (const auto& [change, n] : changes) {
-    const auto& [from, to] = change;
-    const bool exact = (from == "BF16" || from == "F16") && to == DType::f32;
-    note(str(from, " becomes ", safetensors_name(to), " in ", n, n == 1 ? " tensor" : " tensors",
-             exact ? ": exact" : ", rounded to nearest even where it does not fit"));
-  }
+/// What happens to values: decoded blocks are f32, F8 fits into BF16 and everything but F64 into F32.
+std::string_view loss(const SourceTensor& from, DType to) {
+  if (from.quantised) return to == DType::f32 ? ": decoded" : ": decoded, then rounded to nearest even";
+  const bool is_f8 = from.dtype == DType::f8_e4m3 || from.dtype == DType::f8_e5m2;
+  const bool exact = is_f8 || (to == DType::f32 && from.dtype != DType::f64);
+  return exact ? ": exact" : ": rounded to nearest even";
 }
 
 /// Tensors that must not straddle two parts: q,k,v weights and gate,up weights. True if `tensor` continues the group of
@@ -127,7 +116,7 @@ DTypeChoice default_dtype(const Source& source) {
   return plain_f32 ? DTypeChoice::source : DTypeChoice::bf16;
 }
 
-std::vector<StoredTensor> stored_tensors(const Source& source, DTypeChoice choice, const Note& note) {
+std::vector<StoredTensor> stored_tensors(const Source& source, DTypeChoice choice) {
   std::map<std::string_view, const SourceTensor*> by_name;
   for (const SourceTensor& tensor : source.tensors()) by_name.emplace(tensor.name, &tensor);
   std::vector<StoredTensor> out;
@@ -146,8 +135,26 @@ std::vector<StoredTensor> stored_tensors(const Source& source, DTypeChoice choic
     throw Error(ErrorKind::bad_input, str("'", source.path(), "' has ", source.tensors().size(),
                                           " tensors, the architecture has ", out.size()));
   }
-  note_changes(out, note);
+  std::map<std::string_view, DType> types;
+  for (const StoredTensor& tensor : out) types.emplace(tensor.model.name, tensor.dtype);
+  require_one_type_a_group(source.config(), [&](const std::string& name) { return types.at(name); });
   return out;
+}
+
+void note_changes(const std::vector<StoredTensor>& tensors, const std::function<void(const std::string&)>& note) {
+  if (!note) return;
+  std::map<std::pair<std::string, DType>, std::pair<int, std::string_view>> changes;
+  for (const StoredTensor& tensor : tensors) {
+    if (tensor.source->stored_type == safetensors_name(tensor.dtype)) continue;
+    auto& [n, what] = changes[{tensor.source->stored_type, tensor.dtype}];
+    ++n;
+    what = loss(*tensor.source, tensor.dtype);
+  }
+  for (const auto& [change, effect] : changes) {
+    const auto& [n, what] = effect;
+    note(str(change.first, " becomes ", safetensors_name(change.second), " in ", n, n == 1 ? " tensor" : " tensors",
+             what));
+  }
 }
 
 RankLayout lay_out(const ModelConfig& config, const std::vector<StoredTensor>& tensors, int tp, uint64_t part_bytes) {

@@ -47,10 +47,11 @@ struct RankLayout {
 };
 
 /// Pairs the model's tensors with the source's and decides what is stored. Throws Error{unsupported} for stored types
-/// that have no rule, Error{bad_input} if the source lacks a tensor or has it in another shape. `note` gets a line for
-/// every change of type.
-std::vector<StoredTensor> stored_tensors(const Source& source, DTypeChoice choice,
-                                         const std::function<void(const std::string&)>& note);
+/// that have no rule and for groups of mixed types (require_one_type_a_group), Error{bad_input} if the source lacks a
+/// tensor or has it in another shape.
+std::vector<StoredTensor> stored_tensors(const Source& source, DTypeChoice choice);
+/// A line to `note` (may be empty) for every change of type, and what it does to values.
+void note_changes(const std::vector<StoredTensor>& tensors, const std::function<void(const std::string&)>& note);
 /// `source` for safetensors, `bf16` for a GGUF unless all its tensors are F32.
 DTypeChoice default_dtype(const Source& source);
 std::string_view to_string(DTypeChoice choice) noexcept;

@@ -14,6 +14,7 @@
 
 #include "firstlight/base/error.h"
 #include "firstlight/base/str.h"
+#include "firstlight/ckpt/hf_source.h"
 
 extern char** environ;
 
@@ -50,50 +51,31 @@ std::string first_wrong_size(const fs::path& out, const Manifest& manifest) {
   return "";
 }
 
-void survey_manifest(const fs::path& out, const JournalHead& recipe, bool force, const NoteFn& note, Survey& found) {
-  try {
-    Manifest manifest = found.has_ready
-                            ? read_manifest(out)
-                            : parse_manifest(read_text(out / "manifest.json"), (out / "manifest.json").string());
-    if (same_model(manifest, recipe)) {
-      found.manifest = std::move(manifest);
-    } else if (!force) {
-      refuse(out,
-             str("holds another model or dtype (", manifest.recipe_dtype, " of a ", manifest.source_kind, " source)"));
-    } else {
-      for (const auto& [name, file] : manifest.files) {
-        if (name.find('/') == std::string::npos) found.replaced.push_back(name);
-      }
-    }
-  } catch (const Error& e) {
-    if (!force) throw;
-    if (note) note(str("not used: ", e.what()));
+void survey_manifest(const fs::path& out, const JournalHead& recipe, const NoteFn& note, Survey& found) {
+  Manifest manifest = found.has_ready
+                          ? read_manifest(out)
+                          : parse_manifest(read_text(out / "manifest.json"), (out / "manifest.json").string());
+  if (!same_model(manifest, recipe)) {
+    refuse(out,
+           str("holds another model or dtype (", manifest.recipe_dtype, " of a ", manifest.source_kind, " source)"));
   }
-  if (!found.manifest) return;
+  found.manifest = std::move(manifest);
   const std::string wrong = first_wrong_size(out, *found.manifest);
   if (found.has_ready && !wrong.empty() && note)
     note(str("'", wrong, "' is missing or cut: the checkpoint is repaired"));
-  found.trusted = found.has_ready && wrong.empty() && !force;
+  found.trusted = found.has_ready && wrong.empty();
   if (found.trusted) return;
   for (const auto& [name, file] : found.manifest->files) {
     if (is_part(name)) found.candidates[name] = {file.size, file.xxh3_128, ""};
   }
 }
 
-void survey_journal(const fs::path& out, const JournalHead& recipe, bool force, const NoteFn& note, Survey& found) {
-  std::optional<JournalContent> journal;
-  try {
-    journal = read_journal(out);
-  } catch (const Error&) {
-    if (!force) throw;
-  }
+void survey_journal(const fs::path& out, const JournalHead& recipe, const NoteFn& note, Survey& found) {
+  const std::optional<JournalContent> journal = read_journal(out);
   if (!journal) return;
   JournalHead other_size = journal->head;
   other_size.part_bytes = recipe.part_bytes;
-  if (other_size != recipe) {
-    if (!force) refuse(out, "holds an unfinished conversion of another model or to another dtype");
-    return;
-  }
+  if (other_size != recipe) refuse(out, "holds an unfinished conversion of another model or to another dtype");
   if (journal->head != recipe) {
     if (note) note("the interrupted conversion had another part size: its parts are written anew");
     return;
@@ -108,8 +90,18 @@ bool is_numbered(const std::string& name, std::string_view prefix) {
                      [](unsigned char c) { return std::isdigit(c) != 0; });
 }
 
+std::string without_partial(std::string name) {
+  if (name.ends_with(".partial")) name.resize(name.size() - std::string_view(".partial").size());
+  return name;
+}
+
+bool is_small_file(const std::string& name) {
+  const std::span<const char* const> known = small_file_names();
+  return std::find(known.begin(), known.end(), name) != known.end();
+}
+
 bool is_rank_file(std::string name) {
-  if (name.ends_with(".partial")) name.resize(name.size() - 8);
+  name = without_partial(std::move(name));
   for (const char* known : {"config.json", "generation_config.json", "model.safetensors.index.json", "leaves.xxh3"}) {
     if (name == known) return true;
   }
@@ -127,6 +119,36 @@ void each_rank_directory(const fs::path& out, const std::function<void(const fs:
   }
 }
 
+/// Whether a conversion may have written `name` (relative to OUT).
+bool may_be_ours(const std::string& name) {
+  const fs::path path(name);
+  const std::vector<fs::path> steps(path.begin(), path.end());
+  if (steps.size() == 3) return is_numbered(steps[0], "tp") && is_numbered(steps[1], "rank-") && is_rank_file(steps[2]);
+  const std::string top = without_partial(name);
+  return top == "READY" || top == "manifest.json" || top == "journal.jsonl" || is_small_file(top);
+}
+
+/// By force everything that a conversion wrote goes. What it did not write is not ours to remove, and a checkpoint with
+/// it inside would fail its own verify.
+void require_nothing_foreign(const fs::path& out, bool is_checkpoint) {
+  std::vector<std::string> foreign;
+  std::error_code error;
+  for (auto entry = fs::recursive_directory_iterator(out, error); !error && entry != fs::recursive_directory_iterator();
+       entry.increment(error)) {
+    if (fs::is_directory(entry->symlink_status())) continue;
+    const std::string name = entry->path().lexically_relative(out).generic_string();
+    if (!is_checkpoint || !may_be_ours(name)) foreign.push_back(name);
+  }
+  if (error) throw_errno(error.value(), "list", out.string());
+  if (foreign.empty()) return;
+  std::sort(foreign.begin(), foreign.end());
+  std::string names;
+  for (size_t i = 0; i < std::min<size_t>(foreign.size(), 3); ++i) names += str(i == 0 ? "'" : ", '", foreign[i], "'");
+  if (foreign.size() > 3) names += str(" and ", foreign.size() - 3, " more");
+  throw Error(ErrorKind::bad_input, str("'", out.string(), "' holds ", names,
+                                        ", which shard did not write: move it away or choose another directory"));
+}
+
 }  // namespace
 
 Survey survey(const fs::path& out, const JournalHead& recipe, bool force, const NoteFn& note) {
@@ -135,23 +157,25 @@ Survey survey(const fs::path& out, const JournalHead& recipe, bool force, const 
   if (!fs::is_directory(out)) throw Error(ErrorKind::bad_input, str("'", out.string(), "' is not a directory"));
   found.has_ready = present(out / "READY");
   const bool has_manifest = present(out / "manifest.json"), has_journal = present(out / "journal.jsonl");
-  if (!has_manifest && !has_journal) {
-    const bool foreign = std::any_of(fs::directory_iterator(out), fs::directory_iterator(), [](const auto& entry) {
-      return entry.path().filename() != "journal.jsonl.partial";  // the first thing a conversion writes
-    });
-    if (foreign && !force) refuse(out, "is neither empty nor a rank checkpoint");
+  const bool is_checkpoint = found.has_ready || has_manifest || has_journal;
+  if (force || !is_checkpoint) {
+    // journal.jsonl.partial is the first thing that a conversion writes.
+    require_nothing_foreign(out, is_checkpoint || present(out / "journal.jsonl.partial"));
+    if (is_checkpoint && note) note(str("--force: what was converted into '", out.string(), "' before is removed"));
     return found;
   }
-  if (has_manifest) survey_manifest(out, recipe, force, note, found);
-  if (has_journal) survey_journal(out, recipe, force, note, found);
+  if (has_manifest) survey_manifest(out, recipe, note, found);
+  if (has_journal) survey_journal(out, recipe, note, found);
   return found;
 }
 
-std::vector<fs::path> stale_files(const fs::path& out, const std::set<std::string>& keep) {
+std::vector<fs::path> stale_files(const fs::path& out, const std::set<std::string>& keep, bool trusted) {
   std::vector<fs::path> stale;
   std::error_code ignored;
   for (const auto& entry : fs::directory_iterator(out, ignored)) {
-    if (entry.path().extension() == ".partial" && entry.is_regular_file(ignored)) stale.push_back(entry.path());
+    const std::string name = entry.path().filename();
+    if (!entry.is_regular_file(ignored) || keep.contains(name)) continue;
+    if (name.ends_with(".partial") ? may_be_ours(name) : !trusted && is_small_file(name)) stale.push_back(entry.path());
   }
   each_rank_directory(out, [&](const fs::path& rank) {
     for (const auto& entry : fs::directory_iterator(rank, ignored)) {

@@ -22,17 +22,16 @@ struct Survey {
   bool trusted = false;
   /// Parts that may be whole: to be hashed again. `leaves` may be empty (not noted).
   std::map<std::string, JournalPart> candidates;
-  /// By force: small files of the other model that goes (names relative to OUT).
-  std::vector<std::string> replaced;
 };
 
-/// Throws Error{bad_input} if OUT holds another model or something else and `force` is not set. With `force` a
-/// checkpoint of the same model is never trusted: all its parts become candidates.
+/// Throws Error{bad_input} if OUT holds another model, and, naming them, if it holds files that no conversion wrote
+/// (always in a directory that is no checkpoint; in a checkpoint only with `force`, which is to leave nothing else
+/// there). With `force` nothing that is there is taken over.
 Survey survey(const fs::path& out, const JournalHead& recipe, bool force, const NoteFn& note);
 
-/// Files under OUT that a conversion has made or may have made (parts, rank files, .partial) and that are not in `keep`
-/// (names relative to OUT). Nothing else is ever removed.
-std::vector<fs::path> stale_files(const fs::path& out, const std::set<std::string>& keep);
+/// Files under OUT that a conversion has made or may have made (parts, rank files, .partial; unless the checkpoint is
+/// `trusted`, small files too) and that are not in `keep` (names relative to OUT). Nothing else is ever removed.
+std::vector<fs::path> stale_files(const fs::path& out, const std::set<std::string>& keep, bool trusted);
 /// Removes them, and rank directories that are empty then.
 void remove_stale(const fs::path& out, const std::vector<fs::path>& stale, const StepHook& hook);
 

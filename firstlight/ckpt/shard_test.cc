@@ -7,6 +7,7 @@
 
 #include "firstlight/base/error.h"
 #include "firstlight/base/hash.h"
+#include "firstlight/ckpt/load.h"
 #include "firstlight/ckpt/shard_testing.h"
 
 namespace firstlight {
@@ -319,20 +320,139 @@ TEST(Shard, AMissingOrCutFileOfAFinishedCheckpointIsMadeAgain) {
   }
 }
 
-TEST(Shard, ForceRepairsAFlippedBitAndRewritesOnlyThatPart) {
-  const ScratchDirectory scratch;
+TEST(Shard, ForceStartsAnewWhateverWasThere) {
+  const ScratchDirectory scratch, fresh;
   const MemorySource source(family("llama").config);
-  shard(source, scratch.path(), small_options({1, 2}));
-  const auto want = tree(scratch.path());
-  const fs::path part = scratch.path() / read_manifest(scratch.path()).tps[1].ranks[1].parts[0].file;
+  MemorySource other(family("qwen3").config);
+  other.mutable_aux().push_back({"chat_template.jinja", "of the other model"});
+  ShardOptions options = small_options({2});
+  shard(source, fresh.path(), options);
+  const auto want = tree(fresh.path());
+  options.force = true;
+  const auto expect_anew = [&](const char* what) {
+    const ShardReport report = shard(source, scratch.path(), options);
+    EXPECT_EQ(report.bytes_kept, 0u) << what;
+    EXPECT_EQ(report.tps, std::vector<int>{2}) << what;
+    EXPECT_THAT(differences(want, tree(scratch.path())), IsEmpty()) << what;
+    EXPECT_THAT(verify(scratch.path(), 1, {}, nullptr).problems, IsEmpty()) << what;
+  };
+  expect_anew("nothing");
+  shard(source, scratch.path(), small_options({1}));
+  expect_anew("the same model at two tps");
+  const fs::path part = scratch.path() / read_manifest(scratch.path()).tps[0].ranks[1].parts[0].file;
   std::string damaged = read_text(part);
   damaged[damaged.size() - 7] ^= 1;
   write_durably(part, std::string_view(damaged));
-  ShardOptions options = small_options({2});
+  expect_anew("a flipped bit");
+  ShardOptions other_options = small_options({1, 4});
+  other_options.force = true;
+  shard(other, scratch.path(), other_options);
+  expect_anew("another model, with a file that this one has not");
+  write_durably(scratch.path() / "manifest.json", std::string_view("not JSON"));
+  expect_anew("a manifest that cannot be read");
+  fs::remove(scratch.path() / "READY");
+  write_durably(scratch.path() / "journal.jsonl", std::string_view("nonsense\n"));
+  expect_anew("a journal that cannot be read");
+}
+
+TEST(Shard, ForceNamesForeignFilesAndLeavesThemAndAllElseAlone) {
+  const ScratchDirectory scratch;
+  const MemorySource source(family("llama").config);
+  shard(source, scratch.path() / "out", small_options({1}));
+  ShardOptions options = small_options({1});
   options.force = true;
-  const ShardReport report = shard(source, scratch.path(), options);
-  EXPECT_EQ(report.bytes_written, damaged.size() - kDataBegin);
-  EXPECT_THAT(differences(want, tree(scratch.path())), IsEmpty());
+  for (const char* name : {"thesis.txt", "tp1/rank-00/notes.md", "tp1/x.partial", "movie.partial"}) {
+    write_durably(scratch.path() / "out" / name, std::string_view("years"));
+    const auto before = tree(scratch.path() / "out");
+    EXPECT_THAT(error_of(ErrorKind::bad_input, [&] { shard(source, scratch.path() / "out", options); }),
+                HasSubstr(name));
+    EXPECT_THAT(differences(before, tree(scratch.path() / "out")), IsEmpty()) << name;
+    fs::remove(scratch.path() / "out" / name);
+  }
+  // A directory that is no checkpoint is not ours, even if its files have names that shard writes.
+  fs::create_directories(scratch.path() / "home");
+  write_durably(scratch.path() / "home/config.json", std::string_view("{}"));
+  EXPECT_THAT(error_of(ErrorKind::bad_input, [&] { shard(source, scratch.path() / "home", options); }),
+              HasSubstr("'config.json'"));
+  EXPECT_TRUE(fs::exists(scratch.path() / "home/config.json"));
+}
+
+TEST(Shard, WeightsThatRunCouldNotReadAsOneAreRefusedByName) {
+  for (const auto& [name, beside] : {std::pair("model.layers.1.self_attn.v_proj.weight", "q_proj.weight"),
+                                     std::pair("model.layers.0.mlp.up_proj.weight", "gate_proj.weight"),
+                                     std::pair("model.layers.1.self_attn.k_proj.bias", "q_proj.bias")}) {
+    const ScratchDirectory scratch;
+    MemorySource source(family("llama_biases").config);
+    for (SourceTensor& tensor : source.mutable_tensors()) {
+      if (tensor.name == name) tensor.dtype = DType::f32, tensor.stored_type = "F32";
+    }
+    std::vector<std::string> notes;
+    ShardOptions options = small_options({1});
+    options.note = [&](const std::string& line) { notes.push_back(line); };
+    const std::string what = error_of(ErrorKind::unsupported, [&] { shard(source, scratch.path() / "out", options); });
+    EXPECT_THAT(what, HasSubstr(name));
+    EXPECT_THAT(what, HasSubstr(beside));
+    EXPECT_THAT(notes, IsEmpty()) << "said something before it refused";
+    EXPECT_FALSE(fs::exists(scratch.path() / "out"));
+    options.dtype = DTypeChoice::f32;
+    shard(source, scratch.path() / "out", options);
+    expect_gathers(source, scratch.path() / "out", 1, DType::f32);
+  }
+}
+
+TEST(Shard, AGenerationConfigThatRunWouldRefuseIsRefused) {
+  const ScratchDirectory scratch;
+  MemorySource source(family("llama").config);
+  source.mutable_aux()[1].content = "{\"eos_token_id\": 259}\n";
+  EXPECT_THAT(error_of(ErrorKind::bad_input, [&] { shard(source, scratch.path() / "out", small_options({1})); }),
+              HasSubstr("eos_token_id is 259"));
+}
+
+TEST(Shard, WhatHappensToValuesIsSaidAsItIs) {
+  const auto notes_of = [](DType stored, const char* name, bool quantised, DTypeChoice choice) {
+    const ScratchDirectory scratch;
+    MemorySource source(family("llama").config);
+    for (SourceTensor& tensor : source.mutable_tensors()) {
+      tensor.dtype = stored;
+      tensor.stored_type = name;
+      tensor.quantised = quantised;
+    }
+    std::string all;
+    ShardOptions options = small_options({1});
+    options.dtype = choice;
+    options.note = [&](const std::string& line) { all += line + "\n"; };
+    shard(source, scratch.path(), options);
+    return all;
+  };
+  EXPECT_THAT(notes_of(DType::f16, "F16", false, DTypeChoice::f32), HasSubstr("F16 becomes F32 in 21 tensors: exact"));
+  EXPECT_THAT(notes_of(DType::f32, "F32", false, DTypeChoice::bf16),
+              HasSubstr("F32 becomes BF16 in 21 tensors: rounded"));
+  EXPECT_THAT(notes_of(DType::f32, "Q4_0", true, DTypeChoice::f32),
+              HasSubstr("Q4_0 becomes F32 in 21 tensors: decoded\n"));
+  EXPECT_THAT(notes_of(DType::f32, "Q4_0", true, DTypeChoice::bf16),
+              HasSubstr("decoded, then rounded to nearest even"));
+  EXPECT_EQ(notes_of(DType::f32, "F32", false, DTypeChoice::f32), "");
+}
+
+TEST(Shard, OneRuleForTheTpOfAPlanAndOfALoad) {
+  const ScratchDirectory scratch;
+  shard(MemorySource(family("smollm2").config), scratch.path(), small_options({1}));
+  LoadOptions load;
+  for (const auto& [tp, kind] : {std::pair(2, ErrorKind::bad_input), std::pair(3, ErrorKind::not_found)}) {
+    load.tp = tp;
+    const std::string planned = error_of(kind, [&, tp = tp] { plan_load(scratch.path(), tp); });
+    EXPECT_EQ(error_of(kind, [&] { load_rank_checkpoint(scratch.path(), load); }), planned);
+  }
+}
+
+TEST(Shard, APlanIsMadeFromCheckedHeadersOnly) {
+  const ScratchDirectory scratch;
+  shard(MemorySource(family("smollm2").config), scratch.path(), small_options({1}));
+  const fs::path part = scratch.path() / read_manifest(scratch.path()).tps[0].ranks[0].parts[0].file;
+  std::string bytes = read_text(part);
+  bytes[bytes.find("pt\"")] = 'q';  // __metadata__: any reader would still open it
+  write_durably(part, std::string_view(bytes));
+  EXPECT_THAT(error_of(ErrorKind::damaged, [&] { plan_load(scratch.path(), 1); }), HasSubstr("bytes [0, "));
 }
 
 TEST(Shard, ProgressEndsAtTheTotal) {

@@ -2,6 +2,10 @@
 // The table of docs/rank-checkpoint.md §2 as code: every tensor of the Llama family, and what each rank holds of it.
 #include "firstlight/ckpt/slice_map.h"
 
+#include <map>
+#include <string_view>
+#include <utility>
+
 #include "firstlight/base/error.h"
 #include "firstlight/base/str.h"
 
@@ -115,6 +119,26 @@ Slice slice_of(const ModelConfig& config, const ModelTensor& tensor, int tp, int
   slice.col_begin = by_columns ? n_cols / tp * rank : 0;
   slice.col_end = by_columns ? n_cols / tp * (rank + 1) : n_cols;
   return slice;
+}
+
+void require_one_type_a_group(const ModelConfig& config, const std::function<DType(const std::string& name)>& type_of) {
+  std::map<std::string, std::pair<std::string, DType>> groups;  // "…self_attn.weight" → its first tensor and type
+  for (const ModelTensor& tensor : model_tensors(config)) {
+    const std::string& name = tensor.name;
+    const size_t kind = name.rfind('.'), projection = kind == name.npos ? kind : name.rfind('.', kind - 1);
+    if (projection == name.npos) continue;
+    const std::string_view which = std::string_view(name).substr(projection + 1, kind - projection - 1);
+    if (which != "q_proj" && which != "k_proj" && which != "v_proj" && which != "gate_proj" && which != "up_proj")
+      continue;
+    const DType type = type_of(name);
+    const auto [first, is_new] =
+        groups.try_emplace(name.substr(0, projection) + name.substr(kind), std::pair(name, type));
+    if (is_new || first->second.second == type) continue;
+    throw Error(ErrorKind::unsupported,
+                str("tensor '", name, "' is ", to_string(type), ", but '", first->second.first, "' is ",
+                    to_string(first->second.second),
+                    ": they are read as one and must be of one type (choose --dtype bf16 or --dtype f32)"));
+  }
 }
 
 bool tp_is_possible(const ModelConfig& config, int tp) {

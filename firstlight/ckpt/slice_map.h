@@ -2,6 +2,7 @@
 // Which part of which tensor each tensor-parallel rank holds: one map an architecture, shared by shard, load and plan.
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -21,6 +22,10 @@ struct ModelTensor {
 /// All tensors of the model in layer order: q,k,v weights adjacent, then gate,up adjacent; biases and norms beside
 /// them.
 std::vector<ModelTensor> model_tensors(const ModelConfig& config);
+
+/// One product reads q,k,v (or gate,up) as one matrix, and their biases as one vector: each group needs one type.
+/// Throws Error{unsupported} naming the first two tensors that differ.
+void require_one_type_a_group(const ModelConfig& config, const std::function<DType(const std::string& name)>& type_of);
 
 /// A rectangle of a tensor: rows [row_begin, row_end) × columns [col_begin, col_end); for 1-D tensors rows are
 /// elements. row_end may pass the tensor's end for vocab_rows: the rows beyond are padding, zero.

@@ -144,7 +144,7 @@ SafetensorsFiles open_safetensors_directory(const fs::path& directory) {
   for (const auto& [tensor, file] : listed) {
     const auto place = out.places.find(tensor);
     if (place == out.places.end() || out.files[place->second.file].name != file) {
-      throw Error(ErrorKind::not_found, str((directory / file).native(), ": tensor '", tensor.substr(0, 200),
+      throw Error(ErrorKind::bad_input, str((directory / file).native(), ": tensor '", tensor.substr(0, 200),
                                             "' is not in it, but ", kIndex, " lists it there"));
     }
   }

@@ -31,8 +31,8 @@ struct SafetensorsFiles {
 std::unordered_map<std::string, std::string> parse_safetensors_index(std::string_view json, std::string_view path);
 
 /// Opens them all and reads their headers. Files may be symbolic links (the hub's cache is made of them). Throws
-/// Error{not_found} naming a file that is missing or a tensor that the index lists and its file lacks, Error{bad_input}
-/// for a tensor in two files.
+/// Error{not_found} naming a file that is missing, Error{bad_input} for a tensor that the index lists and its file
+/// lacks and for one in two files.
 SafetensorsFiles open_safetensors_directory(const fs::path& directory);
 
 }  // namespace firstlight

@@ -141,13 +141,13 @@ TEST(Source, RefusesTensorsThatDoNotFitTheConfig) {
   with_config(dir, "intermediate_size", 32);
   expect_error(ErrorKind::bad_input, "shape [24, 16], config.json says [32, 16]", [&] { open_source(dir.path()); });
   with_config(dir, "num_hidden_layers", 3);
-  expect_error(ErrorKind::not_found, "'model.layers.2.", [&] { open_source(dir.path()); });
+  expect_error(ErrorKind::bad_input, "'model.layers.2.", [&] { open_source(dir.path()); });
   with_config(dir, "num_hidden_layers", 1);
   expect_error(ErrorKind::unsupported, "'model.layers.1.", [&] { open_source(dir.path()); });
   with_config(dir, "tie_word_embeddings", false);
-  expect_error(ErrorKind::not_found, "'lm_head.weight'", [&] { open_source(dir.path()); });
+  expect_error(ErrorKind::bad_input, "'lm_head.weight'", [&] { open_source(dir.path()); });
   with_config(dir, "attention_bias", true);
-  expect_error(ErrorKind::not_found, "bias'", [&] { open_source(dir.path()); });
+  expect_error(ErrorKind::bad_input, "bias'", [&] { open_source(dir.path()); });
   fs::remove(dir.path() / "model.safetensors");
   expect_error(ErrorKind::not_found, "0 .safetensors files", [&] { open_source(dir.path()); });
   dir.put("pytorch_model.bin", "");
@@ -263,7 +263,7 @@ void refuse(const GgufText& g, ErrorKind kind, std::string_view part) {
 
 TEST(GgufConfig, RefusesByNameWhatIsNotDone) {
   constexpr auto kind = ErrorKind::unsupported;
-  refuse(llama_keys(), ErrorKind::not_found,
+  refuse(llama_keys(), ErrorKind::bad_input,
          "'model.layers.0.input_layernorm.weight'");  // nothing else is wrong with it
   refuse(llama_keys().key("llama.expert_count", 4, bytes_of(8u)), kind, "mixture-of-experts");
   refuse(llama_keys().key("llama.rope.scaling.type", 8, GgufText::text("yarn")), kind, "'yarn'");

@@ -163,7 +163,9 @@ uint64_t synth(const fs::path& out, const SynthOptions& options) {
   uint64_t total = 0;
   for (const SynthFile& file : files) total += file.size;
   require_room(out, total + (uint64_t{1} << 20));
-  fs::create_directories(out);
+  std::error_code error;
+  fs::create_directories(out, error);
+  if (error) throw_errno(error.value(), "make", out.native());
 
   const StepHook no_hook;
   std::atomic<uint64_t> done{0};

@@ -47,7 +47,7 @@ DTypeChoice choice_of(const Source& source, const LoadOptions& options) {
 
 TraditionalLoad::TraditionalLoad(const Source& source, const LoadOptions& options) : config_(source.config()) {
   require_tp(config_, options.tp);
-  tensors_ = stored_tensors(source, choice_of(source, options), {});
+  tensors_ = stored_tensors(source, choice_of(source, options));
   std::vector<DType> dtypes;
   for (const StoredTensor& tensor : tensors_) dtypes.push_back(tensor.dtype);
   std::vector<ArenaLayout> layouts;
@@ -71,7 +71,8 @@ TraditionalLoad::TraditionalLoad(const Source& source, const LoadOptions& option
   report_.seconds = seconds_since_exec() - begin_s_;
   report_.reader = "traditional";
   report_.why = str("a ", source.kind(), " source, read through host memory, one rank after another");
-  report_.verify = "none: the traditional path checks no hashes";
+  report_.verify =
+      options.checked_before.empty() ? "none: the traditional path checks no hashes" : options.checked_before;
 }
 
 void TraditionalLoad::fill(const Source& source, const LoadOptions& options, RankWeights& weights) {

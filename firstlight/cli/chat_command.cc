@@ -2,6 +2,7 @@
 // firstlight chat: a conversation in the terminal. Each turn renders the whole conversation through the chat template.
 #include <CLI/CLI.hpp>
 #include <iostream>
+#include <nlohmann/json.hpp>
 
 #include "firstlight/base/error.h"
 #include "firstlight/base/str.h"
@@ -16,9 +17,21 @@ struct ChatOptions {
   SessionOptions session;
   GenerateOptions generate;
   std::string system;
+  bool json = false;
 };
 
+nlohmann::ordered_json turn_json(const Answer& answer) {
+  return {{"text", answer.text},
+          {"ids", answer.ids},
+          {"n_prompt", answer.n_prompt},
+          {"finish", to_string(answer.finish)},
+          {"prompt_tokens_per_s", answer.prompt_tokens_per_s()},
+          {"tokens_per_s", answer.tokens_per_s()}};
+}
+
 int chat(Context& context, const ChatOptions& options) {
+  context.json = options.json;
+  require_utf8(options.system, "--system");
   Session session(context, options.session);
   ModelText& text = session.text();
   if (text.chat == nullptr) throw Error(ErrorKind::unsupported, "chat: the model has no chat template; use run --raw");
@@ -31,7 +44,7 @@ int chat(Context& context, const ChatOptions& options) {
   say(context, "Write a message and press Enter. /reset forgets the conversation, /quit or Ctrl-D ends, Ctrl-C stops.");
   bool load_told = false;
   for (std::string line;;) {
-    print("> ");
+    if (!options.json) print("> ");
     exit_at_once(true);
     if (!std::getline(std::cin, line)) break;
     exit_at_once(false);
@@ -43,20 +56,33 @@ int chat(Context& context, const ChatOptions& options) {
     if (line.empty()) continue;
     messages.push_back({"user", line});
     try {
-      const Answer answer = generate(context, engine, options.generate.request(text.encode_chat(messages)),
-                                     [](std::string_view piece) { print(piece); });
-      print("\n");
+      require_utf8(line, "this message");
+      const Answer answer =
+          generate(context, engine, options.generate.request(text.encode_chat(messages)), [&](std::string_view piece) {
+            if (!options.json) print(piece);
+          });
+      if (options.json) {
+        nlohmann::ordered_json turn = turn_json(answer);
+        if (!load_told) {
+          turn["ttft_s"] = answer.first_token_s;
+          turn["load"] = to_json(session.load().wait());
+        }
+        print_json(turn);
+      } else {
+        print("\n");
+      }
       messages.push_back({"assistant", answer.text});
       if (answer.finish == FinishReason::context_full) say(context, "(the context is full: /reset starts anew)");
     } catch (const Error& e) {
       if (e.kind() != ErrorKind::out_of_memory && e.kind() != ErrorKind::bad_input) throw;
       messages.pop_back();
       say(context, str("firstlight: ", e.what(), " (/reset starts anew)"));
+      if (options.json) print_json({{"error", {{"kind", to_string(e.kind())}, {"message", e.what()}}}});
     }
     if (!load_told) say(context, str("(", describe(session.load().wait()), ")"));
     load_told = true;
   }
-  print("\n");
+  if (!options.json) print("\n");
   return 0;
 }
 
@@ -69,6 +95,7 @@ void add_chat(CLI::App& app, Action& chosen) {
   options->session.add_to(*command);
   options->generate.add_to(*command);
   command->add_option("--system", options->system, "System message");
+  command->add_flag("--json", options->json, "One JSON object a turn on stdout, no prompt");
   command->footer("Example:\n  firstlight chat smollm2-ranks --system \"Answer in one sentence.\"");
   command->callback([options, &chosen] { chosen = [options](Context& context) { return chat(context, *options); }; });
 }

@@ -6,8 +6,7 @@
 
 #include "firstlight/base/error.h"
 #include "firstlight/base/str.h"
-#include "firstlight/ckpt/manifest.h"
-#include "firstlight/ckpt/safetensors.h"
+#include "firstlight/ckpt/checked_files.h"
 
 namespace firstlight::cli {
 
@@ -18,8 +17,19 @@ void append(Inspected& all, Inspected&& more) {
   std::move(more.metadata.begin(), more.metadata.end(), std::back_inserter(all.metadata));
 }
 
-Inspected inspect_rank_checkpoint(const fs::path& out) {
+void list_tensors(const SafetensorsHeader& header, const std::shared_ptr<const File>& file, const std::string& prefix,
+                  Inspected& result) {
+  for (const SafetensorsTensor& tensor : header.tensors) {
+    result.tensors.push_back({prefix + tensor.name, std::string(safetensors_name(tensor.dtype)), tensor.shape, file,
+                              header.data_begin + tensor.begin, tensor.end - tensor.begin});
+  }
+}
+
+Inspected inspect_rank_checkpoint(const fs::path& out, bool with_data, const std::stop_token& stop) {
   const Manifest manifest = read_manifest(out);
+  if (with_data)
+    check_files(
+        out, manifest, [](const std::string& name) { return name.ends_with(".safetensors"); }, 0, stop);
   Inspected all;
   all.kind = str("rank checkpoint, version ", manifest.version);
   std::string tps;
@@ -31,9 +41,8 @@ Inspected inspect_rank_checkpoint(const fs::path& out) {
   for (const ManifestTp& tp : manifest.tps) {
     for (const ManifestRank& rank : tp.ranks) {
       for (const ManifestPart& part : rank.parts) {
-        Inspected one = inspect_safetensors_file(out / part.file, rank.directory + "/");
-        one.metadata.clear();
-        append(all, std::move(one));
+        CheckedPart opened = open_part(out, manifest, part);
+        list_tensors(opened.header, opened.file, rank.directory + "/", all);
       }
     }
   }
@@ -56,23 +65,20 @@ Inspected inspect_directory(const fs::path& path) {
 
 }  // namespace
 
-Inspected inspect_safetensors_file(const fs::path& path, const std::string& prefix) {
+Inspected inspect_safetensors_file(const fs::path& path) {
   Inspected result;
   result.kind = "safetensors";
   const std::shared_ptr<const File> file = File::open(path);
   const SafetensorsHeader header = read_safetensors_header(*file);
-  for (const SafetensorsTensor& tensor : header.tensors) {
-    result.tensors.push_back({prefix + tensor.name, std::string(safetensors_name(tensor.dtype)), tensor.shape, file,
-                              header.data_begin + tensor.begin, tensor.end - tensor.begin});
-  }
+  list_tensors(header, file, "", result);
   result.metadata.assign(header.metadata.begin(), header.metadata.end());
   return result;
 }
 
-Inspected inspect(const fs::path& path) {
+Inspected inspect(const fs::path& path, bool with_data, const std::stop_token& stop) {
   if (fs::is_directory(path)) {
-    return fs::exists(path / "manifest.json") || fs::exists(path / "READY") ? inspect_rank_checkpoint(path)
-                                                                            : inspect_directory(path);
+    const bool is_checkpoint = fs::exists(path / "manifest.json") || fs::exists(path / "READY");
+    return is_checkpoint ? inspect_rank_checkpoint(path, with_data, stop) : inspect_directory(path);
   }
   if (path.extension() == ".safetensors") return inspect_safetensors_file(path);
   // By content, not by name: a GGUF starts with its magic word.

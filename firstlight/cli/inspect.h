@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <stop_token>
 #include <string>
 #include <vector>
 
@@ -25,9 +26,10 @@ struct Inspected {
   std::vector<std::pair<std::string, std::string>> metadata;  ///< key, short text of the value
 };
 
-Inspected inspect_safetensors_file(const fs::path& path, const std::string& prefix = "");
+Inspected inspect_safetensors_file(const fs::path& path);
 Inspected inspect_gguf(const fs::path& path);
-/// Any PATH.
-Inspected inspect(const fs::path& path);
+/// Any PATH. Of a rank checkpoint the headers are compared with the manifest, and the parts as a whole if their data is
+/// wanted (`with_data`): Error{damaged}.
+Inspected inspect(const fs::path& path, bool with_data, const std::stop_token& stop);
 
 }  // namespace firstlight::cli

@@ -40,7 +40,7 @@ std::string shape_text(const std::vector<int64_t>& shape) {
 
 int run_inspect(Context& context, const InspectOptions& options) {
   context.json = options.json;
-  const Inspected found = inspect(options.path);
+  const Inspected found = inspect(options.path, !options.hash.empty(), context.stop);
   std::vector<std::string> hashes(found.tensors.size());
   if (!options.hash.empty()) {
     ThreadPool pool(usable_cores());

@@ -9,6 +9,7 @@
 #include "firstlight/base/str.h"
 #include "firstlight/cli/gguf_text.h"
 #include "firstlight/text/tokenizer_image.h"
+#include "firstlight/text/unicode.h"
 
 namespace firstlight::cli {
 
@@ -32,10 +33,10 @@ std::string token_text(const Json& config, const char* key) {
   return "";
 }
 
-std::string chat_template_text(const TextFiles& files, const Json& tokenizer_config) {
-  if (std::string text = files.read("chat_template.jinja"); !text.empty()) return text;
-  const auto it = tokenizer_config.find("chat_template");
-  if (it == tokenizer_config.end()) return "";
+/// The template under "chat_template" of a JSON file; "" if there is none.
+std::string chat_template_in(const Json& file) {
+  const auto it = file.find("chat_template");
+  if (it == file.end()) return "";
   if (it->is_string()) return it->get<std::string>();
   if (!it->is_array()) return "";
   for (const Json& entry : *it) {  // several named templates: the one for plain conversations
@@ -47,7 +48,28 @@ std::string chat_template_text(const TextFiles& files, const Json& tokenizer_con
   return "";
 }
 
+/// In the order that transformers looks; chat_template.json is the hub's older spelling.
+std::string chat_template_text(const TextFiles& files, const Json& tokenizer_config) {
+  if (std::string text = files.read("chat_template.jinja"); !text.empty()) return text;
+  if (std::string text = chat_template_in(tokenizer_config); !text.empty()) return text;
+  const std::string older = files.read("chat_template.json");
+  return older.empty() ? "" : chat_template_in(parse_object(older, "chat_template.json"));
+}
+
 }  // namespace
+
+void require_utf8(std::string_view text, std::string_view what) {
+  size_t at = 0;
+  while (at < text.size()) {
+    const Utf8Step step = utf8_step(text.substr(at));
+    if (!step.valid) break;
+    at += step.size;
+  }
+  if (at == text.size()) return;
+  throw Error(ErrorKind::bad_input,
+              str(what, ": byte ", at, " (", static_cast<int>(static_cast<unsigned char>(text[at])),
+                  ") is not UTF-8; convert the text, or leave the byte out"));
+}
 
 std::vector<int> ModelText::encode_chat(const std::vector<ChatMessage>& messages) const {
   if (chat == nullptr) return tokenizer->encode(messages.back().content);
@@ -118,6 +140,8 @@ std::unique_ptr<Tokenizer> read_tokenizer(const TextFiles& files) {
 ModelText load_text(const TextFiles& files) {
   if (files.gguf != nullptr) return gguf_text(*files.gguf);
   ModelText text;
+  // Of BOS and EOS tokenizer.json's post-processor decides, as in transformers 5, which leaves add_bos_token and
+  // add_eos_token of tokenizer_config.json alone where there is a tokenizer.json.
   text.tokenizer = read_tokenizer(files);
   const std::string tokenizer_config = files.read("tokenizer_config.json");
   const Json config =
@@ -138,7 +162,9 @@ ModelText load_text(const TextFiles& files) {
 }
 
 std::unique_ptr<Tokenizer> load_tokenizer(const fs::path& model) {
-  if (fs::is_directory(model) && !fs::exists(model / "manifest.json") && fs::exists(model / "tokenizer.json")) {
+  const auto has = [&](const char* name) { return fs::exists(model / name); };
+  const bool of_a_checkpoint = has("READY") || has("manifest.json") || has("journal.jsonl");
+  if (fs::is_directory(model) && !of_a_checkpoint && has("tokenizer.json")) {
     return std::make_unique<Tokenizer>(parse_tokenizer_json(read_text(model / "tokenizer.json")));
   }
   switch (model_kind(model)) {

@@ -35,6 +35,9 @@ TextFiles text_files(const fs::path& directory);
 TextFiles text_files(const fs::path& out, const Manifest& manifest);  ///< each file checked against the manifest
 TextFiles text_files(const Source& source);
 
+/// Throws Error{bad_input} naming the first byte of `text` that is not UTF-8. `what`: "-p", "line 3 of standard input".
+void require_utf8(std::string_view text, std::string_view what);
+
 /// The image of tokenizer.json (text/tokenizer_image.h) in a rank checkpoint.
 inline constexpr const char* kTokenizerImage = "tokenizer.bin";
 

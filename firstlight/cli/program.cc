@@ -68,9 +68,13 @@ int run_program(int argc, char** argv, Context& context) {
       return code;
     }
     context.json = asks_json(argc, argv);
+    const bool bench_alone = app.got_subcommand("bench") && app.get_subcommand("bench")->get_subcommands().empty();
     const bool unknown = app.get_subcommands().empty() && argc > 1 && argv[1][0] != '-';
     return fail(context, "bad_input",
-                str(unknown ? str("there is no command '", argv[1], "'") : e.what(), "\n  see: firstlight ",
+                str(unknown       ? str("there is no command '", argv[1], "'")
+                    : bench_alone ? std::string("bench: say what to measure: firstlight bench start MODEL")
+                                  : std::string(e.what()),
+                    "\n  see: firstlight ",
                     app.get_subcommands().empty() ? "" : app.get_subcommands()[0]->get_name() + " ", "--help"),
                 2);
   }

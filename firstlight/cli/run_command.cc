@@ -23,9 +23,15 @@ struct RunOptions {
 
 std::string prompt_text(const RunOptions& options) {
   if (!options.ids_file.empty()) return "";
-  if (!options.prompt_file.empty()) return read_text(options.prompt_file);
+  require_utf8(options.system, "--system");
+  if (!options.prompt_file.empty()) {
+    std::string text = read_text(options.prompt_file);
+    require_utf8(text, str("'", options.prompt_file, "'"));
+    return text;
+  }
   if (options.prompt.empty())
     throw Error(ErrorKind::bad_input, "run: give a prompt with -p TEXT, --prompt-file FILE or --ids FILE");
+  require_utf8(options.prompt, "-p");
   return options.prompt;
 }
 
@@ -121,7 +127,7 @@ void add_run(CLI::App& app, Action& chosen) {
       ->excludes(prompt)
       ->excludes(file);
   command->add_option("--system", options->system, "System message");
-  command->add_flag("--raw", options->raw, "Do not use the chat template");
+  command->add_flag("--raw", options->raw, "Take the prompt as it is, without the chat template");
   command->add_flag("--json", options->json, "One JSON object on stdout");
   command->footer("Example:\n  firstlight run smollm2-ranks -p \"Why is the sky blue?\" -n 100 --greedy");
   command->callback([options, &chosen] { chosen = [options](Context& context) { return run(context, *options); }; });

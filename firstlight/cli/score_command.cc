@@ -21,7 +21,7 @@ struct ScoreOptions {
   std::string ids_file, text_file;
   int64_t window = 0;
   int top = 0;
-  bool json = false;
+  bool json = false, greedy = false;
 };
 
 struct TopToken {
@@ -84,18 +84,25 @@ void score_window(Context& context, Runner& runner, std::span<const int> ids, in
   }
 }
 
-int run_score(Context& context, const ScoreOptions& options) {
+int run_score(Context& context, ScoreOptions options) {
   context.json = options.json;
+  if (options.greedy)
+    throw Error(ErrorKind::bad_input,
+                "score --greedy: score gives the likelihood of a given text and chooses no token: "
+                "leave --greedy out");
   if (options.ids_file.empty() == options.text_file.empty())
     throw Error(ErrorKind::bad_input, "score: give one of --ids FILE and --text FILE");
+  const std::string text = options.ids_file.empty() ? read_text(options.text_file) : "";
+  require_utf8(text, str("'", options.text_file, "'"));
+  constexpr int kChunk = 128;  // 128 rows of logits of a 128,256-word vocabulary: 66 MB
+  options.session.logit_rows = kChunk;
   Session session(context, options.session, options.ids_file.empty());
-  const std::vector<int> ids = options.ids_file.empty() ? session.text().tokenizer->encode(read_text(options.text_file))
+  const std::vector<int> ids = options.ids_file.empty() ? session.text().tokenizer->encode(text)
                                                         : read_ids(options.ids_file, session.config().vocab_size);
   if (ids.empty()) throw Error(ErrorKind::bad_input, "score: there is no token to score");
   int64_t window = options.window > 0 ? options.window : session.max_context();
   if (window > session.max_context())
     throw Error(ErrorKind::bad_input, str("--window ", window, ": the context is ", session.max_context(), " tokens"));
-  constexpr int kChunk = 128;  // 128 rows of logits of a 128,256-word vocabulary: 66 MB
   Score score;
   ProgressBar bar(context);
   for (size_t begin = 0; begin < ids.size(); begin += static_cast<size_t>(window)) {
@@ -149,6 +156,7 @@ void add_score(CLI::App& app, Action& chosen) {
       ->check(CLI::PositiveNumber);
   command->add_option("--top", options->top, "Give the K likeliest tokens after each position (with --json)")
       ->check(CLI::NonNegativeNumber);
+  command->add_flag("--greedy", options->greedy)->group("");  // taken to be refused with a reason
   command->add_flag("--json", options->json, "One JSON object on stdout");
   command->footer("Example:\n  firstlight score smollm2-ranks --text novel.txt --window 2048");
   command->callback(

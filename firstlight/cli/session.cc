@@ -8,6 +8,7 @@
 #include "firstlight/base/error.h"
 #include "firstlight/base/str.h"
 #include "firstlight/base/thread_pool.h"
+#include "firstlight/ckpt/checked_files.h"
 #include "firstlight/ckpt/slice_map.h"
 
 namespace firstlight::cli {
@@ -30,11 +31,13 @@ void SessionOptions::add_to(CLI::App& command) {
   command.add_option("--reader", reader, "auto or pread")
       ->check(CLI::IsMember({"auto", "pread"}))
       ->capture_default_str();
-  command.add_option("--verify", verify, "full: every byte against its hash; off")
+  command
+      .add_option("--verify", verify,
+                  "full: every byte of a rank checkpoint against its hash; off: headers and small files only")
       ->check(CLI::IsMember({"full", "off"}))
       ->capture_default_str();
   command.add_flag("--traditional", traditional,
-                   "Load as engines do: through host memory, converted, one rank after another");
+                   "Load as other engines do: through host memory, converted, one rank after another");
 }
 
 namespace {
@@ -56,6 +59,14 @@ uint64_t weight_bytes(const ModelConfig& config, int tp, DType dtype) {
     bytes += elements * size_of(dtype);
   }
   return bytes * static_cast<uint64_t>(tp);
+}
+
+/// The traditional path checks nothing by itself, but here there are hashes: no byte of a rank checkpoint is used
+/// unchecked.
+void check_traditional(Context& context, const fs::path& out, const Manifest& manifest, int n_threads) {
+  const Timeline::Scope scope(&context.timeline, "verify tp1/rank-00");
+  check_files(
+      out, manifest, [](const std::string& name) { return name.starts_with("tp1/rank-00/"); }, n_threads, context.stop);
 }
 
 /// On the CPU every rank shares the same cores: the fewest ranks are the fastest.
@@ -88,6 +99,7 @@ Session::Session(Context& context, const SessionOptions& options, bool with_text
       if (manifest_->find_tp(1) == nullptr)
         throw Error(ErrorKind::not_found, "--traditional: tp 1 is not stored, so there is no whole model to read");
       source_path /= "tp1/rank-00";
+      if (options.verify == "full") check_traditional(context, options.model, *manifest_, n_threads_);
       tp_ = options.tp == 0 ? 1 : options.tp;
     }
   }
@@ -109,6 +121,8 @@ Session::Session(Context& context, const SessionOptions& options, bool with_text
   KvKind kv = weights_dtype == DType::f32 ? KvKind::f32 : KvKind::bf16;
   if (!options.kv.empty()) kv = *kv_kind_from(options.kv);
   runner_options_.n_threads = n_threads_;
+  logits_bytes_ =
+      static_cast<uint64_t>(options.logit_rows - 1) * static_cast<uint64_t>(config.vocab_size) * sizeof(float);
   choose_context(config, weight_bytes(config, tp_, weights_dtype), options, kv);
 
   LoadOptions load;
@@ -117,9 +131,10 @@ Session::Session(Context& context, const SessionOptions& options, bool with_text
   load.verify = options.verify == "off" ? Verify::off : Verify::full;
   load.n_threads = n_threads_;
   load.reserve_bytes = kv_page_bytes(config, tp_, kv) * static_cast<uint64_t>(runner_options_.n_pages) +
-                       scratch_bytes(config, tp_, runner_options_);
+                       scratch_bytes(config, tp_, runner_options_) + logits_bytes_;
   if (options.dtype == "f32") load.dtype = DType::f32;
   if (options.dtype == "bf16") load.dtype = DType::bf16;
+  if (manifest_ && source_ && load.verify == Verify::full) load.checked_before = "full, before the load";
   load.stop = context.stop;
   load.timeline = &context.timeline;
   auto bar = std::make_shared<ProgressBar>(context);
@@ -169,7 +184,7 @@ void Session::choose_context(const ModelConfig& config, uint64_t arena_bytes, co
   } else if (options.max_context == 0) {
     // The model's own maximum (131,072 tokens for Llama 3.1) may not fit: unless told, take what does. 10 % of the free
     // memory stays for others.
-    const uint64_t scratch = scratch_bytes(config, tp_, runner_options_);
+    const uint64_t scratch = scratch_bytes(config, tp_, runner_options_) + logits_bytes_;
     const auto room = static_cast<uint64_t>(0.9 * static_cast<double>(free_memory({})));
     const uint64_t fits = room > arena_bytes + scratch ? (room - arena_bytes - scratch) / page_bytes : 1;
     if (static_cast<int64_t>(fits) < runner_options_.n_pages) {

@@ -30,6 +30,7 @@ struct SessionOptions {
   std::string reader = "auto";
   int64_t max_context = 0;
   int threads = 0;
+  int logit_rows = 1;  ///< no option: rows of logits that the command asks for at once, counted in the memory needed
   bool traditional = false;
 
   void add_to(CLI::App& command);
@@ -38,8 +39,7 @@ struct SessionOptions {
 class Session {
  public:
   /// Opens the model, starts the load (and the text side on its own thread), and makes the runner. Returns while bytes
-  /// may still be arriving. Prints the path taken and why. `n_sequences`: how many sequences of max_context the KV
-  /// pages are to hold. `with_text` = false leaves tokenizer and template out.
+  /// may still be arriving. Prints the path taken and why. `with_text` = false leaves tokenizer and template out.
   Session(Context& context, const SessionOptions& options, bool with_text = true);
   ~Session();
 
@@ -51,6 +51,8 @@ class Session {
   /// Tokens a sequence may have, and why it is not the model's own maximum ("" if it is).
   int64_t max_context() const { return max_context_; }
   int tp() const { return tp_; }
+  /// Null unless MODEL is a rank checkpoint.
+  const Manifest* manifest() const { return manifest_ ? &*manifest_ : nullptr; }
   int n_threads() const { return n_threads_; }
 
  private:
@@ -66,6 +68,7 @@ class Session {
   std::optional<ModelText> text_;
   RunnerOptions runner_options_;
   int64_t max_context_ = 0;
+  uint64_t logits_bytes_ = 0;  // beyond the row that scratch_bytes() counts
   int tp_ = 1;
   int n_threads_ = 1;
 };

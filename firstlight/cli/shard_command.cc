@@ -78,7 +78,8 @@ int run_shard(Context& context, const ShardCommand& options) {
     report = shard(*source, options.out, shard_options);
   } catch (const Interrupted&) {
     bar.clear();
-    say(context, "stopped; the same command goes on where it was");
+    say(context, options.force ? "stopped; the same command without --force goes on where it was"
+                               : "stopped; the same command goes on where it was");
     throw;
   }
   bar.clear();
@@ -224,10 +225,12 @@ void add_shard(CLI::App& app, Action& chosen) {
       ->add_option("--dtype", options->dtype,
                    "bf16, f32 or source (default: source; bf16 for a quantised GGUF; f16 becomes bf16)")
       ->check(CLI::IsMember({"bf16", "f32", "source"}));
-  command->add_option("--memory", options->memory, "Bound of all buffers together")->capture_default_str();
+  command->add_option("--memory", options->memory, "Bound of all buffers together, at least some MiB a thread")
+      ->capture_default_str();
   command->add_option("--part-size", options->part_size, "Wanted size of a part")->capture_default_str();
   command->add_option("--threads", options->threads, "Threads (default: usable cores)")->check(CLI::Range(1, 4096));
-  command->add_flag("--force", options->force, "Replace another model in OUT");
+  command->add_flag("--force", options->force,
+                    "Start anew: what shard wrote in OUT before, any model, is removed first");
   command->add_flag("--json", options->json, "One JSON object on stdout");
   command->footer(
       "Interrupted or killed, the same command goes on where it was.\n\nExample:\n  firstlight shard Llama-3.1-8B -o "
@@ -238,7 +241,8 @@ void add_shard(CLI::App& app, Action& chosen) {
 
 void add_plan(CLI::App& app, Action& chosen) {
   auto options = std::make_shared<PlanCommand>();
-  CLI::App* command = app.add_subcommand("plan", "What loading would do: bytes, reads, alignment, does it fit");
+  CLI::App* command =
+      app.add_subcommand("plan", "What loading a rank checkpoint would do: bytes, reads, alignment, does it fit");
   command->add_option("OUT", options->out, "Rank checkpoint")->required();
   command->add_option("--tp", options->tp, "Tensor-parallel size (default: the smallest stored)")
       ->check(CLI::Range(1, 1024));
@@ -250,7 +254,7 @@ void add_plan(CLI::App& app, Action& chosen) {
 
 void add_verify(CLI::App& app, Action& chosen) {
   auto options = std::make_shared<VerifyCommand>();
-  CLI::App* command = app.add_subcommand("verify", "Every byte of a rank checkpoint against its manifest");
+  CLI::App* command = app.add_subcommand("verify", "Compare every byte of a rank checkpoint with its manifest");
   command->add_option("OUT", options->out, "Rank checkpoint")->required();
   command->add_option("--threads", options->threads, "Threads (default: usable cores)")->check(CLI::Range(1, 4096));
   command->add_flag("--json", options->json, "One JSON object on stdout");
@@ -265,7 +269,7 @@ void add_synth(CLI::App& app, Action& chosen) {
   for (const std::string& name : synth_names()) names += str(names.empty() ? "" : ", ", name);
   CLI::App* command = app.add_subcommand("synth", "Random bf16 weights in a real model's shapes, for benches");
   command->add_option("--like", options->options.like, str("One of ", names));
-  command->add_option("--config", options->config_file, "… or a config.json");
+  command->add_option("--config", options->config_file, "… or the path of a config.json");
   command->add_option("-o,--out", options->out, "Directory to write")->required();
   command->add_option("--seed", options->options.seed, "The same seed gives the same bytes")->capture_default_str();
   command->add_option("--part-size", options->part_size, "Wanted size of a file")->capture_default_str();

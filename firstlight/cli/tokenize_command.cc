@@ -27,6 +27,7 @@ int tokenize(Context& context, const TokenizeOptions& options) {
   std::ios::sync_with_stdio(false);
   if (!options.json) {
     const std::string text{std::istreambuf_iterator<char>(std::cin), std::istreambuf_iterator<char>()};
+    require_utf8(text, "standard input");
     std::string out;
     for (const int id : tokenizer->encode(text, !options.no_special, !options.plain))
       out += str(out.empty() ? "" : " ", id);
@@ -39,7 +40,8 @@ int tokenize(Context& context, const TokenizeOptions& options) {
     ++number;
     const nlohmann::json text = nlohmann::json::parse(line, nullptr, false);
     if (!text.is_string())
-      throw Error(ErrorKind::bad_input, str("line ", number, " of standard input is not a JSON string"));
+      throw Error(ErrorKind::bad_input,
+                  str("line ", number, " of standard input is not a JSON string (in UTF-8), such as \"Hello\""));
     out += nlohmann::json{{"ids",
                            tokenizer->encode(text.get_ref<const std::string&>(), !options.no_special, !options.plain)}}
                .dump() +

@@ -18,8 +18,8 @@ void append_byte_run(std::string_view run, std::string& out) {
   }
 }
 
-/// What of `pending` is certain, moved out of it; each ill-formed part, or each byte of one, becomes U+FFFD.
-std::string take_certain(std::string& pending, bool by_byte) {
+/// What of `pending` is certain, moved out of it; each ill-formed part becomes U+FFFD.
+std::string take_certain(std::string& pending) {
   std::string out;
   std::string_view rest = pending;
   while (!rest.empty()) {
@@ -28,7 +28,7 @@ std::string take_certain(std::string& pending, bool by_byte) {
     if (step.valid) {
       out.append(rest.substr(0, step.size));
     } else {
-      for (uint32_t i = 0; i < (by_byte ? step.size : 1); ++i) out.append(kReplacement);
+      out.append(kReplacement);
     }
     rest.remove_prefix(step.size);
   }
@@ -79,12 +79,11 @@ std::string Detokenizer::push(int id) {
   if (bytes.empty() || (skip_special_ && tokenizer_->is_special(id))) return "";
   if (tokenizer_->spec().kind == TokenizerSpec::Kind::byte_level_bpe) {
     pending_.append(bytes);
-    return take_certain(pending_, false);
+    return take_certain(pending_);
   }
   std::string out;
   if (tokenizer_->is_byte(id)) {
-    pending_.append(bytes);
-    out = take_certain(pending_, true);
+    pending_.append(bytes);  // whether a run of bytes is text is known at its end
   } else {
     end_byte_run(out);
     out.append(bytes);

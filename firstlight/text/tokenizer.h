@@ -57,7 +57,9 @@ struct TokenizerSpec {
   StringTable tokens;               ///< by id; as in the vocabulary file (byte-level alphabet or "▁"); "" for holes
   StringTable merges;               ///< by rank, two strings a merge: left, right; or instead of them
   std::vector<MergeIds> merge_ids;  ///< … their ids, where these have been worked out (tokenizer_image.h)
-  std::vector<float> scores;        ///< spm_bpe without merges: the pair whose token scores highest merges first
+  std::vector<float>
+      scores;  ///< spm_bpe without merges: the pair whose token scores highest merges first, of equal
+               ///< scores the one with the longer left half, then the longer right half, then the lower id
   std::vector<bool>
       reserved;  ///< by id, or empty: with scores, tokens that text never becomes (control, unknown, byte)
   std::vector<AddedToken> added;
@@ -107,9 +109,9 @@ class Tokenizer {
   std::unique_ptr<const Impl> impl_;
 };
 
-/// Feeds ids one by one, gives text that never ends in half a character. What it gives in all is decode()'s text, but
-/// for a run of byte tokens that is text only in part: the whole characters in it are given as they come. Not
-/// thread-safe; one a sequence.
+/// Feeds ids one by one, gives text that never ends in half a character. What it gives in all is decode()'s text. So a
+/// run of SentencePiece's byte tokens is held back until a token that is none ends it: one byte that does not fit makes
+/// all of the run U+FFFD. Not thread-safe; one a sequence.
 class Detokenizer {
  public:
   explicit Detokenizer(const Tokenizer& tokenizer, bool skip_special = true);

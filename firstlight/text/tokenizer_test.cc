@@ -231,10 +231,10 @@ GgufTokenizerFields scored_fields() {
   return fields;
 }
 
-TEST(GgufTokenizer, MergesByScoreAndOfEqualScoresTheLeftmost) {
+TEST(GgufTokenizer, MergesByScoreAndOfEqualScoresAsTransformersOrdersThem) {
   const Tokenizer tokenizer(make_gguf_tokenizer_spec(scored_fields()));
   EXPECT_THAT(tokenizer.encode("ab"), ElementsAre(1, 4, 7));          // "ab" scores above "▁a"
-  EXPECT_THAT(tokenizer.encode("bab"), ElementsAre(1, 4, 9, 6));      // "ba" before "ab"
+  EXPECT_THAT(tokenizer.encode("bab"), ElementsAre(1, 4, 6, 7));      // "ab" has the lower id
   EXPECT_THAT(tokenizer.encode("a!z", false), ElementsAre(8, 3, 0));  // a byte token, and one that is missing
   EXPECT_THAT(tokenizer.encode("<s>"), ElementsAre(1, 1));
   EXPECT_THAT(tokenizer.encode("", true), ElementsAre(1));
@@ -242,6 +242,42 @@ TEST(GgufTokenizer, MergesByScoreAndOfEqualScoresTheLeftmost) {
   // The letters '<' and 's' are no tokens, but parts of "<s"; text never becomes the control token "<s>".
   EXPECT_THAT(tokenizer.encode("<s>", false, false), ElementsAre(4, 10, 11));
   EXPECT_THAT(tokenizer.encode("s", false), ElementsAre(4, 0));
+}
+
+TEST(GgufTokenizer, OfEqualScoresTheLongerLeftHalfMergesFirst) {
+  GgufTokenizerFields fields;
+  fields.model = "llama";
+  fields.tokens = table({"<unk>", "x", "xx", "xxx", "y", "yx"});
+  fields.token_type = {2, 1, 1, 1, 1, 1};
+  fields.scores = {0, -9, -1, -2, -9, 0};
+  fields.add_bos = false;
+  fields.add_space_prefix = false;
+  const Tokenizer tokenizer(make_gguf_tokenizer_spec(std::move(fields)));
+  // "yx" first, then "xx", which leaves x-xx-x apart: from here "xx"+"x" is before "x"+"xx", though that is further
+  // left.
+  EXPECT_THAT(tokenizer.encode("yxxxx"), ElementsAre(5, 3));
+  EXPECT_THAT(tokenizer.encode("xxx"), ElementsAre(3));
+  EXPECT_THAT(tokenizer.encode("xxxx"), ElementsAre(2, 2));
+}
+
+TEST(Detokenizer, GivesInAllWhatDecodeGives) {
+  GgufTokenizerFields fields = scored_fields();
+  for (const char* byte : {"<0xE4>", "<0xBD>", "<0xA0>", "<0xFF>"}) {
+    fields.tokens.push_back(byte);
+    fields.token_type.push_back(6);
+    fields.scores.push_back(0);
+  }
+  const Tokenizer tokenizer(make_gguf_tokenizer_spec(std::move(fields)));
+  std::mt19937 random(9);
+  for (int round = 0; round < 5000; ++round) {
+    std::vector<int> ids(1 + random() % 12);
+    for (int& id : ids) id = random() % 3 == 0 ? static_cast<int>(random() % 16) : static_cast<int>(12 + random() % 4);
+    Detokenizer stream(tokenizer);
+    std::string text;
+    for (const int id : ids) text += stream.push(id);
+    text += stream.finish();
+    ASSERT_EQ(text, tokenizer.decode(ids)) << testing::PrintToString(ids);
+  }
 }
 
 TEST(GgufTokenizer, RefusesFieldsThatDisagree) {

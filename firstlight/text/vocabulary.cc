@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <tuple>
 
 #include "firstlight/base/str.h"
 #include "firstlight/text/byte_alphabet.h"
@@ -190,7 +191,7 @@ void Vocabulary::insert_scored_merges() {
 
   struct Pair {
     int32_t left, right, result;
-    uint32_t rank;
+    uint32_t score_rank, left_chars, right_chars;
   };
   std::vector<Pair> pairs;
   for (size_t id = 0; id < tokens.size(); ++id) {
@@ -201,15 +202,26 @@ void Vocabulary::insert_scored_merges() {
     }
     const auto rank = static_cast<uint32_t>(
         std::lower_bound(ranks.begin(), ranks.end(), spec_->scores[id], std::greater<>()) - ranks.begin());
+    uint32_t n_chars = 0, left_chars = 0;
+    for (size_t at = 0; at < token.size(); at += utf8_size(token[at])) ++n_chars;
     for (size_t cut = utf8_size(token[0]); cut < token.size(); cut += utf8_size(token[cut])) {
+      ++left_chars;
       const int32_t left = scored_symbol(token.substr(0, cut));
       const int32_t right = left < 0 ? -1 : scored_symbol(token.substr(cut));
-      if (right >= 0) pairs.push_back({left, right, static_cast<int32_t>(id), rank});
+      if (right >= 0) pairs.push_back({left, right, static_cast<int32_t>(id), rank, left_chars, n_chars - left_chars});
     }
   }
+  // Of equal scores the order in which transformers lists merges: so a GGUF, and the tokenizer.json that shard makes of
+  // it, give the same ids, also in other people's hands.
+  std::sort(pairs.begin(), pairs.end(), [](const Pair& a, const Pair& b) {
+    return std::tie(a.score_rank, b.left_chars, b.right_chars, a.result, a.left, a.right) <
+           std::tie(b.score_rank, a.left_chars, a.right_chars, b.result, b.left, b.right);
+  });
   merges_ = MergeIndex(pairs.size());
-  for (const Pair& p : pairs) {
-    merges_.insert(static_cast<uint32_t>(p.left), static_cast<uint32_t>(p.right), {p.rank, p.result});
+  for (size_t rank = 0; rank < pairs.size(); ++rank) {
+    const Pair& p = pairs[rank];
+    merges_.insert(static_cast<uint32_t>(p.left), static_cast<uint32_t>(p.right),
+                   {static_cast<uint32_t>(rank), p.result});
   }
 }
 

@@ -57,7 +57,7 @@ class Suite:
         """Runs the program; fails if it ends with another code, by a signal, or not within the time."""
         out, err = tempfile.TemporaryFile(dir=self.tmp), tempfile.TemporaryFile(dir=self.tmp)
         begin = time.monotonic()
-        with subprocess.Popen([self.binary, *map(str, arguments)], stdin=subprocess.PIPE, stdout=popen.pop("stdout", out),
+        with subprocess.Popen([self.binary, *(a if isinstance(a, bytes) else str(a) for a in arguments)], stdin=subprocess.PIPE, stdout=popen.pop("stdout", out),
                               stderr=err, **popen) as process:
             feeder = None
             if stdin:

@@ -34,7 +34,10 @@ def wrong_arguments(suite):
     cases = [
         ([], "subcommand", 2), (["frobnicate"], "frobnicate", 2), (["run"], "MODEL", 2), (["load", out, "--frobnicate"], "frobnicate", 2),
         (["run", out], "-p", 2), (["load", out, "--tp", "0"], "tp", 2), (["load", out, "--tp", "x"], "tp", 2),
-        (["load", out, "--tp", "4"], "4", 3), (["load", suite.tmp / "nowhere"], "nowhere", 3), (["run", suite.tmp / "nowhere", "-p", "x"], "nowhere", 3),
+        (["load", out, "--tp", "4"], "4", 3), (["plan", out, "--tp", "4"], "4", 3),
+        (["load", out, "--tp", "3"], "3", 2), (["plan", out, "--tp", "3"], "3", 2), (["bench"], "bench start", 2),
+        (["score", out, "--ids", "x", "--greedy"], "chooses no token", 2), (["run", out, "-p", b"a\xffb"], "byte 1 (255)", 2),
+        (["run", out, "-p", "x", "--tp", "a"], "--tp", 2), (["load", suite.tmp / "nowhere"], "nowhere", 3), (["run", suite.tmp / "nowhere", "-p", "x"], "nowhere", 3),
         (["shard", TINY / "llama3"], "--out", 2), (["shard", TINY / "llama3", "-o", suite.tmp / "x", "--tp", "1", "--memory", "lots"], "lots", 2),
         (["shard", TINY / "llama3", "-o", suite.tmp / "x", "--tp", "1", "--dtype", "f7"], "f7", 2), (["score", out], "--ids", 2),
         (["score", out, "--ids", suite.tmp / "nowhere.json"], "nowhere.json", 3), (["inspect", suite.tmp / "nowhere"], "nowhere", 3),
@@ -182,6 +185,10 @@ def chat_answers(suite):
         raise Skip("needs the conversion before it")
     done = suite.run("chat", out, "--greedy", "-n", 12, stdin=b"My name is Ada.\nWhat is my name?\n")
     assert len(done.out.strip()) > 10, f"{done.out!r}"
+    told = suite.run("chat", out, "--greedy", "-n", 12, "--json", stdin=b"My name is Ada.\nWhat is my name?\n")
+    turns = [json.loads(line) for line in told.out.splitlines()]
+    assert len(turns) == 2 and all(len(t["ids"]) == 12 and t["text"] in done.out for t in turns), told.out
+    assert "load" in turns[0] and "load" not in turns[1], told.out
     return repr(done.out.strip()[:60])
 
 

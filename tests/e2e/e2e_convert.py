@@ -147,6 +147,11 @@ def another_model(suite):
     suite.run("shard", TINY / "qwen3", "-o", out, "--tp", "1", "--force")
     suite.run("verify", out)
     assert json.loads((out / "config.json").read_text())["model_type"] == "qwen3"
+    (out / "notes.txt").write_text("mine")
+    before = tree_digest(out)
+    done = suite.run("shard", TINY / "llama3", "-o", out, "--tp", "1", "--force", code=2)
+    assert "notes.txt" in done.err, done.err
+    assert_same_tree(tree_digest(out), before, "after --force was refused")
 
 
 def one_tp_after_another(suite):

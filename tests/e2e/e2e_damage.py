@@ -19,10 +19,50 @@ def copy_of(suite, out):
     return copy
 
 
-def is_needed_by_load(name, tp):
-    """READY, manifest, configuration, and this tp's parts and leaves. (A rank's own config and index are for other readers.)"""
-    return name in ("READY", "manifest.json", "config.json") or (
-        name.startswith(f"tp{tp}/") and (name.endswith(".safetensors") or name.endswith("leaves.xxh3")))
+TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja")
+
+
+def tiny_model(suite):
+    """A tiny model with a byte-level tokenizer and every small file that run uses."""
+    model = suite.tmp / "tiny-source"
+    shutil.copytree(TINY / "qwen2.5", model)
+    letters = [chr(c) for c in [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x144)]]
+    tokenizer = {"version": "1.0", "added_tokens": [], "normalizer": None, "post_processor": None,
+                 "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+                 "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+                 "model": {"type": "BPE", "unk_token": None, "vocab": {c: i for i, c in enumerate(letters)}, "merges": []}}
+    (model / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (model / "tokenizer_config.json").write_text('{"add_bos_token": false}')
+    (model / "generation_config.json").write_text('{"eos_token_id": 1}')
+    (model / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    (model / "LICENSE").write_text("free")
+    return model
+
+
+def uses(command, tp, name):
+    """What docs/rank-checkpoint.md §8 says: does `command` at `tp` check this file? For parts "header" where that is all."""
+    mine, part = name.startswith(f"tp{tp}/"), name.endswith(".safetensors")
+    weights = mine and (part or name.endswith("leaves.xxh3"))
+    if name in ("READY", "manifest.json"):
+        return True
+    if command == "verify":
+        return True
+    if command == "load":
+        return mine or "/" not in name
+    if command == "traditional":
+        return mine or "/" not in name
+    if command == "score":
+        return weights or name == "config.json"
+    if command == "run":
+        return weights or name == "config.json" or name in TEXT_FILES
+    if command == "tokenize":
+        return name == "tokenizer.json"
+    if command == "plan":
+        return "header" if mine and part else name == "config.json"
+    if command == "inspect":
+        return "header" if part else False
+    assert command == "hash"
+    return part
 
 
 def expect_failure(suite, name, codes, *command):
@@ -32,18 +72,20 @@ def expect_failure(suite, name, codes, *command):
 
 
 def every_file(suite, kind):
-    """One kind of damage to each file in turn; verify, load and score must find it."""
+    """One kind of damage to each file in turn: every command that uses the file must find it, no other minds."""
     out = suite.tmp / "tiny"
     if not out.exists():
-        suite.run("shard", TINY / "qwen2.5", "-o", out, "--tp", "1,2")
+        suite.run("shard", tiny_model(suite), "-o", out, "--tp", "1,2")
     ids = suite.tmp / "ids.json"
     ids.write_text("[1,2,3,4]")
+    header_bytes = {part["file"]: part["header_bytes"] for tp in json.loads((out / "manifest.json").read_text())["tps"]
+                    for rank in tp["ranks"] for part in rank["parts"]}
     rng = random.Random(3)
     names = [str(p.relative_to(out)) for p in files_of(out)]
     for name in names:
         copy = copy_of(suite, out)
         path = copy / name
-        size = path.stat().st_size
+        size, offset = path.stat().st_size, None
         if kind == "delete":
             path.unlink()
         elif kind == "truncate":
@@ -54,20 +96,28 @@ def every_file(suite, kind):
                 file.write(b"\0")
         else:
             offset = rng.randrange(size)
-            if name.endswith(".safetensors") and rng.random() < 0.7:
-                offset = rng.randrange(2 << 20, size)  # in the data, where the most bytes of a real file are
+            if name.endswith(".safetensors"):  # in the data, where the most bytes of a real file are, or in the header
+                offset = rng.randrange(2 << 20, size) if rng.random() < 0.5 else rng.randrange(header_bytes[name])
             flip_bit(path, offset, rng.randrange(8))
         # Without READY the manifest can't be trusted, with a broken one neither: both are found first.
         codes = {MISSING} if kind == "delete" and name in ("READY", "manifest.json") else {MISSING, DAMAGED} if kind == "delete" else {DAMAGED}
         if name == "READY" and kind != "delete":
             codes = {DAMAGED, BAD_INPUT}
-        expect_failure(suite, name, codes, "verify", copy)
+        commands = [("verify", 0, ("verify", copy)), ("tokenize", 0, ("tokenize", copy)), ("inspect", 0, ("inspect", copy)),
+                    ("hash", 0, ("inspect", copy, "--hash", "sha256")),
+                    ("traditional", 1, ("load", copy, "--tp", 1, "--traditional"))]
         for tp in (1, 2):
-            for command in (("load", copy, "--tp", tp), ("score", copy, "--ids", ids, "--tp", tp)):
-                if is_needed_by_load(name, tp):
-                    expect_failure(suite, name, codes, *command)
-                else:
-                    suite.run(*command)
+            commands += [("load", tp, ("load", copy, "--tp", tp)), ("score", tp, ("score", copy, "--ids", ids, "--tp", tp)),
+                         ("plan", tp, ("plan", copy, "--tp", tp)),
+                         ("run", tp, ("run", copy, "--ids", ids, "-n", 1, "--tp", tp))]
+        for command, tp, arguments in commands:
+            found = uses(command, tp, name)
+            if found == "header":  # size and header are looked at, the data is not
+                found = offset is None or offset < header_bytes[name]
+            if found:
+                expect_failure(suite, name, codes, *arguments)
+            else:
+                suite.run(*arguments)
     return f"{len(names)} files"
 
 
