@@ -11,6 +11,7 @@
 
 #include "firstlight/base/error.h"
 #include "firstlight/base/str.h"
+#include "firstlight/device/gpu_memory.h"
 
 namespace firstlight {
 
@@ -27,10 +28,11 @@ uint64_t mapped_bytes(uint64_t size) {
 }  // namespace
 
 Buffer::Buffer(Device device, uint64_t size_bytes) : device_(device), size_(size_bytes) {
-  if (device.kind != Device::Kind::cpu) {
-    throw Error(ErrorKind::unsupported, str("memory of ", to_string(device), ": this build has the CPU only"));
-  }
   if (size_ == 0) return;
+  if (device.kind == Device::Kind::cuda) {
+    data_ = gpu::allocate(device, size_, owned_);
+    return;
+  }
   const auto fail = [&](const char* why) {
     throw Error(ErrorKind::out_of_memory,
                 str("allocate ", human_bytes(static_cast<double>(size_)), " (", size_, " bytes) on cpu: ", why));
@@ -52,11 +54,19 @@ Buffer::Buffer(Device device, uint64_t size_bytes) : device_(device), size_(size
 }
 
 Buffer::~Buffer() {
-  if (data_ != nullptr) munmap(data_, mapped_bytes(size_));
+  if (data_ == nullptr) return;
+  if (device_.kind == Device::Kind::cuda) {
+    gpu::release(device_, owned_);
+  } else {
+    munmap(data_, mapped_bytes(size_));
+  }
 }
 
 Buffer::Buffer(Buffer&& other) noexcept
-    : device_(other.device_), data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+    : device_(other.device_),
+      data_(std::exchange(other.data_, nullptr)),
+      size_(std::exchange(other.size_, 0)),
+      owned_(std::exchange(other.owned_, nullptr)) {}
 
 Buffer& Buffer::operator=(Buffer&& other) noexcept {
   if (this != &other) {
@@ -64,6 +74,7 @@ Buffer& Buffer::operator=(Buffer&& other) noexcept {
     device_ = other.device_;
     data_ = std::exchange(other.data_, nullptr);
     size_ = std::exchange(other.size_, 0);
+    owned_ = std::exchange(other.owned_, nullptr);
   }
   return *this;
 }

@@ -10,12 +10,14 @@
 namespace firstlight {
 
 /// Owns bytes on one device; move-only; base aligned to 2 MiB if it is at least that long, else to 4 KiB (so O_DIRECT
-/// and cuFile can write into it). CPU memory is anonymous, zero-filled on first touch, and asks for huge pages from 2
-/// MiB on (271 MB touched by two threads: 20 ms with huge pages, 64 ms without).
+/// and cuFile can write into it; on a GPU 256 bytes below 2 MiB). CPU memory is anonymous, zero-filled on first touch,
+/// and asks for huge pages from 2 MiB on (271 MB touched by two threads: 20 ms with huge pages, 64 ms without). GPU
+/// memory is not zeroed.
 class Buffer {
  public:
   Buffer() = default;
-  /// Throws Error{out_of_memory} naming the size. 0 bytes is an empty buffer.
+  /// Throws Error{out_of_memory} naming the size; Error{not_found, unsupported} for a GPU that is not there. 0 bytes is
+  /// an empty buffer.
   Buffer(Device device, uint64_t size_bytes);
   ~Buffer();
   Buffer(Buffer&& other) noexcept;
@@ -30,9 +32,11 @@ class Buffer {
   Device device_;
   std::byte* data_ = nullptr;
   uint64_t size_ = 0;
+  void* owned_ = nullptr;  // on a GPU: what is given back, data_ may lie behind it
 };
 
 /// Free memory of a device, bytes: what new allocations may take (CPU: MemAvailable, also bounded by the cgroup).
+/// On a GPU this makes its context.
 uint64_t free_memory(Device device);
 
 }  // namespace firstlight

@@ -10,7 +10,9 @@
 
 #include "firstlight/base/error.h"
 #include "firstlight/device/buffer.h"
+#include "firstlight/device/copy.h"
 #include "firstlight/device/gate.h"
+#include "firstlight/device/gpus.h"
 
 namespace firstlight {
 namespace {
@@ -74,11 +76,56 @@ TEST(Buffer, SaysHowMuchItCouldNotGet) {
 
 TEST(Buffer, OfADeviceThatIsNotThereIsRefused) {
   try {
-    const Buffer buffer({Device::Kind::cuda, 0}, 4096);
+    const Buffer buffer({Device::Kind::cuda, 99}, 4096);
     FAIL();
   } catch (const Error& error) {
-    EXPECT_EQ(error.kind(), ErrorKind::unsupported);
+    EXPECT_EQ(error.kind(), gpus().in_build ? ErrorKind::not_found : ErrorKind::unsupported);
+    EXPECT_NE(std::string(error.what()).find("cuda:99"), std::string::npos) << error.what();
   }
+}
+
+TEST(Gpus, AreNamedOrAReasonIsGiven) { EXPECT_EQ(gpus().names.empty(), !gpus().why_none.empty()); }
+
+ErrorKind kind_of_choice(std::string_view wanted, const Gpus& found) {
+  try {
+    choose_device(wanted, found);
+  } catch (const Error& error) {
+    return error.kind();
+  }
+  ADD_FAILURE() << wanted << " was taken";
+  return ErrorKind::bug;
+}
+
+TEST(ChooseDevice, TakesTheFirstGpuOrTheCpuAndSaysWhy) {
+  const Gpus two{{"A", "B"}, ""};
+  EXPECT_EQ(choose_device("auto", two).device, (Device{Device::Kind::cuda, 0}));
+  EXPECT_EQ(choose_device("cuda", two).device, (Device{Device::Kind::cuda, 0}));
+  EXPECT_EQ(choose_device("cuda:1", two).device, (Device{Device::Kind::cuda, 1}));
+  EXPECT_EQ(choose_device("cuda:1", two).why, "B");
+  EXPECT_EQ(choose_device("cpu", two).device, Device{});
+  const Gpus old{{}, "driver too old for runtime 13.0: has 12.4"};
+  EXPECT_EQ(choose_device("auto", old).device, Device{});
+  EXPECT_EQ(choose_device("auto", old).why, old.why_none);
+}
+
+TEST(ChooseDevice, RefusesAGpuByNameThatIsNotThere) {
+  EXPECT_EQ(kind_of_choice("cuda:0", {{}, "no driver"}), ErrorKind::not_found);
+  EXPECT_EQ(kind_of_choice("cuda:0", {{}, "this build has no CUDA", false}), ErrorKind::unsupported);
+  EXPECT_EQ(kind_of_choice("cuda:2", {{"A", "B"}, ""}), ErrorKind::not_found);
+  for (const char* word : {"", "gpu", "cuda:", "cuda:-1", "cuda:1x", "cuda0"}) {
+    EXPECT_EQ(kind_of_choice(word, {{"A", "B"}, ""}), ErrorKind::bad_input) << word;
+  }
+}
+
+TEST(Copy, OnTheCpuCopiesAndClears) {
+  const Buffer from({}, 5000), to({}, 5000);
+  std::memset(from.data(), 7, 5000);
+  copy(to.data(), {}, from.data(), {}, 4999);
+  EXPECT_EQ(to.data()[4998], std::byte{7});
+  EXPECT_EQ(to.data()[4999], std::byte{0});
+  clear(to.data(), {}, 100);
+  EXPECT_EQ(to.data()[99], std::byte{0});
+  EXPECT_EQ(to.data()[100], std::byte{7});
 }
 
 TEST(FreeMemory, IsMoreThanNothingAndLessThanAPetabyte) {

@@ -8,9 +8,9 @@
 #include <optional>
 #include <string>
 
-#include "firstlight/base/error.h"
 #include "firstlight/base/str.h"
 #include "firstlight/device/buffer.h"
+#include "firstlight/device/gpu_memory.h"
 
 namespace firstlight {
 
@@ -61,9 +61,7 @@ void bound_by_groups(std::string directory, const std::string& root, const std::
 }  // namespace
 
 uint64_t free_memory(Device device) {
-  if (device.kind != Device::Kind::cpu) {
-    throw Error(ErrorKind::unsupported, str("memory of ", to_string(device), ": this build has the CPU only"));
-  }
+  if (device.kind == Device::Kind::cuda) return gpu::free_memory(device);
   uint64_t free = std::numeric_limits<uint64_t>::max();
   if (const auto kib = field_in("/proc/meminfo", "MemAvailable:")) free = *kib * 1024;
   std::ifstream groups("/proc/self/cgroup");  // "0::/a/b" (v2), "9:memory:/a/b" (v1)

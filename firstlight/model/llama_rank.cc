@@ -51,7 +51,7 @@ LlamaRank::LlamaRank(const ModelConfig& config, RankWeights& weights, const Runn
       scratch_(weights.arena.device(), shape_.scratch_bytes(options.max_batch_tokens)) {}
 
 void LlamaRank::forward(const Batch& batch, Comm& comm) {
-  if (!ops_->begin({batch.ids, batch.spans, batch.wanted}, weights_.all_there())) compute(batch, comm);
+  if (!ops_->begin({batch.ids, batch.spans, batch.wanted, batch.logits}, weights_.all_there())) compute(batch, comm);
   ops_->end();
 }
 

@@ -51,6 +51,8 @@ struct PassRows {
   std::span<const int> ids;               ///< a token a row
   std::span<const AttentionSpan> spans;   ///< cover the rows in order
   std::span<const AttentionSpan> wanted;  ///< the parts of spans whose logits are wanted, in order
+  /// Where the pass's logits() will write, all of it or a part; host memory. Without it no pass is recorded.
+  Matrix<float> logits = {};
 };
 
 /// Calls are ordered on one stream (CPU: they return when done; all of `pool`'s threads work). Activations are f32.

@@ -1,0 +1,386 @@
+// SPDX-License-Identifier: Apache-2.0
+// The CUDA back end at Llama-3-8B's and SmolLM2-135M's shapes, on random data: GB/s of weights or keys and values
+// beside the plain read rate that this run measures first, TFLOP/s beside cuBLASLt's at 8192³, and whole steps of a
+// model of 8B shapes. Passes of single rows are timed as replays, so launches cost what they cost in use.
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <exception>
+#include <functional>
+#include <numeric>
+#include <string_view>
+#include <vector>
+
+#include "firstlight/device/buffer.h"
+#include "firstlight/device/cuda.h"
+#include "firstlight/ops/cublaslt_cuda.cuh"
+#include "firstlight/ops/cuda_ops.h"
+#include "firstlight/ops/matvec_cuda.cuh"
+
+namespace firstlight {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+constexpr Device kGpu{Device::Kind::cuda, 0};
+double plain_rate = 0, product_rate = 0;  // GB/s, TFLOP/s
+
+__global__ void read_kernel(const uint4* data, int64_t n, uint32_t* out) {
+  uint32_t x = 0;
+  const int64_t stride = int64_t{gridDim.x} * blockDim.x;
+  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < n; i += 8 * stride) {
+    uint4 v[8] = {};
+#pragma unroll
+    for (int u = 0; u < 8; ++u) {
+      if (i + u * stride < n) v[u] = __ldcs(data + i + u * stride);
+    }
+#pragma unroll
+    for (int u = 0; u < 8; ++u) x ^= v[u].x ^ v[u].y ^ v[u].z ^ v[u].w;
+  }
+  if (x == 0x12345678) *out = x;
+}
+
+/// Uniform in ±scale: as many bits as bf16 has, no zeros to compute quickly with.
+__global__ void fill_kernel(__nv_bfloat16* data, int64_t n, float scale) {
+  const int64_t stride = int64_t{gridDim.x} * blockDim.x;
+  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < n; i += stride) {
+    uint64_t h = static_cast<uint64_t>(i) * 0x9E3779B97F4A7C15ull;
+    h = (h ^ (h >> 29)) * 0xBF58476D1CE4E5B9ull;
+    data[i] = __float2bfloat16_rn((static_cast<float>((h >> 40) & 0xffff) / 32768.0f - 1) * scale);
+  }
+}
+
+Buffer random_memory(uint64_t bytes, float scale) {
+  Buffer memory(kGpu, bytes);
+  fill_kernel<<<2048, 256>>>(reinterpret_cast<__nv_bfloat16*>(memory.data()), static_cast<int64_t>(bytes / 2), scale);
+  cuda::check(cudaDeviceSynchronize(), "fill memory");
+  return memory;
+}
+
+double median_seconds(int times, const std::function<void()>& fn) {
+  std::vector<double> seconds;
+  for (int i = 0; i < times; ++i) {
+    const auto start = Clock::now();
+    fn();
+    seconds.push_back(std::chrono::duration<double>(Clock::now() - start).count());
+  }
+  std::sort(seconds.begin(), seconds.end());
+  return seconds[seconds.size() / 2];
+}
+
+/// Seconds of a pass of n sequences, `rows` each, at a position; replayed if it can be.
+class Pass {
+ public:
+  Pass(int n, int64_t rows, int64_t position, int64_t n_pages) : ids_(static_cast<size_t>(n * rows), 17) {
+    const int64_t each = (position + rows - 1) / kPageTokens + 1;
+    for (int s = 0; s < n; ++s) {
+      std::vector<int32_t>& own = pages_.emplace_back();
+      for (int64_t p = 0; p < each; ++p) own.push_back(static_cast<int32_t>((s * each + p) * 7919 % n_pages));
+    }
+    for (int s = 0; s < n; ++s) spans.push_back({s * rows, rows, position, pages_[static_cast<size_t>(s)].data()});
+    for (int s = 0; s < n; ++s)
+      wanted.push_back({(s + 1) * rows - 1, 1, position + rows - 1, pages_[static_cast<size_t>(s)].data()});
+    if (rows == 1) wanted = spans;
+  }
+  double seconds(Ops& ops, const std::function<void(std::span<const int>)>& fn) {
+    const auto once = [&] {
+      if (!ops.begin({ids_, spans, wanted, {logits_.data(), static_cast<int64_t>(spans.size()), 1, 200000}}, true))
+        fn(ids_);
+      ops.end();
+    };
+    for (int i = 0; i < 4; ++i) once();
+    return median_seconds(7, once);
+  }
+  std::vector<AttentionSpan> spans, wanted;
+
+ private:
+  std::vector<int> ids_;
+  std::vector<std::vector<int32_t>> pages_;
+  static inline std::vector<float> logits_ = std::vector<float>(64 * 200000);
+};
+
+struct Memory {
+  Buffer weights = random_memory(17'000'000'000, 0.05f);
+  Buffer kv = random_memory(9'000'000'000, 1.0f);
+  Buffer rows = random_memory(2'000'000'000, 1.0f);
+  uint64_t weight_at = 0, row_at = 0;
+  Weight weight(int64_t rows_of, int64_t cols) {
+    const uint64_t bytes = static_cast<uint64_t>(rows_of * cols * 2);
+    if (weight_at + bytes > weights.size()) weight_at = 0;  // around: far more than L2 lies between
+    const Weight w{weights.data() + weight_at, DType::bf16, rows_of, cols};
+    weight_at += (bytes + 4095) / 4096 * 4096;
+    return w;
+  }
+  Matrix<float> matrix(int64_t n, int64_t cols) {
+    const Matrix<float> m{reinterpret_cast<float*>(rows.data() + row_at), n, cols, cols};
+    row_at += static_cast<uint64_t>((n * cols * 4 + 255) / 256 * 256);
+    return m;
+  }
+};
+
+Matrix<const float> constant(Matrix<float> m) { return {m.data, m.rows, m.cols, m.stride}; }
+
+void measure_roofs(Memory& memory) {
+  const uint64_t bytes = 8'000'000'000;
+  const double s = median_seconds(9, [&] {
+    read_kernel<<<132 * 16, 512>>>(reinterpret_cast<const uint4*>(memory.weights.data()),
+                                   static_cast<int64_t>(bytes / 16), reinterpret_cast<uint32_t*>(memory.rows.data()));
+    cuda::check(cudaDeviceSynchronize(), "plain read");
+  });
+  plain_rate = static_cast<double>(bytes) / s / 1e9;
+  std::printf("plain read: %.0f GB/s\n", plain_rate);
+}
+
+void few_rows(Memory& memory, cuda::CublasLt& lt, cudaStream_t stream) {
+  struct Shape {
+    int64_t n, k;
+    cuda::Join join;
+  };
+  for (const Shape& shape : {Shape{4096, 4096, cuda::Join::add},
+                             {6144, 4096, cuda::Join::store},
+                             {28672, 4096, cuda::Join::silu},
+                             {4096, 14336, cuda::Join::add},
+                             {128256, 4096, cuda::Join::store}}) {
+    const double bytes = static_cast<double>(shape.n * shape.k * 2);
+    const int launches = static_cast<int>(std::clamp(3e10 / bytes, 20.0, 600.0));
+    for (const int64_t rows : {1, 2, 4, 8}) {
+      memory.row_at = 0;
+      const Matrix<float> x = memory.matrix(rows, shape.k),
+                          out = memory.matrix(rows, shape.join == cuda::Join::silu ? shape.n / 2 : shape.n);
+      Pass pass(static_cast<int>(rows), 1, 0, 64);
+      // A recorded shape is known by its rows alone: another bench's recording must not be taken for this one's.
+      const auto fresh = make_cuda_ops(kGpu);
+      const double s = pass.seconds(*fresh, [&](auto) {
+        for (int i = 0; i < launches; ++i) {
+          const Weight w = memory.weight(shape.n, shape.k);
+          if (shape.join == cuda::Join::silu) fresh->gate_up_silu(constant(x), w, nullptr, out);
+          if (shape.join == cuda::Join::add) fresh->matmul_add(constant(x), w, nullptr, out);
+          if (shape.join == cuda::Join::store) fresh->matmul(constant(x), w, nullptr, out);
+        }
+      }) / launches;
+      std::printf("matvec %6ld x %5ld%s, %ld row%s %8.2f us %6.0f GB/s %5.1f %% of plain read\n", shape.n, shape.k,
+                  shape.join == cuda::Join::silu ? " silu" : "     ", rows, rows == 1 ? ": " : "s:", s * 1e6,
+                  bytes / s / 1e9, bytes / s / 1e9 / plain_rate * 100);
+    }
+    const Matrix<float> out = memory.matrix(1, shape.n);
+    cudaGraph_t graph;
+    cudaGraphExec_t exec;
+    lt.multiply({memory.rows.data(), shape.k, 1, memory.weights.data(), shape.n, shape.k, out.data, shape.n, false},
+                stream);
+    cuda::check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeRelaxed), "capture");
+    for (int i = 0; i < launches; ++i) {
+      lt.multiply({memory.rows.data(), shape.k, 1, memory.weight(shape.n, shape.k).data, shape.n, shape.k, out.data,
+                   shape.n, false},
+                  stream);
+    }
+    cuda::check(cudaStreamEndCapture(stream, &graph), "capture");
+    cuda::check(cudaGraphInstantiate(&exec, graph, 0), "instantiate");
+    const auto replay = [&] {
+      cuda::check(cudaGraphLaunch(exec, stream), "replay");
+      cuda::check(cudaStreamSynchronize(stream), "replay");
+    };
+    replay();
+    const double s = median_seconds(7, replay) / launches;
+    std::printf("  cuBLASLt, 1 row: %28.2f us %6.0f GB/s %5.1f %%\n", s * 1e6, bytes / s / 1e9,
+                bytes / s / 1e9 / plain_rate * 100);
+    cudaGraphExecDestroy(exec);
+    cudaGraphDestroy(graph);
+  }
+}
+
+struct KvShape {
+  int n_heads, n_kv_heads, head_dim, n_layers;
+  KvLayer layer(const Memory& memory, int i) const {
+    const uint64_t bytes = 2ull * static_cast<uint64_t>(n_kv_heads) * kPageTokens * static_cast<uint64_t>(head_dim) * 2;
+    return {memory.kv.data() + static_cast<uint64_t>(i) * bytes, bytes * static_cast<uint64_t>(n_layers), KvKind::bf16,
+            n_kv_heads, head_dim};
+  }
+  int64_t pages(const Memory& memory) const {
+    return static_cast<int64_t>(memory.kv.size() / layer(memory, 0).page_stride);
+  }
+};
+
+void attention(Memory& memory) {
+  struct Case {
+    KvShape shape;
+    int n;
+    int64_t context;
+  };
+  const KvShape llama{32, 8, 128, 32}, small{9, 3, 64, 30};
+  for (const Case& c : {Case{llama, 1, 512},
+                        {llama, 1, 4096},
+                        {llama, 1, 32768},
+                        {llama, 1, 65536},
+                        {llama, 2, 32768},
+                        {llama, 32, 512},
+                        {small, 1, 2048},
+                        {small, 1, 8192},
+                        {small, 16, 8192}}) {
+    memory.row_at = 0;
+    const KvShape& k = c.shape;
+    const Matrix<float> q = memory.matrix(c.n, (k.n_heads + 2 * k.n_kv_heads) * k.head_dim),
+                        out = memory.matrix(c.n, k.n_heads * k.head_dim);
+    Pass pass(c.n, 1, c.context - 1, k.pages(memory));
+    const auto ops = make_cuda_ops(kGpu);
+    const double bytes = static_cast<double>(c.n * c.context) * 2 * k.n_kv_heads * k.head_dim * 2;
+    const int rounds = static_cast<int>(std::clamp(2e10 / (bytes * k.n_layers), 1.0, 20.0));
+    const double s = pass.seconds(*ops, [&](auto) {
+      for (int i = 0; i < rounds * k.n_layers; ++i)
+        ops->attend(constant(q), k.n_heads, pass.spans, k.layer(memory, i % k.n_layers), out);
+    }) / (rounds * k.n_layers);
+    std::printf("decode attention %2d/%d heads of %3d, %2d x %5ld: %8.2f us %6.0f GB/s %5.1f %% of plain read\n",
+                k.n_heads, k.n_kv_heads, k.head_dim, c.n, c.context, s * 1e6, bytes / s / 1e9,
+                bytes / s / 1e9 / plain_rate * 100);
+  }
+  for (const Case& c : {Case{llama, 1, 2048}, {llama, 1, 8192}, {small, 1, 2048}}) {
+    memory.row_at = 0;
+    const KvShape& k = c.shape;
+    const Matrix<float> q = memory.matrix(c.context, (k.n_heads + 2 * k.n_kv_heads) * k.head_dim),
+                        out = memory.matrix(c.context, k.n_heads * k.head_dim);
+    Pass pass(1, c.context, 0, k.pages(memory));
+    const auto ops = make_cuda_ops(kGpu);
+    const double s = pass.seconds(*ops, [&](auto) {
+      for (int i = 0; i < k.n_layers; ++i) ops->attend(constant(q), k.n_heads, pass.spans, k.layer(memory, i), out);
+    }) / k.n_layers;
+    const double flops = 2.0 * static_cast<double>(c.context * c.context) * k.n_heads * k.head_dim;  // the visible half
+    std::printf("prefill attention %2d/%d heads of %3d, %5ld rows: %8.2f us %6.1f TFLOP/s\n", k.n_heads, k.n_kv_heads,
+                k.head_dim, c.context, s * 1e6, flops / s / 1e12);
+  }
+}
+
+void many_rows(Ops& ops, Memory& memory, cuda::CublasLt& lt, cudaStream_t stream) {
+  const int64_t n = 8192;
+  const double seconds = median_seconds(9, [&] {
+    lt.multiply({memory.rows.data(), n, n, memory.weights.data(), n, n,
+                 reinterpret_cast<float*>(memory.rows.data() + 300'000'000 / 256 * 256), n, false},
+                stream);
+    cuda::check(cudaStreamSynchronize(stream), "product");
+  });
+  product_rate = 2.0 * n * n * n / seconds / 1e12;
+  std::printf("cuBLASLt 8192^3: %.0f TFLOP/s\n", product_rate);
+  for (const int64_t rows : {16, 32, 256, 2048}) {
+    for (const auto& [w_rows, k] : {std::pair<int64_t, int64_t>{6144, 4096}, {28672, 4096}, {4096, 14336}}) {
+      memory.row_at = 0;
+      const Matrix<float> x = memory.matrix(rows, k), out = memory.matrix(rows, w_rows),
+                          hidden = memory.matrix(rows, w_rows / 2);
+      Pass pass(1, rows, 0, 64);
+      const double s = pass.seconds(ops, [&, w_rows = w_rows, k = k](auto) {
+        for (int i = 0; i < 20; ++i) {
+          if (w_rows == 28672) {
+            ops.gate_up_silu(constant(x), memory.weight(w_rows, k), nullptr, hidden);
+          } else {
+            ops.matmul(constant(x), memory.weight(w_rows, k), nullptr, out);
+          }
+        }
+      }) / 20;
+      const double flops = 2.0 * static_cast<double>(rows * w_rows * k);
+      std::printf("matmul %4ld rows, %5ld x %5ld%s: %8.2f us %6.1f TFLOP/s %5.1f %%, %6.0f GB/s of weights\n", rows,
+                  w_rows, k, w_rows == 28672 ? " silu" : "", s * 1e6, flops / s / 1e12,
+                  flops / s / 1e12 / product_rate * 100, static_cast<double>(w_rows * k) * 2 / s / 1e9);
+    }
+  }
+}
+
+/// A model of Llama-3-8B's shapes, called as a forward pass calls.
+struct Model {
+  static constexpr int kLayers = 32, kDim = 4096, kHidden = 14336, kVocab = 128256;
+  static constexpr KvShape kKv{32, 8, 128, 32};
+  struct Layer {
+    Weight norm1, qkv, o, norm2, gate_up, down;
+  };
+  Memory& memory;
+  std::vector<Layer> layers;
+  Weight norm, head;
+  std::vector<double> frequencies = std::vector<double>(64, 0.01);
+  explicit Model(Memory& m) : memory(m) {
+    memory.weight_at = 0;
+    for (int i = 0; i < kLayers; ++i) {
+      layers.push_back({memory.weight(1, kDim), memory.weight(6144, kDim), memory.weight(kDim, kDim),
+                        memory.weight(1, kDim), memory.weight(2 * kHidden, kDim), memory.weight(kDim, kHidden)});
+    }
+    norm = memory.weight(1, kDim);
+    head = memory.weight(kVocab, kDim);
+  }
+  void forward(Ops& ops, std::span<const int> ids, const Pass& pass, std::vector<float>& logits) {
+    const int64_t n = static_cast<int64_t>(ids.size());
+    memory.row_at = 0;
+    Matrix<float> x = memory.matrix(n, kDim), normed = memory.matrix(n, kDim), qkv = memory.matrix(n, 6144),
+                  hidden = memory.matrix(n, kHidden);
+    Matrix<float> heads = normed;
+    ops.embed(ids, head, 0, x);
+    for (int i = 0; i < kLayers; ++i) {
+      const Layer& w = layers[static_cast<size_t>(i)];
+      const bool last = i + 1 == kLayers;
+      ops.rms_norm(constant(x), w.norm1, 1e-5f, normed);
+      ops.matmul(constant(normed), w.qkv, nullptr, qkv);
+      ops.rope_and_store(qkv, 32, nullptr, nullptr, 1e-5f, frequencies, pass.spans, kKv.layer(memory, i));
+      ops.attend({qkv.data, n, kDim, 6144}, 32, last ? pass.wanted : pass.spans, kKv.layer(memory, i), heads);
+      if (last) {
+        ops.keep_rows(pass.wanted, x);
+        ops.keep_rows(pass.wanted, heads);
+        normed.rows = hidden.rows = x.rows;
+      }
+      ops.matmul_add(constant(heads), w.o, nullptr, x);
+      ops.rms_norm(constant(x), w.norm2, 1e-5f, normed);
+      ops.gate_up_silu(constant(normed), w.gate_up, nullptr, hidden);
+      ops.matmul_add(constant(hidden), w.down, nullptr, x);
+    }
+    ops.rms_norm(constant(x), norm, 1e-5f, normed);
+    ops.logits(constant(normed), head, {logits.data(), x.rows, kVocab, 200000});
+  }
+};
+
+void steps(Memory& memory) {
+  Model model(memory);
+  std::vector<float> logits(64 * 200000);
+  const double weight_bytes = 2.0 * (32.0 * (6144 * 4096.0 + 4096 * 4096.0 + 3 * 4096 * 14336.0) + 128256 * 4096.0);
+  for (const auto& [n, context] :
+       {std::pair<int, int64_t>{1, 512}, {1, 32000}, {2, 512}, {4, 512}, {8, 512}, {16, 512}, {32, 512}}) {
+    Pass pass(n, 1, context - 1, Model::kKv.pages(memory));
+    const auto ops = make_cuda_ops(kGpu);
+    const double s = pass.seconds(*ops, [&](std::span<const int> ids) { model.forward(*ops, ids, pass, logits); });
+    const double bytes = weight_bytes + static_cast<double>(n * context) * 32 * 4096;
+    std::printf(
+        "decode step 8B, %2d x %5ld: %7.3f ms, %7.1f tokens/s, %5.1f %% of the time of its bytes at the read rate\n", n,
+        context, s * 1e3, n / s, bytes / (plain_rate * 1e9) / s * 100);
+  }
+  for (const int64_t rows : {512, 2048}) {
+    Pass pass(1, rows, 0, Model::kKv.pages(memory));
+    const auto ops = make_cuda_ops(kGpu);
+    const double s = pass.seconds(*ops, [&](std::span<const int> ids) { model.forward(*ops, ids, pass, logits); });
+    const double flops = 2.0 * static_cast<double>(rows) * 32 * (6144 * 4096.0 + 4096 * 4096.0 + 3 * 4096 * 14336.0);
+    std::printf("prompt 8B, %ld tokens: %7.2f ms, %.1f TFLOP/s in products alone, %.1f %% of cuBLASLt's 8192^3\n", rows,
+                s * 1e3, flops / s / 1e12, flops / s / 1e12 / product_rate * 100);
+  }
+}
+
+}  // namespace
+}  // namespace firstlight
+
+int main(int argc, char** argv) {
+  using namespace firstlight;
+  try {
+    const auto wanted = [&](std::string_view part) {
+      return argc < 2 || std::find(argv + 1, argv + argc, part) != argv + argc;
+    };
+    cuda::use(kGpu);
+    Memory memory;
+    const auto ops = make_cuda_ops(kGpu);
+    cuda::CublasLt lt(0);
+    if (!lt.ready()) std::printf("%s\n", lt.why().c_str());
+    cudaStream_t stream;
+    cuda::check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "stream");
+    std::printf("%s\n", std::string(ops->name()).c_str());
+    measure_roofs(memory);
+    if (wanted("matvec")) few_rows(memory, lt, stream);
+    if (wanted("attention")) attention(memory);
+    if (wanted("matmul") || wanted("steps")) many_rows(*ops, memory, lt, stream);
+    if (wanted("steps")) steps(memory);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+    return 1;
+  }
+}

@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+// Which GPUs this process can use, and why not. Exists in every build; without CUDA the answer is "this build has
+// none".
+#pragma once
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "firstlight/device/device.h"
+
+namespace firstlight {
+
+struct Gpus {
+  std::vector<std::string> names;  ///< by index: "NVIDIA H200"
+  std::string why_none;            ///< one line if `names` is empty: "no driver", "no GPU", …
+  bool in_build = true;            ///< false: compiled without CUDA
+};
+
+/// Asked of the driver once a process; makes no context. Thread-safe, never throws.
+const Gpus& gpus();
+
+struct DeviceChoice {
+  Device device;
+  std::string why;  ///< "" if nothing needs to be said
+};
+
+/// "auto" (the first GPU, else the CPU and why), "cpu", "cuda" (= "cuda:0") or "cuda:N". Throws Error{bad_input} for
+/// other words, Error{unsupported} for a GPU where the build has no CUDA, Error{not_found} for one that is not there;
+/// the message has the reason.
+DeviceChoice choose_device(std::string_view wanted, const Gpus& found);
+
+/// Makes the device's context, which takes 0.2 s on a GPU and nothing on the CPU; later calls return at once. Worth a
+/// thread of its own beside everything that does not need the device yet. Throws Error{device}.
+void start_device(Device device);
+
+}  // namespace firstlight

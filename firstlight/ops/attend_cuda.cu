@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: Apache-2.0
+// Causal attention over pages. Short spans go row by row, longer ones by tiles of 64 rows; which, and how keys are cut,
+// follows from a sequence's own length alone, so its bits depend neither on the batch nor on where its pages lie.
+#include <algorithm>
+#include <bit>
+#include <cmath>
+
+#include "firstlight/base/error.h"
+#include "firstlight/base/str.h"
+#include "firstlight/ops/cuda_kernel.cuh"
+#include "firstlight/ops/cuda_ops.cuh"
+
+namespace firstlight {
+
+namespace cuda {
+
+namespace {
+
+constexpr int kWarps = 4;
+constexpr int kMostDim = 256;
+constexpr int kDims = kMostDim / 32;  // of a lane
+
+/// A block a row and head; a warp takes every fourth key, a lane every 32nd dimension.
+template <class T>
+__global__ void attend_plain_kernel(const __grid_constant__ AttendParams p, const RowOnDevice* rows) {
+  __shared__ float sums[kWarps][kMostDim], maxima[kWarps], divisors[kWarps];
+  wait_for_predecessor();
+  let_successor_start();
+  const RowOnDevice row = rows[blockIdx.x];
+  const int d = p.kv.head_dim, h = static_cast<int>(blockIdx.y), kv_head = h / (p.n_heads / p.kv.n_kv_heads);
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  const float* q_row = p.q.data + row.row * p.q.stride + int64_t{h} * d;
+  float q[kDims], sum[kDims] = {}, maximum = -INFINITY, divisor = 0;
+#pragma unroll
+  for (int j = 0; j < kDims; ++j) q[j] = lane + 32 * j < d ? q_row[lane + 32 * j] : 0;
+  for (int key = warp; key <= row.position; key += kWarps) {
+    const int64_t page = p.pages[row.pages + key / kPageTokens];
+    const T* keys = reinterpret_cast<const T*>(p.kv.data + static_cast<uint64_t>(page) * p.kv.page_stride) +
+                    (int64_t{kv_head} * kPageTokens + key % kPageTokens) * d;
+    const T* values = keys + int64_t{p.kv.n_kv_heads} * kPageTokens * d;
+    float score = 0;
+#pragma unroll
+    for (int j = 0; j < kDims; ++j) {
+      if (lane + 32 * j < d) score += q[j] * widen(keys[lane + 32 * j]);
+    }
+    score = warp_sum(score) * p.scale;
+    const float top = fmaxf(maximum, score), shrink = exp2f(maximum - top), weight = exp2f(score - top);
+    maximum = top;
+    divisor = divisor * shrink + weight;
+#pragma unroll
+    for (int j = 0; j < kDims; ++j) {
+      if (lane + 32 * j < d) sum[j] = sum[j] * shrink + weight * widen(values[lane + 32 * j]);
+    }
+  }
+#pragma unroll
+  for (int j = 0; j < kDims; ++j) sums[warp][lane + 32 * j] = sum[j];
+  if (lane == 0) maxima[warp] = maximum, divisors[warp] = divisor;
+  __syncthreads();
+  float top = maxima[0], total = 0;
+  for (int w = 1; w < kWarps; ++w) top = fmaxf(top, maxima[w]);
+  for (int w = 0; w < kWarps; ++w) total += divisors[w] * exp2f(maxima[w] - top);
+  for (int i = static_cast<int>(threadIdx.x); i < d; i += kWarps * 32) {
+    float value = 0;
+    for (int w = 0; w < kWarps; ++w) value += sums[w][i] * exp2f(maxima[w] - top);
+    value /= total;
+    p.out.data[row.row * p.out.stride + int64_t{h} * d + i] = value;
+    if (p.twin) p.twin[row.row * p.out.cols + int64_t{h} * d + i] = __float2bfloat16_rn(value);
+  }
+}
+
+}  // namespace
+
+void attend_plain(const AttendParams& params, const RowOnDevice* rows, int n_rows, cudaStream_t stream) {
+  if (params.kv.head_dim > kMostDim) {
+    throw Error(ErrorKind::unsupported,
+                str("heads of ", params.kv.head_dim, ": the CUDA back end computes with up to ", kMostDim));
+  }
+  launch("plain attention",
+         params.kv.kind == KvKind::bf16 ? attend_plain_kernel<__nv_bfloat16> : attend_plain_kernel<float>,
+         dim3(static_cast<unsigned>(n_rows), static_cast<unsigned>(params.n_heads)), kWarps * 32, 0, stream, params,
+         rows);
+}
+
+}  // namespace cuda
+
+void CudaOps::attend_singles(const cuda::AttendParams& params, const cuda::RowSet& set) {
+  const int group = params.n_heads / params.kv.n_kv_heads;
+  const int blocks = params.kv.n_kv_heads * ((group + cuda::kHeadsAtOnce - 1) / cuda::kHeadsAtOnce);
+  // As many chunks of a long sequence as fill the GPU once, 3 blocks a multiprocessor; 4 pages at least.
+  const int most = std::clamp(3 * gpu_.n_sms / blocks, 1, 128);
+  const int64_t provided =
+      std::min<int64_t>(most, static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>((pages_bound(set) + 3) / 4))));
+  cuda::SinglesParams singles{.attend = params,
+                              .rows = set.singles,
+                              .n_rows = set.n_single,
+                              .most_chunks = most,
+                              .n_chunks = static_cast<int>(provided)};
+  if (provided > 1)
+    reserve(partials_, int64_t{set.n_single} * params.n_heads * provided * (params.kv.head_dim + 2) * 4);
+  singles.partials = partials_.as<float>();
+  cuda::attend_singles(singles, stream_);
+}
+
+void CudaOps::attend(Matrix<const float> q, int n_heads, std::span<const AttentionSpan> spans, const KvLayer& kv,
+                     Matrix<float> out) {
+  const int64_t width = int64_t{n_heads} * kv.head_dim;
+  if (kv.n_kv_heads <= 0 || n_heads % kv.n_kv_heads != 0 || q.cols < width || out.cols < width) {
+    throw Error(ErrorKind::bug, str("attention of ", n_heads, " heads of ", kv.head_dim, " on ", kv.n_kv_heads,
+                                    " key/value heads: q is ", q.cols, " wide, out ", out.cols));
+  }
+  const cuda::RowSet& set = pass_.find(spans);
+  if (set.n_rows == 0) return;
+  const bool whole = set.n_rows == out.rows && out.cols == width;
+  __nv_bfloat16* twin = whole ? twin_for(out) : nullptr;
+  if (!whole) written(out);
+  const cuda::AttendParams params{.q = q,
+                                  .out = out,
+                                  .twin = twin,
+                                  .n_heads = n_heads,
+                                  .kv = kv,
+                                  .pages = pass_.pages(),
+                                  .scale = 1.44269504f / std::sqrt(static_cast<float>(kv.head_dim))};
+  const bool fast = kv.kind == KvKind::bf16 && (kv.head_dim == 64 || kv.head_dim == 128) && kv.page_stride % 16 == 0 &&
+                    reinterpret_cast<uintptr_t>(kv.data) % 16 == 0 && q.stride % 4 == 0 &&
+                    reinterpret_cast<uintptr_t>(q.data) % 16 == 0 && out.stride % 4 == 0 &&
+                    reinterpret_cast<uintptr_t>(out.data) % 16 == 0;
+  if (!fast) return cuda::attend_plain(params, set.rows, set.n_rows, stream_);
+  if (set.n_single > 0) attend_singles(params, set);
+  if (set.n_tiles > 0) cuda::attend_tiles(params, set.tiles, set.n_tiles, stream_);
+}
+
+}  // namespace firstlight

@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+// Causal attention over pages: what its three kernels share.
+#pragma once
+#include <cuda_bf16.h>
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "firstlight/ops/cuda_pass.cuh"
+
+namespace firstlight::cuda {
+
+struct AttendParams {
+  Matrix<const float> q;
+  Matrix<float> out;
+  __nv_bfloat16* twin = nullptr;  ///< out as bf16, rows of out.cols; maybe null
+  int n_heads = 0;
+  KvLayer kv;
+  const int32_t* pages = nullptr;
+  float scale = 0;  ///< log2(e) / √head_dim: weights are powers of two
+};
+
+/// Single rows over bf16 pages, head_dim 64 or 128: keys are cut into chunks, whose partial sums are merged in order.
+struct SinglesParams {
+  AttendParams attend;
+  const RowOnDevice* rows = nullptr;
+  int n_rows = 0;
+  int most_chunks = 0;        ///< of any row; with its pages this decides a row's chunks
+  int n_chunks = 0;           ///< that this launch provides for
+  float* partials = nullptr;  ///< [n_rows, n_heads, n_chunks, head_dim + 2]
+};
+
+/// Heads that a block takes together, of one group.
+inline constexpr int kHeadsAtOnce = 8;
+
+/// Any kind of pages and head_dim to 256.
+void attend_plain(const AttendParams& params, const RowOnDevice* rows, int n_rows, cudaStream_t stream);
+void attend_singles(const SinglesParams& params, cudaStream_t stream);
+/// Tiles of up to 64 rows by tensor cores: bf16 pages, head_dim 64 or 128; q and the weights are rounded to bf16.
+void attend_tiles(const AttendParams& params, const TileOnDevice* tiles, int n_tiles, cudaStream_t stream);
+
+}  // namespace firstlight::cuda

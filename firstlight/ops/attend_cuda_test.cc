@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <cmath>
+
+#include "firstlight/base/error.h"
+#include "firstlight/ops/reference_batch.h"
+#include "firstlight/ops/test_cuda.h"
+
+namespace firstlight {
+namespace {
+
+using reference::Batch;
+using reference::GpuTensor;
+using reference::OnGpu;
+using reference::Sequence;
+using reference::unwritten;
+
+class AttendCuda : public reference::WithGpu {
+ protected:
+  std::vector<float> attend(Batch& batch) {
+    const OnGpu cache(batch.cache.bytes);
+    const GpuTensor q(batch.q);
+    GpuTensor out(unwritten(batch.n_rows, int64_t{batch.n_heads} * batch.head_dim));
+    next({.ids = {}, .spans = batch.spans, .wanted = {}});
+    KvLayer layer = batch.cache.layer();
+    layer.data = cache.data();
+    ops_->attend(q.view(), batch.n_heads, batch.spans, layer, out.matrix());
+    next();
+    return out.fetch().f32;
+  }
+
+  void check(const std::vector<Sequence>& sequences, KvKind kind, int heads, int kv_heads, int d) {
+    SCOPED_TRACE(testing::Message() << to_string(kind) << ", " << heads << " heads on " << kv_heads << " of " << d);
+    Batch batch(sequences, kind, heads, kv_heads, d, 1);
+    const std::vector<float> out = attend(batch);
+    for (const AttentionSpan& span : batch.spans) {
+      const bool rounded = kind == KvKind::bf16 && (d == 64 || d == 128) && span.n_rows >= 8;
+      const double bound = rounded ? 1.2e-2 : 2e-5;  // weights as bf16: half a unit of 2^-8 each
+      for (int64_t row = 0; row < span.n_rows; ++row) {
+        if (span.n_rows > 20 && row % 7 != 0 && row != span.n_rows - 1) continue;  // the oracle is slow
+        for (int head = 0; head < heads; ++head) {
+          const std::vector<double> exact = batch.exact(span, row, head, rounded);
+          for (int i = 0; i < d; ++i) {
+            ASSERT_NEAR(out[static_cast<size_t>(((span.row_begin + row) * heads + head) * d + i)],
+                        exact[static_cast<size_t>(i)], bound)
+                << "span of " << span.n_rows << " rows at " << span.position << ", row " << row << ", head " << head
+                << ", value " << i;
+          }
+        }
+      }
+    }
+  }
+};
+
+TEST_F(AttendCuda, EqualsSoftmaxOverTheVisibleKeys) {
+  for (const KvKind kind : {KvKind::bf16, KvKind::f32}) {
+    check({{1, 0}}, kind, 2, 1, 64);
+    check({{1, 63}, {1, 64}, {1, 300}}, kind, 4, 2, 64);
+    check({{1, 15}, {1, 16}, {1, 17}, {1, 47}, {1, 255}, {1, 256}}, kind, 4, 2, 128);
+    check({{8, 0}, {9, 60}, {7, 61}, {1, 5}}, kind, 3, 3, 64);
+    check({{64, 0}}, kind, 2, 1, 64);
+    check({{65, 3}}, kind, 2, 2, 128);
+    check({{130, 70}, {17, 0}}, kind, 3, 1, 64);
+  }
+}
+
+TEST_F(AttendCuda, EqualsSoftmaxForEveryHeadShape) {
+  for (const KvKind kind : {KvKind::bf16, KvKind::f32}) {
+    for (const int d : {16, 18, 64, 80, 96, 128, 256}) check({{1, 100}, {3, 62}, {21, 55}}, kind, 4, 2, d);
+    for (int kv_heads = 1; kv_heads <= 8; ++kv_heads)
+      check({{1, 70}, {9, 60}}, kind, kv_heads * (1 + kv_heads % 3), kv_heads, 32);
+    check({{1, 70}, {9, 60}}, kind, 7, 1, 64);
+    check({{1, 400}, {9, 60}}, kind, 12, 1, 128);  // more heads in a group than a block takes
+    check({{1, 70}, {9, 60}}, kind, 32, 8, 128);
+  }
+}
+
+TEST_F(AttendCuda, EqualsSoftmaxWhereKeysAreCutIntoChunks) {
+  check({{1, 3000}, {1, 257}, {1, 0}}, KvKind::bf16, 4, 1, 128);
+  check({{1, 40000}, {2, 511}}, KvKind::bf16, 3, 1, 64);
+}
+
+TEST_F(AttendCuda, IsTheSameBitsForAnyOrderOfPagesAndFromRunToRun) {
+  for (const KvKind kind : {KvKind::bf16, KvKind::f32}) {
+    for (const int d : {64, 128, 80}) {
+      const std::vector<Sequence> sequences{{1, 1700}, {33, 100}, {5, 64}, {1, 0}};
+      Batch first(sequences, kind, 6, 2, d, 1);
+      const std::vector<float> expected = attend(first);
+      reference::expect_same(attend(first), expected, "the same again");
+      for (uint32_t seed = 2; seed < 5; ++seed) {
+        Batch other(sequences, kind, 6, 2, d, seed);
+        ASSERT_NE(other.pages, first.pages);
+        reference::expect_same(attend(other), expected, "attention");
+      }
+    }
+  }
+}
+
+TEST_F(AttendCuda, ASequenceIsTheSameBitsAloneAndInABatch) {
+  for (const KvKind kind : {KvKind::bf16, KvKind::f32}) {
+    Batch batch({{1, 1700}, {40, 30}, {1, 63}, {3, 500}}, kind, 6, 2, 64, 1);
+    const std::vector<float> all = attend(batch);
+    const std::vector<AttentionSpan> spans = batch.spans;
+    const int64_t width = 6 * 64;
+    for (const AttentionSpan& span : spans) {
+      batch.spans = {span};
+      const std::vector<float> out = attend(batch);
+      const auto rows = [&](const std::vector<float>& from) {
+        return std::vector<float>(from.begin() + span.row_begin * width,
+                                  from.begin() + (span.row_begin + span.n_rows) * width);
+      };
+      reference::expect_same(rows(out), rows(all), "span");
+    }
+  }
+}
+
+TEST_F(AttendCuda, SurvivesScoresFarApart) {
+  for (const int64_t rows : {1, 20}) {
+    for (const KvKind kind : {KvKind::bf16, KvKind::f32}) {
+      Batch batch({{rows, 100}}, kind, 2, 1, 64, 1);
+      for (float& x : batch.q.f32) x *= 100;  // one key takes nearly all
+      const std::vector<float> out = attend(batch);
+      const AttentionSpan& span = batch.spans[0];
+      const bool rounded = kind == KvKind::bf16 && rows >= 8;
+      for (int64_t row = 0; row < rows; ++row) {
+        const std::vector<double> exact = batch.exact(span, row, 1, rounded);
+        for (int i = 0; i < 64; ++i)
+          ASSERT_NEAR(out[static_cast<size_t>((row * 2 + 1) * 64 + i)], exact[static_cast<size_t>(i)], 1.5e-2);
+      }
+    }
+  }
+}
+
+TEST_F(AttendCuda, AttendsToTheWantedRowsAlone) {
+  Batch batch({{20, 10}, {1, 70}, {3, 5}}, KvKind::bf16, 4, 2, 64, 1);
+  const std::vector<float> all = attend(batch);
+  const std::vector<AttentionSpan> wanted{{23, 1, 7, batch.spans[2].pages}};
+  const OnGpu cache(batch.cache.bytes);
+  const GpuTensor q(batch.q);
+  GpuTensor out(unwritten(batch.n_rows, 4 * 64));
+  next({.ids = {}, .spans = batch.spans, .wanted = wanted});
+  KvLayer layer = batch.cache.layer();
+  layer.data = cache.data();
+  ops_->attend(q.view(), 4, wanted, layer, out.matrix());
+  next();
+  out.fetch();
+  for (int64_t i = 0; i < 24 * 256; ++i) {
+    const float value = out.host.f32[static_cast<size_t>(i)];
+    if (i / 256 == 23) {
+      ASSERT_EQ(value, all[static_cast<size_t>(i)]);
+    } else {
+      ASSERT_TRUE(std::isnan(value)) << "row " << i / 256 << " was written";
+    }
+  }
+}
+
+TEST_F(AttendCuda, RefusesSpansThatAreNotThePass) {
+  Batch batch({{2, 10}}, KvKind::bf16, 2, 1, 64, 1);
+  const std::vector<AttentionSpan> others = batch.spans;
+  const GpuTensor q(batch.q);
+  GpuTensor out(unwritten(2, 128));
+  next({.ids = {}, .spans = batch.spans, .wanted = {}});
+  EXPECT_THROW(ops_->attend(q.view(), 2, others, batch.cache.layer(), out.matrix()), Error);
+  const std::vector<int> ids{1, 2};
+  EXPECT_THROW(ops_->embed(ids, q.weight(), 0, q.matrix()), Error);
+  next();
+}
+
+}  // namespace
+}  // namespace firstlight

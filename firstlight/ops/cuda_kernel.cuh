@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+// What every kernel here is written with: the launch, sums over a warp and a block, widening.
+#pragma once
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "firstlight/device/cuda.h"
+
+namespace firstlight::cuda {
+
+/// Launches so that the kernel may start while its predecessor on the stream ends (programmatic dependent launch):
+/// every kernel calls wait_for_predecessor() before it touches what others write, in every thread.
+template <class... Params, class... Args>
+void launch(const char* what, void (*kernel)(Params...), dim3 grid, int threads, size_t shared_bytes,
+            cudaStream_t stream, Args... args) {
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  check(cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...), what);
+}
+
+__device__ __forceinline__ void wait_for_predecessor() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+/// The successor may start from now on (it waits for this kernel's end before it reads).
+__device__ __forceinline__ void let_successor_start() {
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+
+__device__ __forceinline__ float warp_sum(float x) {
+#pragma unroll
+  for (int lane = 16; lane > 0; lane /= 2) x += __shfl_xor_sync(0xffffffffu, x, lane);
+  return x;
+}
+
+/// The sum over the block in every thread, always added in the same order. `shared`: 32 floats; all threads call.
+__device__ __forceinline__ float block_sum(float x, float* shared) {
+  x = warp_sum(x);
+  if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = x;
+  __syncthreads();
+  float sum = 0;
+  for (unsigned w = 0; w < blockDim.x / 32; ++w) sum += shared[w];
+  return sum;
+}
+
+__device__ __forceinline__ float widen(float x) { return x; }
+__device__ __forceinline__ float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
+__device__ __forceinline__ void narrow(float x, float* to) { *to = x; }
+__device__ __forceinline__ void narrow(float x, __nv_bfloat16* to) { *to = __float2bfloat16_rn(x); }
+
+/// Two bf16 in a register, the first in the low half.
+__device__ __forceinline__ uint32_t pack(__nv_bfloat16 a, __nv_bfloat16 b) {
+  return static_cast<uint32_t>(__bfloat16_as_ushort(a)) | static_cast<uint32_t>(__bfloat16_as_ushort(b)) << 16;
+}
+__device__ __forceinline__ uint32_t pack(float a, float b) {
+  return pack(__float2bfloat16_rn(a), __float2bfloat16_rn(b));
+}
+
+/// (a, b) as the sum of two bf16 pairs: what rounding to bf16 keeps, and what it loses, rounded.
+__device__ __forceinline__ void split(float a, float b, uint32_t& high, uint32_t& low) {
+  const __nv_bfloat16 ha = __float2bfloat16_rn(a), hb = __float2bfloat16_rn(b);
+  high = pack(ha, hb);
+  low = pack(a - __bfloat162float(ha), b - __bfloat162float(hb));
+}
+
+}  // namespace firstlight::cuda

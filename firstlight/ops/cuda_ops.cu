@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+// A pass from begin to end: plain, recorded or replayed.
+#include <algorithm>
+#include <bit>
+
+#include "firstlight/base/error.h"
+#include "firstlight/base/str.h"
+#include "firstlight/device/cuda.h"
+#include "firstlight/ops/cuda_ops.cuh"
+
+namespace firstlight {
+
+using cuda::check;
+
+CudaOps::CudaOps(Device device, const CudaOpsOptions& options)
+    : device_(device), options_(options), cublaslt_(device.index) {
+  cuda::use(device);
+  if (options.load_cublaslt) cublaslt_.start_loading();
+  cudaDeviceProp properties{};
+  check(cudaGetDeviceProperties(&properties, device.index), str("properties of ", to_string(device)));
+  gpu_ = {properties.multiProcessorCount, static_cast<int>(properties.sharedMemPerBlockOptin)};
+  name_ = str(to_string(device), ": ", properties.name, ", cuBLASLt above ", cuda::kMatvecRows, " rows");
+  check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "create a stream");
+}
+
+CudaOps::~CudaOps() {
+  cudaSetDevice(device_.index);
+  try {
+    abandon();
+    forget_recordings();
+  } catch (...) {  // a driver that fails here has failed before
+  }
+  cudaStreamDestroy(stream_);
+}
+
+void CudaOps::abandon() {
+  if (state_ == State::recording) {
+    cudaGraph_t graph = nullptr;
+    cudaStreamEndCapture(stream_, &graph);  // fails if an op did: there may be nothing to destroy
+    if (graph) cudaGraphDestroy(graph);
+    cudaGetLastError();
+  }
+  state_ = State::idle;
+  check(cudaStreamSynchronize(stream_), "wait for an abandoned pass");
+}
+
+void CudaOps::forget_recordings() {
+  for (auto& [shape, recording] : recordings_) {
+    if (recording.graph) check(cudaGraphExecDestroy(recording.graph), "destroy a recording");
+    recording = Recording{};
+  }
+}
+
+void CudaOps::reserve(cuda::DeviceScratch& scratch, int64_t bytes) {
+  if (scratch.reserve(static_cast<uint64_t>(bytes), stream_)) forget_recordings();
+}
+
+bool CudaOps::begin(const PassRows& rows, bool weights_ready) {
+  cuda::use(device_);
+  if (state_ != State::idle) abandon();
+  if (pass_.send(rows, stream_)) forget_recordings();
+  has_angles_[0] = has_angles_[1] = false;
+  twin_ = {};
+  deliveries_.clear();
+  staged_floats_ = 0;
+  pass_logits_ = rows.logits;
+  recording_ = nullptr;
+  state_ = State::plain;
+  const cuda::RowSet &all = pass_.all(), &wanted = pass_.wanted();
+  const bool alike = options_.graphs && weights_ready && rows.logits.data && all.n_rows > 0 &&
+                     all.n_single == all.n_rows && all.n_spans == static_cast<size_t>(all.n_rows) && all.in_place &&
+                     wanted.n_rows == all.n_rows && wanted.in_place;
+  if (!alike) return false;
+  shape_ = {all.n_rows, static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(all.n_pages_single)))};
+  recording_ = &recordings_[shape_];
+  if (recording_->graph) {
+    state_ = State::replaying;
+    check(cudaGraphLaunch(recording_->graph, stream_), "replay a pass");
+    return true;
+  }
+  if (recording_->seen) {
+    check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeRelaxed), "begin to record a pass");
+    state_ = State::recording;
+  }
+  return false;
+}
+
+void CudaOps::end() {
+  if (state_ == State::idle) return;
+  const State ended = state_;
+  if (ended == State::recording) {
+    state_ = State::plain;  // whatever fails now, the capture is over
+    cudaGraph_t graph = nullptr;
+    check(cudaStreamEndCapture(stream_, &graph), "record a pass");
+    const cudaError_t code = cudaGraphInstantiate(&recording_->graph, graph, 0);
+    cudaGraphDestroy(graph);
+    if (code != cudaSuccess) recording_->graph = nullptr;
+    check(code, "prepare a recorded pass");
+    recording_->deliveries = deliveries_;
+    recording_->offsets.clear();
+    for (Delivery& delivery : recording_->deliveries) {
+      recording_->offsets.push_back(delivery.to.data - pass_logits_.data);
+      delivery.to.data = nullptr;
+    }
+    check(cudaGraphLaunch(recording_->graph, stream_), "run a recorded pass");
+  } else if (ended == State::replaying) {
+    deliveries_ = recording_->deliveries;
+    for (size_t i = 0; i < deliveries_.size(); ++i) {
+      deliveries_[i].to.data = pass_logits_.data + recording_->offsets[i];
+      deliveries_[i].to.stride = pass_logits_.stride;
+    }
+  }
+  state_ = State::idle;
+  check(cudaStreamSynchronize(stream_), "run a pass");
+  if (ended == State::plain && recording_) recording_->seen = true;
+  deliver();
+}
+
+// The pages that kernels of this pass provide for: a bound that a recorded pass keeps.
+int64_t CudaOps::pages_bound(const cuda::RowSet& set) const {
+  return recording_ ? shape_.page_bucket : set.n_pages_single;
+}
+
+std::unique_ptr<Ops> make_cuda_ops(Device device, const CudaOpsOptions& options) {
+  return std::make_unique<CudaOps>(device, options);
+}
+
+}  // namespace firstlight

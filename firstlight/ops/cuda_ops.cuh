@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+// The CUDA back end: one stream, the pass's tables, its scratch, and the recorded passes. Op x is x_cuda.cu.
+#pragma once
+#include <cuda_bf16.h>
+#include <cuda_runtime_api.h>
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "firstlight/ops/attend_cuda.cuh"
+#include "firstlight/ops/cublaslt_cuda.cuh"
+#include "firstlight/ops/cuda_memory.cuh"
+#include "firstlight/ops/cuda_ops.h"
+#include "firstlight/ops/cuda_pass.cuh"
+#include "firstlight/ops/matvec_cuda.cuh"
+
+namespace firstlight {
+
+class CudaOps final : public Ops {
+ public:
+  CudaOps(Device device, const CudaOpsOptions& options);
+  ~CudaOps() override;
+  std::string_view name() const override { return name_; }
+  bool begin(const PassRows& rows, bool weights_ready) override;
+  void end() override;
+  void logits(Matrix<const float> x, const Weight& w, Matrix<float> out) override;
+  void keep_rows(std::span<const AttentionSpan> spans, Matrix<float>& m) override;
+  void embed(std::span<const int> ids, const Weight& table, int64_t first_row, Matrix<float> out) override;
+  void rms_norm(Matrix<const float> x, const Weight& weight, float eps, Matrix<float> out) override;
+  void matmul(Matrix<const float> x, const Weight& w, const Weight* bias, Matrix<float> out) override;
+  void matmul_add(Matrix<const float> x, const Weight& w, const Weight* bias, Matrix<float> out) override;
+  void gate_up_silu(Matrix<const float> x, const Weight& gate_up, const Weight* bias, Matrix<float> out) override;
+  void rope_and_store(Matrix<float> qkv, int n_heads, const Weight* q_norm, const Weight* k_norm, float eps,
+                      std::span<const double> inverse_frequencies, std::span<const AttentionSpan> spans,
+                      const KvLayer& kv) override;
+  void attend(Matrix<const float> q, int n_heads, std::span<const AttentionSpan> spans, const KvLayer& kv,
+              Matrix<float> out) override;
+  void add(Matrix<const float> y, Matrix<float> x) override;
+
+ private:
+  /// A pass that can be recorded: what its kernels depend on beside addresses.
+  struct PassShape {
+    int n_rows = 0;
+    int64_t page_bucket = 0;  ///< a power of two ≥ the pages that any row sees
+    auto operator<=>(const PassShape&) const = default;
+  };
+  enum class State { idle, plain, recording, replaying };
+  /// Rows of logits on their way: from staging to the caller's memory at the end of the pass.
+  struct Delivery {
+    const float* from = nullptr;
+    Matrix<float> to;
+  };
+  struct Recording {
+    bool seen = false;  ///< ran plainly once, so that all memory has its size
+    cudaGraphExec_t graph = nullptr;
+    std::vector<Delivery> deliveries;  ///< to.data: null
+    std::vector<int64_t> offsets;      ///< of each one's destination from PassRows::logits
+  };
+  /// The bf16 copy that a producer made beside its f32 result.
+  struct Twin {
+    const float* of = nullptr;
+    int64_t rows = 0, cols = 0, stride = 0;
+  };
+
+  void abandon();            // what a pass that threw has left
+  void forget_recordings();  // addresses have changed
+  void deliver();            // staged logits, once they are there
+  void reserve(cuda::DeviceScratch& scratch, int64_t bytes);
+  void multiply(Matrix<const float> x, const Weight& w, const Weight* bias, Matrix<float> out, cuda::Join join);
+  bool multiply_by_library(Matrix<const float> x, const Weight& w, const Weight* bias, Matrix<float> out,
+                           cuda::Join join);
+  const __nv_bfloat16* rounded(Matrix<const float> x);
+  /// Where a producer of `out` may write its bf16 twin; null if no product will want one.
+  __nv_bfloat16* twin_for(Matrix<float> out);
+  void written(Matrix<float> out);  // its twin, if any, is stale
+  const float2* angles(std::span<const double> inverse_frequencies, const cuda::RowSet& set);
+  void attend_singles(const cuda::AttendParams& params, const cuda::RowSet& set);
+  int64_t pages_bound(const cuda::RowSet& set) const;
+
+  const Device device_;
+  const CudaOpsOptions options_;
+  std::string name_;
+  cuda::GpuShape gpu_;
+  cudaStream_t stream_ = nullptr;
+  cuda::CublasLt cublaslt_;
+  cuda::PassTables pass_;
+  cuda::DeviceScratch twin_memory_, products_, partials_, logits_, angle_memory_[2], frequency_memory_;
+  cuda::PinnedScratch staging_;
+  Twin twin_;
+  std::vector<double> frequencies_;
+  bool has_angles_[2] = {};
+
+  State state_ = State::idle;
+  PassShape shape_;
+  Matrix<float> pass_logits_;
+  Recording* recording_ = nullptr;
+  std::map<PassShape, Recording> recordings_;
+  std::vector<Delivery> deliveries_;
+  int64_t staged_floats_ = 0;
+};
+
+}  // namespace firstlight

@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+// The CUDA back end, as those see it who may not see CUDA's headers.
+#pragma once
+#include <memory>
+
+#include "firstlight/device/device.h"
+#include "firstlight/ops/ops.h"
+
+namespace firstlight {
+
+struct CudaOpsOptions {
+  /// Record passes of single rows at their second coming and replay them from then on. Only for a caller whose passes
+  /// of one shape make the same calls with the same addresses, and nothing else between begin() and end() (so not where
+  /// ranks exchange sums through the host).
+  bool graphs = true;
+  /// Begin to load cuBLASLt at once, on a thread of its own; else at the first product of more than 8 rows.
+  bool load_cublaslt = true;
+};
+
+/// One stream of `device`; matrices and weights lie there. Products of up to 8 rows are own kernels, exact to about
+/// 2^-17 of each term; above, cuBLASLt with activations rounded to bf16 (f32 weights: own kernels, all in f32). Within
+/// 1–8 rows a row's bits depend on the row alone. One thread at a time. Throws Error{unsupported} in a build without
+/// CUDA, Error{device} if the driver fails.
+std::unique_ptr<Ops> make_cuda_ops(Device device, const CudaOpsOptions& options = {});
+
+}  // namespace firstlight

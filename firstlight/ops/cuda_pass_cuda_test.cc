@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: Apache-2.0
+// Whole passes on a GPU: what is recorded and replayed gives the bits of plain runs.
+#include <cmath>
+
+#include "firstlight/base/error.h"
+#include "firstlight/ops/test_cuda.h"
+
+namespace firstlight {
+namespace {
+
+using reference::GpuTensor;
+using reference::kGpu;
+using reference::OnGpu;
+using reference::random_tensor;
+using reference::Tensor;
+using reference::unwritten;
+
+/// One layer and a head, and nothing a transformer has not: what begin() to end() sees of a model.
+struct SmallModel {
+  static constexpr int kDim = 128, kHeads = 2, kKvHeads = 1, kHeadDim = 64, kHidden = 96, kVocab = 88;
+  static constexpr int64_t kRows = 12;
+  GpuTensor table{random_tensor(kVocab, kDim, DType::bf16, 1)}, norm{random_tensor(1, kDim, DType::bf16, 2)},
+      qkv_w{random_tensor((kHeads + 2 * kKvHeads) * kHeadDim, kDim, DType::bf16, 3, 0.1)},
+      o_w{random_tensor(kDim, kHeads*kHeadDim, DType::bf16, 4, 0.1)},
+      gate_up_w{random_tensor(2 * kHidden, kDim, DType::bf16, 5, 0.1)},
+      down_w{random_tensor(kDim, kHidden, DType::bf16, 6, 0.1)};
+  GpuTensor x{unwritten(kRows, kDim)}, normed{unwritten(kRows, kDim)}, qkv{unwritten(kRows, 4 * kHeadDim)},
+      heads{unwritten(kRows, kDim)}, hidden{unwritten(kRows, kHidden)};
+  static constexpr uint64_t kPageBytes = 2 * kKvHeads * kPageTokens * kHeadDim * 2;
+  OnGpu cache{std::vector<std::byte>(40 * kPageBytes)};
+  std::vector<double> frequencies = std::vector<double>(kHeadDim / 2, 0.1);
+
+  static Matrix<float> rows(const GpuTensor& t, int64_t n) { return {t.matrix().data, n, t.host.cols, t.host.cols}; }
+  static Matrix<const float> constant(Matrix<float> m) { return {m.data, m.rows, m.cols, m.stride}; }
+
+  /// True if the pass was replayed.
+  bool step(Ops& ops, const std::vector<int>& ids, const std::vector<AttentionSpan>& spans,
+            std::vector<float>& logits) {
+    const int64_t n = static_cast<int64_t>(ids.size());
+    logits.assign(static_cast<size_t>(n * kVocab), std::nanf(""));
+    const Matrix<float> out{logits.data(), n, kVocab, kVocab};
+    const bool replayed = ops.begin({ids, spans, spans, out}, true);
+    if (!replayed) {
+      const KvLayer kv{cache.data(), kPageBytes, KvKind::bf16, kKvHeads, kHeadDim};
+      Matrix<float> xs = rows(x, n), heads_n = rows(heads, n);
+      ops.embed(ids, table.weight(), 0, xs);
+      ops.rms_norm(constant(xs), norm.weight(), 1e-5f, rows(normed, n));
+      ops.matmul(constant(rows(normed, n)), qkv_w.weight(), nullptr, rows(qkv, n));
+      ops.rope_and_store(rows(qkv, n), kHeads, nullptr, nullptr, 1e-5f, frequencies, spans, kv);
+      ops.attend({qkv.matrix().data, n, kHeads * kHeadDim, 4 * kHeadDim}, kHeads, spans, kv, heads_n);
+      ops.keep_rows(spans, heads_n);
+      ops.matmul_add(constant(heads_n), o_w.weight(), nullptr, xs);
+      ops.rms_norm(constant(xs), norm.weight(), 1e-5f, rows(normed, n));
+      ops.gate_up_silu(constant(rows(normed, n)), gate_up_w.weight(), nullptr, rows(hidden, n));
+      ops.matmul_add(constant(rows(hidden, n)), down_w.weight(), nullptr, xs);
+      ops.rms_norm(constant(xs), norm.weight(), 1e-5f, rows(normed, n));
+      ops.logits(constant(rows(normed, n)), table.weight(), out);
+    }
+    ops.end();
+    return replayed;
+  }
+};
+
+class PassCuda : public reference::WithGpu {};
+
+TEST_F(PassCuda, AReplayedPassGivesTheBitsOfAPlainOne) {
+  ops_->end();
+  const auto plain = make_cuda_ops(kGpu, {.graphs = false});
+  for (const int n : {1, 3, 12}) {
+    SmallModel recorded_model, plain_model;
+    const auto recording = make_cuda_ops(kGpu);
+    std::vector<std::vector<int32_t>> pages(static_cast<size_t>(n));
+    for (int s = 0; s < n; ++s) {
+      for (int p = 0; p < 3; ++p) pages[static_cast<size_t>(s)].push_back((p * n + s * 7) % 40);
+    }
+    if (n > 1) pages[1] = {39, 38, 37};
+    int n_replayed = 0;
+    for (int position = 0; position < 140; ++position) {
+      std::vector<int> ids;
+      std::vector<AttentionSpan> spans;
+      for (int s = 0; s < n; ++s) {
+        ids.push_back((position * 5 + s * 3) % SmallModel::kVocab);
+        spans.push_back({s, 1, position, pages[static_cast<size_t>(s)].data()});
+      }
+      std::vector<float> a, b;
+      n_replayed += recorded_model.step(*recording, ids, spans, a);
+      EXPECT_FALSE(plain_model.step(*plain, ids, spans, b));
+      reference::expect_same(a, b, "logits");
+      if (HasFatalFailure()) return;
+      ASSERT_FALSE(std::isnan(a[0]));
+    }
+    // Contexts of 1, 2 and up to 4 pages: each runs plainly once and is recorded once; tables may move in between.
+    EXPECT_GE(n_replayed, 125) << n << " rows";
+  }
+  ops_->begin({}, false);
+}
+
+TEST_F(PassCuda, IsNotRecordedWhileWeightsAreMissingOrRowsAreLong) {
+  ops_->end();
+  const auto ops = make_cuda_ops(kGpu);
+  const std::vector<int32_t> pages{0, 1};
+  const std::vector<int> ids{1, 2};
+  const std::vector<AttentionSpan> one{{0, 2, 5, pages.data()}}, two{{0, 1, 5, pages.data()}, {1, 1, 7, pages.data()}};
+  std::vector<float> logits(200);
+  for (int again = 0; again < 4; ++again) {
+    EXPECT_FALSE(ops->begin({ids, one, one, {logits.data(), 2, 100, 100}}, true));
+    ops->end();
+    EXPECT_FALSE(ops->begin({ids, two, two, {logits.data(), 2, 100, 100}}, false));
+    ops->end();
+    EXPECT_FALSE(ops->begin({ids, two, two, {}}, true));
+    ops->end();
+  }
+  ops_->begin({}, false);
+}
+
+TEST_F(PassCuda, GoesOnAfterAPassThatWasGivenUp) {
+  ops_->end();
+  SmallModel model, other;
+  const auto ops = make_cuda_ops(kGpu), plain = make_cuda_ops(kGpu, {.graphs = false});
+  const std::vector<int32_t> pages{3};
+  const std::vector<AttentionSpan> spans{{0, 1, 0, pages.data()}};
+  const std::vector<int> ids{7};
+  std::vector<float> a, b;
+  other.step(*plain, ids, spans, b);
+  model.step(*ops, ids, spans, a);
+  reference::expect_same(a, b, "first");
+  EXPECT_FALSE(ops->begin({ids, spans, spans, {a.data(), 1, SmallModel::kVocab, SmallModel::kVocab}}, true));
+  EXPECT_THROW(ops->add(model.x.view(), model.hidden.matrix()), Error);  // while it is recorded
+  for (int again = 0; again < 3; ++again) {
+    model.step(*ops, ids, spans, a);
+    reference::expect_same(a, b, "after a pass was given up");
+  }
+  ops_->begin({}, false);
+}
+
+TEST(CudaOps, ADeviceThatIsNotThereIsNamed) {
+  try {
+    make_cuda_ops({Device::Kind::cuda, 77});
+    FAIL() << "made";
+  } catch (const Error& error) {
+    EXPECT_NE(std::string(error.what()).find("cuda:77"), std::string::npos) << error.what();
+  }
+}
+
+}  // namespace
+}  // namespace firstlight

@@ -1,0 +1,231 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <cmath>
+
+#include "firstlight/base/error.h"
+#include "firstlight/ops/test_cuda.h"
+
+namespace firstlight {
+namespace {
+
+using reference::GpuTensor;
+using reference::random_tensor;
+using reference::Tensor;
+using reference::unwritten;
+
+// Up to 8 rows x keeps 16 bits of its fraction; above, with bf16 weights, 8.
+double bound_of(const Tensor& w, int64_t rows, double magnitude) {
+  const bool rounded = w.dtype == DType::bf16 && rows > 8;
+  return (rounded ? 4e-3 : w.dtype == DType::bf16 ? 1e-5 : 2e-6) * magnitude + 2e-6;
+}
+
+class MatmulCuda : public reference::WithGpu {
+ protected:
+  void check(int64_t rows, int64_t n, int64_t k, DType dtype, DType bias_dtype, bool with_bias) {
+    SCOPED_TRACE(testing::Message() << rows << " rows, n " << n << ", k " << k << ", " << to_string(dtype)
+                                    << (with_bias ? ", bias" : ""));
+    next();
+    const GpuTensor x(random_tensor(rows, k, DType::f32, 1)), w(random_tensor(n, k, dtype, 2)),
+        bias(random_tensor(1, n, bias_dtype, 3));
+    const Weight bias_weight = bias.weight();
+    GpuTensor out(unwritten(rows, n)), sum(random_tensor(rows, n, DType::f32, 4));
+    const Tensor before = sum.host;
+    ops_->matmul(x.view(), w.weight(), with_bias ? &bias_weight : nullptr, out.matrix());
+    ops_->matmul_add(x.view(), w.weight(), with_bias ? &bias_weight : nullptr, sum.matrix());
+    next();
+    out.fetch();
+    sum.fetch();
+    for (int64_t r = 0; r<rows; r += rows> 20 ? 7 : 1) {
+      for (int64_t c = 0; c<n; c += n * k> 100000 ? 37 : 1) {
+        auto exact = reference::dot(x.host, r, w.host, c, false);
+        if (with_bias) exact.value += bias.host.at(0, c), exact.magnitude += std::abs(bias.host.at(0, c));
+        const double bound = bound_of(w.host, rows, exact.magnitude);
+        ASSERT_NEAR(out.host.at(r, c), exact.value, bound) << "row " << r << ", column " << c;
+        ASSERT_NEAR(sum.host.at(r, c), before.at(r, c) + exact.value, bound + 1e-6) << "row " << r << ", column " << c;
+      }
+    }
+  }
+};
+
+TEST_F(MatmulCuda, EqualsTheSumOfProductsForEveryNumberOfRows) {
+  for (const int64_t rows : {1, 2, 3, 4, 5, 6, 7, 8, 9, 15, 16, 17, 33, 64, 65, 130}) {
+    check(rows, 56, 72, DType::bf16, DType::bf16, rows % 2 == 0);
+    check(rows, 51, 70, DType::bf16, DType::f32, rows % 2 == 0);
+    check(rows, 51, 70, DType::f32, DType::f32, rows % 2 != 0);
+  }
+}
+
+TEST_F(MatmulCuda, EqualsTheSumOfProductsForEveryTail) {
+  for (const int64_t n : {1, 2, 7, 8, 15, 16, 17, 31, 48, 100}) {
+    for (const int64_t rows : {1, 5, 8, 20}) {
+      check(rows, n, 40, DType::bf16, DType::f32, true);
+      check(rows, n, 33, DType::f32, DType::bf16, true);
+    }
+  }
+  for (const int64_t k : {1, 8, 16, 24, 32, 56, 64, 127, 128, 576, 1016, 1024, 1032, 1536, 2056}) {
+    for (const int64_t rows : {1, 3, 8, 20}) {
+      check(rows, 24, k, DType::bf16, DType::bf16, false);
+      check(rows, 24, k, DType::f32, DType::bf16, false);
+    }
+  }
+}
+
+TEST_F(MatmulCuda, EqualsTheSumOfProductsInTheShapesOfRealModels) {
+  for (const int64_t rows : {1, 2, 8, 12}) {
+    check(rows, 960, 576, DType::bf16, DType::bf16, false);
+    check(rows, 576, 1536, DType::bf16, DType::bf16, true);
+    check(rows, 6144, 4096, DType::bf16, DType::bf16, false);
+    check(rows, 512, 14336, DType::bf16, DType::bf16, false);  // 8 rows of x are more than shared memory holds
+    check(rows, 20000, 64, DType::bf16, DType::bf16, false);   // more tiles than blocks
+  }
+}
+
+TEST_F(MatmulCuda, WritesOnlyItsColumnsOfAStridedMatrix) {
+  for (const int64_t rows : {3, 20}) {
+    const int64_t n = 24, k = 40, stride = 32;
+    const GpuTensor x(random_tensor(rows, k, DType::f32, 1)), w(random_tensor(n, k - 8, DType::bf16, 2));
+    GpuTensor wide(Tensor{DType::f32, rows, stride, std::vector<float>(static_cast<size_t>(rows * stride), 7.0f), {}});
+    ops_->matmul({x.view().data, rows, k - 8, k}, w.weight(), nullptr, {wide.matrix().data, rows, n, stride});
+    next();
+    wide.fetch();
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t c = n; c < stride; ++c) ASSERT_EQ(wide.host.at(r, c), 7.0f);
+      const auto exact = reference::dot(Tensor{DType::f32, rows, k, x.host.f32, {}}, r, w.host, n - 1, false);
+      ASSERT_NEAR(wide.host.at(r, n - 1), exact.value, bound_of(w.host, rows, exact.magnitude));
+    }
+  }
+}
+
+TEST_F(MatmulCuda, GateUpSiluEqualsItsDefinition) {
+  for (const DType dtype : {DType::bf16, DType::f32}) {
+    for (const int64_t rows : {1, 2, 8, 9, 66}) {
+      for (const int64_t n : {1, 16, 50, 96, 104}) {
+        SCOPED_TRACE(testing::Message() << rows << " rows, n " << n << ", " << to_string(dtype));
+        const int64_t k = 72;
+        const GpuTensor x(random_tensor(rows, k, DType::f32, 1)), w(random_tensor(2 * n, k, dtype, 2, 0.3)),
+            bias(random_tensor(1, 2 * n, DType::f32, 3));
+        const Weight bias_weight = bias.weight();
+        const bool with_bias = n % 16 != 0;
+        GpuTensor out(unwritten(rows, n));
+        ops_->gate_up_silu(x.view(), w.weight(), with_bias ? &bias_weight : nullptr, out.matrix());
+        next();
+        out.fetch();
+        for (int64_t r = 0; r < rows; ++r) {
+          for (int64_t c = 0; c < n; ++c) {
+            const auto gate = reference::dot(x.host, r, w.host, c, false),
+                       up = reference::dot(x.host, r, w.host, n + c, false);
+            const double g = gate.value + (with_bias ? bias.host.at(0, c) : 0),
+                         u = up.value + (with_bias ? bias.host.at(0, n + c) : 0);
+            const double bound = 1.2 * (bound_of(w.host, rows, gate.magnitude + 1) * (std::abs(u) + 1) +
+                                        bound_of(w.host, rows, up.magnitude + 1) * (std::abs(g) + 1));
+            ASSERT_NEAR(out.host.at(r, c), reference::silu(g) * u, bound) << "row " << r << ", column " << c;
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_F(MatmulCuda, SiluOfLargeValuesIsFinite) {
+  const GpuTensor x(Tensor{DType::f32, 4, 1, {1e4f, -1e4f, 300.0f, -300.0f}, {}}),
+      w(Tensor{DType::f32, 2, 1, {1.0f, 1e-4f}, {}});
+  GpuTensor out(unwritten(4, 1));
+  ops_->gate_up_silu(x.view(), w.weight(), nullptr, out.matrix());
+  next();
+  out.fetch();
+  EXPECT_NEAR(out.host.f32[0], 1e4, 1e-2);
+  EXPECT_NEAR(out.host.f32[1], 0, 1e-6);
+  EXPECT_NEAR(out.host.f32[2], 9, 1e-5);
+  EXPECT_NEAR(out.host.f32[3], 0, 1e-6);
+}
+
+TEST_F(MatmulCuda, ARowOfUpTo8IsTheSameBitsWhateverRowsAreBesideIt) {
+  for (const DType dtype : {DType::bf16, DType::f32}) {
+    for (const int64_t k : {200, 4096, 14336}) {
+      const int64_t n = 104;
+      const GpuTensor x(random_tensor(8, k, DType::f32, 1)), w(random_tensor(n, k, dtype, 2));
+      std::vector<float> expected;
+      for (int64_t rows = 1; rows <= 8; ++rows) {
+        GpuTensor out(unwritten(rows, n));
+        ops_->matmul({x.view().data, rows, k, k}, w.weight(), nullptr, out.matrix());
+        next();
+        std::vector<float> first = out.fetch().f32;
+        first.resize(static_cast<size_t>(n));
+        if (expected.empty()) expected = first;
+        reference::expect_same(first, expected, "first row");
+      }
+    }
+  }
+}
+
+TEST_F(MatmulCuda, IsTheSameBitsFromRunToRun) {
+  for (const int64_t rows : {1, 6, 8, 150}) {
+    const int64_t n = 704, k = 4096;
+    const GpuTensor x(random_tensor(rows, k, DType::f32, 1)), w(random_tensor(n, k, DType::bf16, 2));
+    std::vector<float> expected;
+    for (int again = 0; again < 5; ++again) {
+      GpuTensor out(unwritten(rows, n));
+      ops_->matmul(x.view(), w.weight(), nullptr, out.matrix());
+      next();
+      out.fetch();
+      if (expected.empty()) expected = out.host.f32;
+      reference::expect_same(out.host.f32, expected, "product");
+    }
+  }
+}
+
+TEST_F(MatmulCuda, LogitsAreInTheCallersRowsAtTheEndOfThePass) {
+  for (const int64_t rows : {1, 8, 30, 150}) {
+    const int64_t n = 48, k = 64, stride = 50;
+    const GpuTensor x(random_tensor(rows, k, DType::f32, 1)), w(random_tensor(n, k, DType::bf16, 2));
+    std::vector<float> out(static_cast<size_t>(rows * stride), 7.0f);
+    ops_->logits(x.view(), w.weight(), {out.data(), rows, n, stride});
+    ops_->end();
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t c = 0; c < n; ++c) {
+        const auto exact = reference::dot(x.host, r, w.host, c, false);
+        ASSERT_NEAR(out[static_cast<size_t>(r * stride + c)], exact.value, bound_of(w.host, rows, exact.magnitude));
+      }
+      for (int64_t c = n; c < stride; ++c) ASSERT_EQ(out[static_cast<size_t>(r * stride + c)], 7.0f);
+    }
+    ops_->begin({}, false);
+  }
+}
+
+// A product of more than 8 rows takes the bf16 copy that a norm left: not after somebody wrote over the norm's result.
+TEST_F(MatmulCuda, TakesItsRowsAsTheyAreAndNotAsTheyWere) {
+  const int64_t rows = 24, k = 64, n = 40;
+  const GpuTensor x(random_tensor(rows, k, DType::f32, 1)), y(random_tensor(rows, k, DType::f32, 2)),
+      ones(Tensor{DType::f32, 1, k, std::vector<float>(static_cast<size_t>(k), 1.0f), {}}),
+      w(random_tensor(n, k, DType::bf16, 3));
+  GpuTensor normed(unwritten(rows, k)), first(unwritten(rows, n)), second(unwritten(rows, n));
+  ops_->rms_norm(x.view(), ones.weight(), 1e-5f, normed.matrix());
+  ops_->matmul(normed.view(), w.weight(), nullptr, first.matrix());
+  ops_->add(y.view(), normed.matrix());
+  ops_->matmul(normed.view(), w.weight(), nullptr, second.matrix());
+  next();
+  normed.fetch();
+  first.fetch();
+  second.fetch();
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t c = 0; c < n; ++c) {
+      const auto now = reference::dot(normed.host, r, w.host, c, false),
+                 added = reference::dot(y.host, r, w.host, c, false);
+      const double bound = bound_of(w.host, rows, now.magnitude + added.magnitude);
+      ASSERT_NEAR(second.host.at(r, c), now.value, bound);
+      ASSERT_NEAR(first.host.at(r, c), now.value - added.value, bound);
+    }
+  }
+}
+
+TEST_F(MatmulCuda, RefusesShapesThatDoNotFitAndTypesThatItCannotCompute) {
+  const GpuTensor x(random_tensor(2, 8, DType::f32, 1)), w(random_tensor(4, 9, DType::f32, 2));
+  GpuTensor out(unwritten(2, 4));
+  EXPECT_THROW(ops_->matmul(x.view(), w.weight(), nullptr, out.matrix()), Error);
+  Weight half = w.weight();
+  half.cols = 8;
+  half.dtype = DType::f16;
+  EXPECT_THROW(ops_->matmul(x.view(), half, nullptr, out.matrix()), Error);
+}
+
+}  // namespace
+}  // namespace firstlight

@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0
+// Rotation of q and k, and the store of k and v into pages: a warp a head of a row. Angles are f32 products of f32
+// frequencies and positions, as the models were trained with; their cosines are computed in double, once a pass.
+#include <algorithm>
+
+#include "firstlight/base/error.h"
+#include "firstlight/base/str.h"
+#include "firstlight/ops/cuda_kernel.cuh"
+#include "firstlight/ops/cuda_ops.cuh"
+
+namespace firstlight {
+
+namespace {
+
+constexpr int kWarps = 4;
+
+__global__ void angles_kernel(const cuda::RowOnDevice* rows, int64_t n, int half, const double* frequencies,
+                              float2* angles) {
+  cuda::wait_for_predecessor();
+  cuda::let_successor_start();
+  const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (i >= n) return;
+  const float position = static_cast<float>(rows[i / half].position);
+  const float angle = __fmul_rn(static_cast<float>(frequencies[i % half]), position);
+  double sine, cosine;
+  sincos(static_cast<double>(angle), &sine, &cosine);
+  angles[i] = make_float2(static_cast<float>(cosine), static_cast<float>(sine));
+}
+
+struct RopeParams {
+  Matrix<float> qkv;
+  int n_rows, n_heads;
+  const void *q_norm, *k_norm;
+  bool q_norm_bf16, k_norm_bf16;
+  float eps;
+  const float2* angles;
+  const cuda::RowOnDevice* rows;
+  const int32_t* pages;
+  KvLayer kv;
+};
+
+__device__ float norm_weight(const void* weights, bool is_bf16, int i) {
+  return is_bf16 ? cuda::widen(static_cast<const __nv_bfloat16*>(weights)[i]) : static_cast<const float*>(weights)[i];
+}
+
+template <class T>
+__global__ void rope_and_store_kernel(const __grid_constant__ RopeParams p) {
+  cuda::wait_for_predecessor();
+  cuda::let_successor_start();
+  const int d = p.kv.head_dim, half = d / 2, lane = static_cast<int>(threadIdx.x) % 32;
+  const int n_rotated = p.n_heads + p.kv.n_kv_heads, heads = n_rotated + p.kv.n_kv_heads;
+  const int64_t item = int64_t{blockIdx.x} * kWarps + threadIdx.x / 32;
+  if (item >= int64_t{p.n_rows} * heads) return;
+  const cuda::RowOnDevice row = p.rows[item / heads];
+  const int h = static_cast<int>(item % heads);
+  float* head = p.qkv.data + row.row * p.qkv.stride + int64_t{h} * d;
+  const bool is_query = h < p.n_heads;
+  T* slot = nullptr;
+  if (!is_query) {  // heads of k, then of v, as the pages have them
+    const int64_t page = p.pages[row.pages + row.position / kPageTokens];
+    slot = reinterpret_cast<T*>(p.kv.data + static_cast<uint64_t>(page) * p.kv.page_stride) +
+           (int64_t{h - p.n_heads} * kPageTokens + row.position % kPageTokens) * d;
+  }
+  if (h >= n_rotated) {
+    for (int i = lane; i < d; i += 32) cuda::narrow(head[i], slot + i);
+    return;
+  }
+  const void* norm = is_query ? p.q_norm : p.k_norm;
+  const bool norm_bf16 = is_query ? p.q_norm_bf16 : p.k_norm_bf16;
+  float scale = 1;
+  if (norm) {
+    float squares = 0;
+    for (int i = lane; i < d; i += 32) squares += head[i] * head[i];
+    scale = rsqrtf(cuda::warp_sum(squares) / static_cast<float>(d) + p.eps);
+  }
+  for (int i = lane; i < half; i += 32) {
+    float a = head[i], b = head[half + i];
+    if (norm) {
+      a *= scale * norm_weight(norm, norm_bf16, i);
+      b *= scale * norm_weight(norm, norm_bf16, half + i);
+    }
+    const float2 angle = p.angles[int64_t{row.angle} * half + i];
+    const float first = a * angle.x - b * angle.y, second = b * angle.x + a * angle.y;
+    head[i] = first;
+    head[half + i] = second;
+    if (slot) {
+      cuda::narrow(first, slot + i);
+      cuda::narrow(second, slot + half + i);
+    }
+  }
+}
+
+}  // namespace
+
+const float2* CudaOps::angles(std::span<const double> inverse_frequencies, const cuda::RowSet& set) {
+  const size_t which = &set == &pass_.all() ? 0 : 1;
+  const bool same =
+      std::equal(inverse_frequencies.begin(), inverse_frequencies.end(), frequencies_.begin(), frequencies_.end());
+  cuda::DeviceScratch& memory = angle_memory_[which];
+  if (same && has_angles_[which]) return memory.as<float2>();
+  const int half = static_cast<int>(inverse_frequencies.size());
+  const int64_t n = int64_t{set.n_rows} * half;
+  if (!same) {
+    if (state_ == State::recording) throw Error(ErrorKind::bug, "the frequencies of a pass that is recorded are new");
+    has_angles_[0] = has_angles_[1] = false;
+    frequencies_.assign(inverse_frequencies.begin(), inverse_frequencies.end());
+    reserve(frequency_memory_, half * 8);
+    forget_recordings();
+    cuda::check(cudaMemcpyAsync(frequency_memory_.as<double>(), frequencies_.data(), frequencies_.size() * 8,
+                                cudaMemcpyHostToDevice, stream_),
+                "send frequencies");
+  }
+  reserve(memory, n * 8);
+  cuda::launch("angles", angles_kernel, dim3(static_cast<unsigned>((n + 127) / 128)), 128, 0, stream_, set.rows, n,
+               half, frequency_memory_.as<double>(), memory.as<float2>());
+  has_angles_[which] = true;
+  return memory.as<float2>();
+}
+
+void CudaOps::rope_and_store(Matrix<float> qkv, int n_heads, const Weight* q_norm, const Weight* k_norm, float eps,
+                             std::span<const double> inverse_frequencies, std::span<const AttentionSpan> spans,
+                             const KvLayer& kv) {
+  if (kv.head_dim % 2 != 0 || static_cast<int64_t>(inverse_frequencies.size()) != kv.head_dim / 2 ||
+      qkv.cols != (n_heads + 2 * int64_t{kv.n_kv_heads}) * kv.head_dim) {
+    throw Error(ErrorKind::bug,
+                str("rotation of ", n_heads, " + 2 * ", kv.n_kv_heads, " heads of ", kv.head_dim, " with ",
+                    inverse_frequencies.size(), " frequencies: rows are ", qkv.cols, " wide"));
+  }
+  const cuda::RowSet& set = pass_.find(spans);
+  if (set.n_rows == 0) return;
+  const auto data = [](const Weight* weight) { return weight ? weight->data : nullptr; };
+  const auto is_bf16 = [](const Weight* weight) { return weight && weight->dtype == DType::bf16; };
+  const RopeParams params{qkv,
+                          set.n_rows,
+                          n_heads,
+                          data(q_norm),
+                          data(k_norm),
+                          is_bf16(q_norm),
+                          is_bf16(k_norm),
+                          eps,
+                          angles(inverse_frequencies, set),
+                          set.rows,
+                          pass_.pages(),
+                          kv};
+  const int64_t items = int64_t{set.n_rows} * (n_heads + 2 * kv.n_kv_heads);
+  cuda::launch("rope_and_store",
+               kv.kind == KvKind::bf16 ? rope_and_store_kernel<__nv_bfloat16> : rope_and_store_kernel<float>,
+               dim3(static_cast<unsigned>((items + kWarps - 1) / kWarps)), kWarps * 32, 0, stream_, params);
+  written(qkv);
+}
+
+}  // namespace firstlight
