@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "firstlight/ops/cuda_ops.h"
+
 namespace firstlight {
 namespace {
 
@@ -11,6 +13,12 @@ namespace {
 int64_t region(int64_t floats) { return (floats + 63) / 64 * 64; }
 
 Matrix<const float> constant(Matrix<float> m) { return {m.data, m.rows, m.cols, m.stride}; }
+
+std::unique_ptr<Ops> make_ops(const RunnerOptions& options, Device device, int tp, ThreadPool& pool) {
+  if (options.make_ops) return options.make_ops(pool);
+  if (device.kind == Device::Kind::cpu) return make_cpu_ops(pool);
+  return make_cuda_ops(device, {.graphs = tp == 1});
+}
 
 std::span<float> flat(Matrix<float> m) { return {m.data, static_cast<size_t>(m.rows * m.cols)}; }
 
@@ -46,7 +54,7 @@ LlamaRank::LlamaRank(const ModelConfig& config, RankWeights& weights, const Runn
       kv_kind_(options.kv),
       spin_(spin),
       pool_(n_threads, 0),
-      ops_(options.make_ops ? options.make_ops(pool_) : make_cpu_ops(pool_)),
+      ops_(make_ops(options, weights.arena.device(), weights.tp, pool_)),
       kv_(weights.arena.device(), static_cast<uint64_t>(options.n_pages) * shape_.page_bytes(options.kv)),
       scratch_(weights.arena.device(), shape_.scratch_bytes(options.max_batch_tokens)) {}
 

@@ -46,7 +46,8 @@ class LlamaRunner final : public Runner {
         pool_(options.n_pages),
         tp_(static_cast<int>(weights.size())),
         crew_(tp_, 0) {
-    const int cores = usable_cores(), n_threads = options.n_threads > 0 ? options.n_threads : cores;
+    const bool on_cpu = weights[0].arena.device().kind == Device::Kind::cpu;
+    const int cores = usable_cores(), n_threads = !on_cpu ? 1 : options.n_threads > 0 ? options.n_threads : cores;
     const int spin =
         tp_ > 1 || n_threads > cores ? 0 : kPoolSpin;  // waiting threads must not take the cores of working ones
     for (RankWeights& rank : weights) {
@@ -126,6 +127,10 @@ void check_options(const ModelConfig& config, const std::vector<RankWeights>& we
       throw Error(ErrorKind::bug,
                   str("weights of rank ", rank.rank, " of ", rank.tp, " stand where rank ", r, " of ", tp, " should"));
     }
+  }
+  if (tp > 1 && weights[0].arena.device().kind != Device::Kind::cpu) {
+    throw Error(ErrorKind::unsupported,
+                str("tp ", tp, " on GPUs: ranks exchange sums through host memory alone so far"));
   }
   if (options.max_batch_tokens < 1) throw Error(ErrorKind::bug, str("max_batch_tokens ", options.max_batch_tokens));
   const uint64_t page = RankShape(config, tp).page_bytes(options.kv);

@@ -30,7 +30,7 @@ struct RunnerOptions {
   int64_t n_pages = 0;  ///< size of the page pool, pages of 64 tokens over all layers
   int max_batch_tokens = 512;
   int n_threads = 0;                                          ///< over all ranks; 0: usable cores
-  std::function<std::unique_ptr<Ops>(ThreadPool&)> make_ops;  ///< one a rank; default: make_cpu_ops
+  std::function<std::unique_ptr<Ops>(ThreadPool&)> make_ops;  ///< one a rank; default: by the weights' device
 };
 
 /// Owns each rank's KV pages and scratch, and the rank threads. The weights must outlive it. One forward() at a time.
