@@ -134,10 +134,7 @@ void RankLoad::make_reader() {
   if (!reader_) throw Error(ErrorKind::bug, "LoadOptions::make_reader made no reader");
   if (options_.device.kind == Device::Kind::cpu && !options_.make_staging) return;
   auto staged = std::make_unique<StagedReader>(std::move(reader_), [this] {
-    {
-      const Timeline::Scope context(options_.timeline, str("context ", to_string(options_.device)));
-      start_device(options_.device);
-    }
+    start_device(options_.device);  // the caller may have done it already
     const Timeline::Scope ring(options_.timeline, "pinned ring");
     return options_.make_staging ? options_.make_staging(options_.device) : make_staging(options_.device);
   });

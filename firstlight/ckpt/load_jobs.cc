@@ -13,11 +13,6 @@ namespace firstlight {
 
 namespace {
 
-// 269 MB from the page cache, two threads: 4 MiB 30.5 ms, 2 MiB 30.7 (fewer, longer requests win the tie), 8 MiB 31–35,
-// 1 MiB 36.6 (two threads fault the same huge page), 16 MiB 32–34. Hashing alone: 5.1 ms of CPU at 2 MiB, 6 at 4, 9 at
-// 16: the cache.
-constexpr uint64_t kRequestBytes = 4 * kLeafBytes;
-
 bool has_tail(const ManifestPart& part) { return part.tail_begin < part.data_bytes; }
 
 /// Where bodies end: the leaf in which the tail begins is read with the tail.
