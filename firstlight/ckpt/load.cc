@@ -8,8 +8,6 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
-#include <cstring>
-#include <iterator>
 #include <mutex>
 #include <utility>
 
@@ -17,35 +15,24 @@
 #include "firstlight/base/hash.h"
 #include "firstlight/base/str.h"
 #include "firstlight/base/thread_pool.h"
+#include "firstlight/ckpt/leaf_checks.h"
 #include "firstlight/ckpt/load_files.h"
 #include "firstlight/ckpt/load_gates.h"
+#include "firstlight/ckpt/load_jobs.h"
 #include "firstlight/ckpt/load_leaf.h"
+#include "firstlight/device/gpus.h"
 #include "firstlight/io/pread_reader.h"
+#include "firstlight/io/staged_reader.h"
 
 namespace firstlight {
 
 namespace {
-
-uint64_t leaves_in(uint64_t bytes) { return (bytes + kLeafBytes - 1) / kLeafBytes; }
 
 double thread_cpu_seconds() {
   timespec t{};
   clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
   return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
 }
-
-/// One request. `body` and `tail` are bytes [begin, end) of a part's data section, begin a leaf's first; `padding` is
-/// of the file, the spaces between header and data.
-struct Job {
-  enum class Kind { body, tail, padding };
-  size_t rank = 0, part = 0;
-  uint64_t begin = 0, end = 0;
-  Kind kind = Kind::body;
-  Buffer staging;  // all but bodies, which go straight to the arena
-
-  uint64_t size() const { return end - begin; }
-  uint64_t file_begin() const { return begin + (kind == Kind::padding ? 0 : kDataBegin); }
-};
 
 struct RankState {
   RankFiles files;
@@ -64,18 +51,19 @@ class RankLoad final : public Load {
   LoadReport wait() override;
 
  private:
+  void make_reader();
   void open(const fs::path& out);
   void allocate();
   void publish();
   void plan_jobs();
   void start();
   void on_done(const ReadCompletion& done);
-  std::byte* address(const Job& job);
-  void take(Job& job);
-  void check_leaves(const Job& job);
-  void check_padding(Job& job);
-  void count_job(const Job& job);
-  void place_tail(Job& job);
+  std::byte* address(const LoadJob& job);
+  std::vector<LeafBytes> leaves_of_job(const LoadJob& job);
+  void hash_here(LoadJob& job);
+  void take(LoadJob& job, std::span<const uint64_t> hashes);
+  void check_leaves(const LoadJob& job, std::span<const uint64_t> hashes);
+  void count_job(const LoadJob& job);
   void finish();
   void fail(std::exception_ptr cause);
   bool failed() const { return failed_.load(std::memory_order_acquire); }
@@ -86,7 +74,7 @@ class RankLoad final : public Load {
   ModelConfig config_;
   std::vector<std::unique_ptr<RankState>> ranks_;
   std::vector<RankWeights> weights_;
-  std::vector<Job> jobs_;
+  std::vector<LoadJob> jobs_;
   std::vector<SmallRead> small_reads_;
   uint64_t total_bytes_ = 0;
   double begin_s_ = 0, start_s_ = 0, end_s_ = 0;  // of the load, of the data reads, of all
@@ -98,8 +86,10 @@ class RankLoad final : public Load {
   bool published_ = false, finished_ = false;  // weights_ will not change; all is there and right
   std::atomic<bool> failed_{false};            // failure_ is set: to be asked without the mutex
 
-  // After everything that a running request may touch; its destructor waits for the kernel.
+  // After everything that a running request may touch; the reader's destructor waits for the kernel.
+  std::unique_ptr<LeafChecks> checks_;  // only where leaves are hashed by a device
   std::unique_ptr<Reader> reader_;
+  StagedReader* staged_ = nullptr;  // reader_, if its requests end on a device
   std::unique_ptr<std::stop_callback<std::function<void()>>> on_stop_;
 };
 
@@ -107,9 +97,7 @@ RankLoad::RankLoad(const fs::path& out, const LoadOptions& options) : options_(o
   begin_s_ = seconds_since_exec();
   const auto t0 = Reader::Clock::now();
   if (options.stop.stop_requested()) throw Interrupted();
-  const int n_threads = options.n_threads > 0 ? options.n_threads : usable_cores();
-  reader_ = options.make_reader ? options.make_reader(n_threads) : std::make_unique<PreadReader>(n_threads);
-  if (!reader_) throw Error(ErrorKind::bug, "LoadOptions::make_reader made no reader");
+  make_reader();
   if (options.deadline_s > 0) {
     const double seconds = std::min(options.deadline_s, 1e9);
     reader_->set_deadline(t0 +
@@ -127,6 +115,7 @@ RankLoad::RankLoad(const fs::path& out, const LoadOptions& options) : options_(o
     on_stop_.reset();
     fail(std::current_exception());
     reader_.reset();  // before the memory that it may still write to
+    checks_.reset();
     throw;
   }
 }
@@ -135,6 +124,37 @@ RankLoad::~RankLoad() {
   on_stop_.reset();
   fail(std::make_exception_ptr(Interrupted()));
   reader_.reset();
+  checks_.reset();
+}
+
+/// On the way to a device: its context and the ring are made beside the reading of manifest and headers.
+void RankLoad::make_reader() {
+  const int n_threads = options_.n_threads > 0 ? options_.n_threads : usable_cores();
+  reader_ = options_.make_reader ? options_.make_reader(n_threads) : std::make_unique<PreadReader>(n_threads);
+  if (!reader_) throw Error(ErrorKind::bug, "LoadOptions::make_reader made no reader");
+  if (options_.device.kind == Device::Kind::cpu && !options_.make_staging) return;
+  auto staged = std::make_unique<StagedReader>(std::move(reader_), [this] {
+    start_device(options_.device);  // the caller may have done it already
+    const Timeline::Scope ring(options_.timeline, "pinned ring");
+    return options_.make_staging ? options_.make_staging(options_.device) : make_staging(options_.device);
+  });
+  staged_ = staged.get();
+  reader_ = std::move(staged);
+  if (options_.verify != Verify::full) return;
+  checks_ = std::make_unique<LeafChecks>(
+      [this] {
+        return options_.make_hasher ? options_.make_hasher(options_.device) : make_leaf_hasher(options_.device);
+      },
+      [this](size_t job, std::span<const uint64_t> hashes, std::exception_ptr failure) {
+        if (failed()) return;
+        try {
+          if (failure) std::rethrow_exception(failure);
+          take(jobs_[job], hashes);
+          count_job(jobs_[job]);
+        } catch (...) {
+          fail(std::current_exception());
+        }
+      });
 }
 
 void RankLoad::open(const fs::path& out) {
@@ -148,7 +168,8 @@ void RankLoad::open(const fs::path& out) {
   }
   manifest_phase.end();
   Timeline::Scope headers_phase(options_.timeline, "headers");
-  for (RankFiles& files : open_ranks(out, manifest_, config_, options_, *reader_, small_reads_)) {
+  for (RankFiles& files :
+       open_ranks(out, manifest_, config_, options_, staged_ ? staged_->host_reader() : *reader_, small_reads_)) {
     ranks_.push_back(std::make_unique<RankState>());
     ranks_.back()->files = std::move(files);
   }
@@ -156,9 +177,13 @@ void RankLoad::open(const fs::path& out) {
 }
 
 void RankLoad::allocate() {
+  if (staged_ != nullptr) staged_->wait_until_ready();
   const Timeline::Scope phase(options_.timeline, "arena");
   uint64_t needed = 0;
-  for (const auto& rank : ranks_) needed += rank->files.layout.bytes;
+  for (const auto& rank : ranks_) {
+    needed += rank->files.layout.bytes;
+    if (staged_ != nullptr) needed += tail_staging_bytes(*rank->files.manifest);
+  }
   require_fits(needed, options_.reserve_bytes, free_memory(options_.device), options_.device);
   for (size_t r = 0; r < ranks_.size(); ++r) {
     weights_.push_back(
@@ -176,74 +201,63 @@ void RankLoad::publish() {
   if (failure_) std::rethrow_exception(failure_);
 }
 
-/// Tails first; then one request of each rank in turn, so that all ranks come to the same layer at the same time; what
-/// no tensor needs at the end.
 void RankLoad::plan_jobs() {
-  std::vector<std::vector<Job>> bodies(ranks_.size());
-  std::vector<Job> paddings;
-  for (size_t r = 0; r < ranks_.size(); ++r) {
-    const ManifestRank& rank = *ranks_[r]->files.manifest;
-    for (size_t p = 0; p < rank.parts.size(); ++p) {
-      const ManifestPart& part = rank.parts[p];
-      const bool has_tail = part.tail_begin < part.data_bytes;
-      const uint64_t body_end = has_tail ? part.tail_begin / kLeafBytes * kLeafBytes : part.data_bytes;
-      if (has_tail) {
-        jobs_.push_back({r, p, body_end, part.data_bytes, Job::Kind::tail, Buffer({}, part.data_bytes - body_end)});
-      }
-      for (uint64_t at = 0; at < body_end; at += kRequestBytes) {
-        bodies[r].push_back({r, p, at, std::min(at + kRequestBytes, body_end), Job::Kind::body, {}});
-      }
-      if (options_.verify == Verify::full && part.header_bytes < kDataBegin) {
-        paddings.push_back(
-            {r, p, part.header_bytes, kDataBegin, Job::Kind::padding, Buffer({}, kDataBegin - part.header_bytes)});
-      }
-    }
-    total_bytes_ += rank.total_bytes();
+  std::vector<const RankFiles*> files;
+  for (const auto& rank : ranks_) {
+    files.push_back(&rank->files);
+    total_bytes_ += rank->files.manifest->total_bytes();
   }
-  size_t longest = 0;
-  for (const auto& body : bodies) longest = std::max(longest, body.size());
-  for (size_t i = 0; i < longest; ++i) {
-    for (auto& body : bodies) {
-      if (i < body.size()) jobs_.push_back(std::move(body[i]));
-    }
-  }
-  std::move(paddings.begin(), paddings.end(), std::back_inserter(jobs_));
+  jobs_ = plan_load_jobs(files, options_.device, options_.verify == Verify::full);
 }
 
-std::byte* RankLoad::address(const Job& job) {
-  if (job.kind != Job::Kind::body) return job.staging.data();
+std::byte* RankLoad::address(const LoadJob& job) {
+  if (job.kind != LoadJob::Kind::body) return job.staging.data();
   return weights_[job.rank].arena.data() + ranks_[job.rank]->files.layout.region_begin[job.part] + job.begin;
 }
 
 void RankLoad::start() {
-  std::vector<ReadRequest> requests;
-  for (const Job& job : jobs_) {
+  std::vector<ReadRequest> requests, to_host;
+  for (size_t i = 0; i < jobs_.size(); ++i) {
+    const LoadJob& job = jobs_[i];
     RankState& rank = *ranks_[job.rank];
-    requests.push_back({requests.size(), rank.files.parts[job.part], job.file_begin(), job.size(), address(job)});
+    (staged_ != nullptr && job.kind == LoadJob::Kind::padding ? to_host : requests)
+        .push_back({i, rank.files.parts[job.part], job.file_begin(), job.size(), address(job)});
     rank.jobs_left.fetch_add(1, std::memory_order_relaxed);
   }
   jobs_left_.store(jobs_.size(), std::memory_order_relaxed);
   start_s_ = seconds_since_exec();
-  reader_->submit(requests, [this](const ReadCompletion& done) { on_done(done); });
+  const ReadCallback callback = [this](const ReadCompletion& done) { on_done(done); };
+  reader_->submit(requests, callback);
+  if (!to_host.empty()) staged_->host_reader().submit(to_host, callback);
   if (failed()) reader_->cancel();  // the failure came before there was anything to cancel
 }
 
 void RankLoad::on_done(const ReadCompletion& done) {
-  Job& job = jobs_[done.id];
+  LoadJob& job = jobs_[done.id];
   if (failed()) return;
   try {
     if (done.result != static_cast<int64_t>(job.size())) {
       const RankFiles& files = ranks_[job.rank]->files;
       const File& file = *files.parts[job.part];
       std::string what = range_text(file.path(), job.file_begin(), job.file_begin() + job.size());
-      what += job.kind == Job::Kind::padding ? " (the header's padding)"
-                                             : str(" (", tensors_in(files.layout, job.part, job.begin, job.end), ")");
+      what += job.kind == LoadJob::Kind::padding
+                  ? " (the header's padding)"
+                  : str(" (", tensors_in(files.layout, job.part, job.begin, job.end), ")");
+      if (done.result == -EREMOTEIO && staged_ != nullptr && staged_->failure()) {
+        std::rethrow_exception(staged_->failure());
+      }
       std::rethrow_exception(read_failure(done.result, what, file.size(), options_.deadline_s));
     }
-    if (job.kind == Job::Kind::padding) {
-      check_padding(job);
+    if (job.kind == LoadJob::Kind::padding) {
+      check_padding(job, *ranks_[job.rank]->files.parts[job.part]);
+      job.staging = {};
+    } else if (options_.verify == Verify::off) {
+      take(job, {});
+    } else if (checks_) {
+      checks_->add(done.id, leaves_of_job(job));  // counts it when that is done
+      return;
     } else {
-      take(job);
+      hash_here(job);
     }
     count_job(job);
   } catch (...) {
@@ -251,7 +265,7 @@ void RankLoad::on_done(const ReadCompletion& done) {
   }
 }
 
-void RankLoad::count_job(const Job& job) {
+void RankLoad::count_job(const LoadJob& job) {
   RankState& rank = *ranks_[job.rank];
   if (rank.jobs_left.fetch_sub(1, std::memory_order_acq_rel) == 1) {
     rank.end_s = seconds_since_exec();
@@ -264,53 +278,44 @@ void RankLoad::count_job(const Job& job) {
 }
 
 /// The bytes of a job are in memory: checks them, puts a tail in its place, opens what waited for them.
-void RankLoad::take(Job& job) {
+void RankLoad::take(LoadJob& job, std::span<const uint64_t> hashes) {
   RankState& rank = *ranks_[job.rank];
-  if (options_.verify == Verify::full) check_leaves(job);
-  if (job.kind == Job::Kind::tail) place_tail(job);
+  if (options_.verify == Verify::full) check_leaves(job, hashes);
+  if (job.kind == LoadJob::Kind::tail) {
+    place_tail(job, rank.files, weights_[job.rank].arena);
+    job.staging = {};
+  }
   const uint64_t first = rank.files.manifest->parts[job.part].first_leaf + job.begin / kLeafBytes;
   for (uint64_t leaf = first; leaf < first + leaves_in(job.size()); ++leaf) rank.gates->leaf_done(leaf);
   const uint64_t done = done_bytes_.fetch_add(job.size(), std::memory_order_relaxed) + job.size();
   if (options_.progress) options_.progress(done, total_bytes_);
 }
 
-void RankLoad::check_leaves(const Job& job) {
-  RankState& rank = *ranks_[job.rank];
-  const std::byte* bytes = address(job);
+std::vector<LeafBytes> RankLoad::leaves_of_job(const LoadJob& job) {
+  std::vector<LeafBytes> leaves;
+  for (uint64_t at = 0; at < job.size(); at += kLeafBytes) {
+    leaves.push_back({address(job) + at, std::min(kLeafBytes, job.size() - at)});
+  }
+  return leaves;
+}
+
+/// On the thread that has just read the bytes: they are in its core's cache.
+void RankLoad::hash_here(LoadJob& job) {
+  std::vector<uint64_t> hashes;
   const double begin = thread_cpu_seconds();
-  for (uint64_t at = job.begin; at < job.end; at += kLeafBytes) {
-    const uint64_t found = xxh3_64({bytes + (at - job.begin), std::min(kLeafBytes, job.end - at)});
-    if (found == rank.files.expected_leaf(job.part, at / kLeafBytes)) continue;
-    std::rethrow_exception(leaf_failure(rank.files, job.part, at / kLeafBytes, found));
-  }
+  for (const LeafBytes& leaf : leaves_of_job(job)) hashes.push_back(xxh3_64({leaf.data, leaf.size}));
   hash_ns_.fetch_add(static_cast<uint64_t>(1e9 * (thread_cpu_seconds() - begin)), std::memory_order_relaxed);
-  rank.leaves_checked.fetch_add(leaves_in(job.size()), std::memory_order_relaxed);
+  take(job, hashes);
 }
 
-/// Nothing depends on the padding, but a file with a wrong byte anywhere is not what was written.
-void RankLoad::check_padding(Job& job) {
-  const std::span<const std::byte> bytes = job.staging.bytes();
-  const auto wrong = std::find_if(bytes.begin(), bytes.end(), [](std::byte b) { return b != std::byte{' '}; });
-  if (wrong != bytes.end()) {
-    const File& file = *ranks_[job.rank]->files.parts[job.part];
-    const uint64_t at = job.begin + static_cast<uint64_t>(wrong - bytes.begin());
-    throw Error(ErrorKind::damaged, str(range_text(file.path(), at, at + 1), ": the header's padding has byte ",
-                                        static_cast<int>(*wrong), ", expected a space (32)"));
+void RankLoad::check_leaves(const LoadJob& job, std::span<const uint64_t> hashes) {
+  RankState& rank = *ranks_[job.rank];
+  for (size_t i = 0; i < hashes.size(); ++i) {
+    const uint64_t leaf = job.begin / kLeafBytes + i;
+    if (hashes[i] == rank.files.expected_leaf(job.part, leaf)) continue;
+    std::rethrow_exception(leaf_failure(rank.files, job.part, leaf, hashes[i]));
   }
-  job.staging = {};
-}
-
-/// What stands before the tail goes on with its region, the tail's tensors to their slots.
-void RankLoad::place_tail(Job& job) {
-  const RankFiles& files = ranks_[job.rank]->files;
-  const ManifestPart& part = files.manifest->parts[job.part];
-  std::byte* arena = weights_[job.rank].arena.data();
-  std::memcpy(arena + files.layout.region_begin[job.part] + job.begin, job.staging.data(), part.tail_begin - job.begin);
-  for (const ArenaTensor& tensor : files.layout.tensors) {
-    if (tensor.part != job.part || !tensor.in_tail) continue;
-    std::memcpy(arena + tensor.at, job.staging.data() + (tensor.begin - job.begin), tensor.end - tensor.begin);
-  }
-  job.staging = {};
+  rank.leaves_checked.fetch_add(hashes.size(), std::memory_order_relaxed);
 }
 
 /// All bytes are there and right. If the files are still those that were opened, the last gates open.
@@ -351,6 +356,8 @@ void RankLoad::rethrow_failure() {
 
 LoadReport RankLoad::wait() {
   reader_->wait();
+  if (staged_ != nullptr) staged_->host_reader().wait();
+  if (checks_) checks_->wait();
   rethrow_failure();
   LoadReport report;
   report.bytes = total_bytes_;
@@ -358,7 +365,8 @@ LoadReport RankLoad::wait() {
   report.reader = reader_->name();
   report.why = reader_->why();
   report.verify = options_.verify == Verify::full ? "full" : "off";
-  report.verify_cpu_seconds = 1e-9 * static_cast<double>(hash_ns_.load());
+  report.verify_cpu_seconds = checks_ ? 0 : 1e-9 * static_cast<double>(hash_ns_.load());
+  report.verify_device_seconds = checks_ ? checks_->seconds() : 0;
   for (size_t r = 0; r < ranks_.size(); ++r) {
     const RankState& rank = *ranks_[r];
     report.ranks.push_back(

@@ -8,10 +8,12 @@
 #include <vector>
 
 #include "firstlight/base/timeline.h"
+#include "firstlight/ckpt/leaf_hasher.h"
 #include "firstlight/ckpt/source.h"
 #include "firstlight/ckpt/weights.h"
 #include "firstlight/device/device.h"
 #include "firstlight/io/reader.h"
+#include "firstlight/io/staging.h"
 
 namespace firstlight {
 
@@ -29,8 +31,9 @@ struct LoadReport {
   double seconds = 0;
   std::string reader;  ///< the path that ran: "pread", "traditional"
   std::string why;
-  std::string verify;             ///< "full", "off", on the traditional path what it was told, else "none: …"
-  double verify_cpu_seconds = 0;  ///< time spent hashing, summed over threads
+  std::string verify;                ///< "full", "off", on the traditional path what it was told, else "none: …"
+  double verify_cpu_seconds = 0;     ///< time spent hashing, summed over threads
+  double verify_device_seconds = 0;  ///< time in which a device hashed, beside reading and copying
   std::vector<RankReport> ranks;
 };
 
@@ -47,6 +50,10 @@ struct LoadOptions {
   Timeline* timeline = nullptr;
   std::function<void(uint64_t done, uint64_t total)> progress;        ///< from any thread, maybe often
   std::function<std::unique_ptr<Reader>(int n_threads)> make_reader;  ///< default: pread
+  /// How bytes get to `device` and are hashed there. Default: a pinned ring and a kernel on a GPU, neither on the CPU,
+  /// where bytes are read to their places and hashed by the thread that read them.
+  std::function<std::unique_ptr<Staging>(Device)> make_staging;
+  std::function<std::unique_ptr<LeafHasher>(Device)> make_hasher;
 };
 
 /// A load in flight. weights() may be used at once, behind their gates.

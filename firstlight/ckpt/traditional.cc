@@ -9,6 +9,7 @@
 #include "firstlight/ckpt/arena.h"
 #include "firstlight/ckpt/load.h"
 #include "firstlight/ckpt/shard_layout.h"
+#include "firstlight/device/copy.h"
 
 namespace firstlight {
 
@@ -26,7 +27,7 @@ class TraditionalLoad final : public Load {
  private:
   void fill(const Source& source, const LoadOptions& options, RankWeights& weights);
   void fill(const Source& source, const LoadOptions& options, const StoredTensor& tensor, const Slice& slice,
-            std::byte* into);
+            const Tensor& into);
   void check_time(const LoadOptions& options, const std::string& tensor) const;
 
   ModelConfig config_;
@@ -81,7 +82,7 @@ void TraditionalLoad::fill(const Source& source, const LoadOptions& options, Ran
   const uint64_t bytes_before = report_.bytes;
   for (const StoredTensor& tensor : tensors_) {
     const Tensor& into = weights.tensors.find(tensor.model.name)->second;
-    fill(source, options, tensor, slice_of(config_, tensor.model, options.tp, weights.rank), into.data);
+    fill(source, options, tensor, slice_of(config_, tensor.model, options.tp, weights.rank), into);
     done_bytes_ += into.size_bytes;
     if (options.progress) options.progress(done_bytes_, total_bytes_);
   }
@@ -89,9 +90,10 @@ void TraditionalLoad::fill(const Source& source, const LoadOptions& options, Ran
 }
 
 /// Whole rows into the staging buffer, the slice's columns from there to their place. Rows past the tensor's end are
-/// padding: the arena is zero already.
+/// padding: zero.
 void TraditionalLoad::fill(const Source& source, const LoadOptions& options, const StoredTensor& tensor,
-                           const Slice& slice, std::byte* into) {
+                           const Slice& slice, const Tensor& place) {
+  std::byte* into = place.data;
   const size_t element = size_of(tensor.dtype);
   const uint64_t row_bytes = tensor.row_bytes();
   const int64_t n_rows = tensor.n_rows();
@@ -110,12 +112,18 @@ void TraditionalLoad::fill(const Source& source, const LoadOptions& options, con
     if (staging_.size() < size) staging_.resize(size);
     source.read_rows(*tensor.source, row, end, tensor.dtype, {staging_.data(), size});
     report_.bytes += tensor.source->stored_bytes / static_cast<uint64_t>(n_rows) * static_cast<uint64_t>(end - row);
-    if (kept == row_bytes) {
-      std::memcpy(into, staging_.data(), size);
-      into += size;
-      continue;
+    uint64_t n = size;
+    if (kept != row_bytes) {  // the slice's columns, moved together
+      n = 0;
+      for (uint64_t at = skip; at < size; at += row_bytes, n += kept) {
+        std::memmove(staging_.data() + n, staging_.data() + at, kept);
+      }
     }
-    for (uint64_t at = skip; at < size; at += row_bytes, into += kept) std::memcpy(into, staging_.data() + at, kept);
+    copy(into, options.device, staging_.data(), {}, n);
+    into += n;
+  }
+  if (options.device.kind != Device::Kind::cpu) {  // host memory comes zeroed
+    clear(into, options.device, place.size_bytes - static_cast<uint64_t>(into - place.data));
   }
 }
 

@@ -194,7 +194,7 @@ void add_bench(CLI::App& app, Action& chosen) {
   command->add_option("-p,--prompt", options->prompt, "The prompt")->capture_default_str();
   command->add_option("--tp", options->tp, "Tensor-parallel ranks")->check(CLI::Range(1, 1024));
   command->add_option("--threads", options->threads, "CPU threads")->check(CLI::Range(1, 4096));
-  command->add_option("--device", options->device, "auto or cpu")->capture_default_str();
+  command->add_option("--device", options->device, "auto, cpu or cuda:N")->capture_default_str();
   command->add_flag("--json", options->json, "One JSON object on stdout");
   command->footer("Example:\n  firstlight bench start smollm2-ranks -n 15");
   bench->footer("Example:\n  firstlight bench start smollm2-ranks -n 15");

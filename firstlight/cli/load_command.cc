@@ -20,7 +20,7 @@ struct LoadCommand {
 
 int run_load(Context& context, LoadCommand options) {
   context.json = options.json;
-  Session session(context, options.session, /*with_text=*/false);
+  Session session(context, options.session, /*with_text=*/false, /*with_runner=*/false);
   std::future<void> small_files;
   if (session.manifest() != nullptr && options.session.verify == "full") {
     // "verified" is to mean all of OUT that a reader of this tp opens: tokenizer, templates and the ranks' own configs
@@ -40,6 +40,7 @@ int run_load(Context& context, LoadCommand options) {
     print_json({{"load", to_json(report)},
                 {"phases", to_json(context.timeline.phases())},
                 {"seconds_since_exec", end},
+                {"device", to_string(session.device())},
                 {"tp", session.tp()}});
     return 0;
   }

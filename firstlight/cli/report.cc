@@ -43,6 +43,7 @@ nlohmann::ordered_json to_json(const LoadReport& report) {
           {"why", report.why},
           {"verify", report.verify},
           {"verify_cpu_s", report.verify_cpu_seconds},
+          {"verify_device_s", report.verify_device_seconds},
           {"ranks", ranks}};
 }
 
@@ -58,6 +59,9 @@ std::string describe(const LoadReport& report) {
                          human_seconds(report.seconds), ": ", fixed(gb_per_s(report.bytes, report.seconds), 2),
                          " GB/s by ", report.reader, " (", report.why, "); verification: ", report.verify);
   if (report.verify_cpu_seconds > 0) text += str(" (", human_seconds(report.verify_cpu_seconds), " of CPU time)");
+  if (report.verify_device_seconds > 0) {
+    text += str(" (in device memory, ", human_seconds(report.verify_device_seconds), " beside the reading)");
+  }
   if (report.ranks.size() > 1) {
     for (const RankReport& rank : report.ranks) {
       text += str("\n  rank ", rank.rank, ": ", human_bytes(static_cast<double>(rank.bytes)), " in ",

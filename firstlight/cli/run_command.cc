@@ -61,7 +61,7 @@ void report(Context& context, const RunOptions& options, Session& session, const
                 {"prompt_tokens_per_s", answer.prompt_tokens_per_s()},
                 {"tokens_per_s", answer.tokens_per_s()},
                 {"tp", session.tp()},
-                {"device", "cpu"},
+                {"device", to_string(session.device())},
                 {"ops", session.runner().ops_name()},
                 {"threads", session.n_threads()},
                 {"max_context", session.max_context()}});

@@ -10,6 +10,7 @@
 #include "firstlight/base/thread_pool.h"
 #include "firstlight/ckpt/checked_files.h"
 #include "firstlight/ckpt/slice_map.h"
+#include "firstlight/device/gpus.h"
 
 namespace firstlight::cli {
 
@@ -17,7 +18,7 @@ void SessionOptions::add_to(CLI::App& command) {
   command.add_option("MODEL", model, "Hugging Face directory, .gguf file or rank checkpoint")->required();
   command.add_option("--tp", tp, "Tensor-parallel ranks (default: 1 on the CPU, or the smallest stored)")
       ->check(CLI::Range(1, 1024));
-  command.add_option("--device", device, "auto or cpu")->capture_default_str();
+  command.add_option("--device", device, "auto, cpu or cuda:N")->capture_default_str();
   command.add_option("--dtype", dtype, "Of the weights, when MODEL is no rank checkpoint: bf16 or f32")
       ->check(CLI::IsMember({"bf16", "f32"}));
   command.add_option("--kv", kv, "KV cache: f32 or bf16 (default: as the weights)")
@@ -42,13 +43,16 @@ void SessionOptions::add_to(CLI::App& command) {
 
 namespace {
 
-Device choose_device(Context& context, const std::string& name) {
-  if (name == "cpu") return {};
-  if (name == "auto") {
-    say(context, "device: cpu (this build has no CUDA)");
-    return {};
+/// Asks the driver, chooses, makes the context: 0.2 s and more on a GPU, so on a thread of its own.
+DeviceChoice prepare_device(Context& context, const std::string& wanted) {
+  static const Gpus kNotAsked;
+  const double begin = seconds_since_exec();
+  const DeviceChoice choice = choose_device(wanted, wanted == "cpu" ? kNotAsked : gpus());
+  start_device(choice.device);
+  if (choice.device.kind != Device::Kind::cpu) {
+    context.timeline.add(str("context ", to_string(choice.device)), begin, seconds_since_exec());
   }
-  throw Error(ErrorKind::unsupported, str("--device ", name, ": this build has no CUDA; use auto or cpu"));
+  return choice;
 }
 
 uint64_t weight_bytes(const ModelConfig& config, int tp, DType dtype) {
@@ -77,8 +81,10 @@ int choose_tp(const Manifest& manifest, int wanted) {
 
 }  // namespace
 
-Session::Session(Context& context, const SessionOptions& options, bool with_text) : context_(&context) {
-  const Device device = choose_device(context, options.device);
+Session::Session(Context& context, const SessionOptions& options, bool with_text, bool with_runner)
+    : context_(&context) {
+  const auto how = options.device == "cpu" ? std::launch::deferred : std::launch::async;
+  std::future<DeviceChoice> device = std::async(how, [&] { return prepare_device(context, options.device); });
   n_threads_ = options.threads > 0 ? options.threads : usable_cores();
   auto opening = std::make_unique<Timeline::Scope>(&context.timeline, "open");
   const ModelKind kind = model_kind(options.model);
@@ -117,6 +123,9 @@ Session::Session(Context& context, const SessionOptions& options, bool with_text
   require_tp(config, tp_);
   opening->end();
   if (with_text) start_text(std::move(files));
+  const DeviceChoice choice = device.get();
+  device_ = choice.device;
+  if (!choice.why.empty()) say(context, str("device: ", to_string(device_), " (", choice.why, ")"));
 
   KvKind kv = weights_dtype == DType::f32 ? KvKind::f32 : KvKind::bf16;
   if (!options.kv.empty()) kv = *kv_kind_from(options.kv);
@@ -127,7 +136,7 @@ Session::Session(Context& context, const SessionOptions& options, bool with_text
 
   LoadOptions load;
   load.tp = tp_;
-  load.device = device;
+  load.device = device_;
   load.verify = options.verify == "off" ? Verify::off : Verify::full;
   load.n_threads = n_threads_;
   load.reserve_bytes = kv_page_bytes(config, tp_, kv) * static_cast<uint64_t>(runner_options_.n_pages) +
@@ -143,6 +152,7 @@ Session::Session(Context& context, const SessionOptions& options, bool with_text
     if (done == total) bar->clear();
   };
   load_ = source_ ? load_traditionally(*source_, load) : load_rank_checkpoint(options.model, load);
+  if (!with_runner) return;
   const Timeline::Scope scope(&context.timeline, "runner");
   runner_ = make_runner(load_->config(), load_->weights(), runner_options_);
 }
@@ -185,7 +195,7 @@ void Session::choose_context(const ModelConfig& config, uint64_t arena_bytes, co
     // The model's own maximum (131,072 tokens for Llama 3.1) may not fit: unless told, take what does. 10 % of the free
     // memory stays for others.
     const uint64_t scratch = scratch_bytes(config, tp_, runner_options_) + logits_bytes_;
-    const auto room = static_cast<uint64_t>(0.9 * static_cast<double>(free_memory({})));
+    const auto room = static_cast<uint64_t>(0.9 * static_cast<double>(free_memory(device_)));
     const uint64_t fits = room > arena_bytes + scratch ? (room - arena_bytes - scratch) / page_bytes : 1;
     if (static_cast<int64_t>(fits) < runner_options_.n_pages) {
       runner_options_.n_pages = std::max<int64_t>(1, static_cast<int64_t>(fits));

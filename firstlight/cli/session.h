@@ -39,8 +39,9 @@ struct SessionOptions {
 class Session {
  public:
   /// Opens the model, starts the load (and the text side on its own thread), and makes the runner. Returns while bytes
-  /// may still be arriving. Prints the path taken and why. `with_text` = false leaves tokenizer and template out.
-  Session(Context& context, const SessionOptions& options, bool with_text = true);
+  /// may still be arriving. Prints the path taken and why. `with_text` = false leaves tokenizer and template out,
+  /// `with_runner` = false the runner.
+  Session(Context& context, const SessionOptions& options, bool with_text = true, bool with_runner = true);
   ~Session();
 
   const ModelConfig& config() const { return load_->config(); }
@@ -53,6 +54,7 @@ class Session {
   int tp() const { return tp_; }
   /// Null unless MODEL is a rank checkpoint.
   const Manifest* manifest() const { return manifest_ ? &*manifest_ : nullptr; }
+  Device device() const { return device_; }
   int n_threads() const { return n_threads_; }
 
  private:
@@ -69,6 +71,7 @@ class Session {
   RunnerOptions runner_options_;
   int64_t max_context_ = 0;
   uint64_t logits_bytes_ = 0;  // beyond the row that scratch_bytes() counts
+  Device device_;
   int tp_ = 1;
   int n_threads_ = 1;
 };

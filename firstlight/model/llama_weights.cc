@@ -2,11 +2,11 @@
 #include "firstlight/model/llama_weights.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "firstlight/base/error.h"
 #include "firstlight/base/str.h"
 #include "firstlight/ckpt/slice_map.h"
+#include "firstlight/device/copy.h"
 
 namespace firstlight {
 namespace {
@@ -78,7 +78,7 @@ Weight LlamaWeights::stacked(const std::string& prefix, std::initializer_list<st
   Buffer copy(weights_->arena.device(), size);
   std::byte* to = copy.data();
   for (const Tensor* part : parts) {
-    std::memcpy(to, part->data, part->size_bytes);
+    firstlight::copy(to, copy.device(), part->data, copy.device(), part->size_bytes);
     to += part->size_bytes;
   }
   whole.data = copy.data();

@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "firstlight/ckpt/leaf_checks.h"
+
+#include <chrono>
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+#include <utility>
+
+namespace firstlight {
+
+namespace {
+
+struct Added {
+  size_t job = 0;
+  std::vector<LeafBytes> leaves;
+};
+
+}  // namespace
+
+struct LeafChecks::Impl {
+  Done done;
+  std::unique_ptr<LeafHasher> hasher;  // of the thread
+  mutable std::mutex mutex;
+  std::condition_variable changed;
+  std::vector<Added> waiting;
+  size_t outstanding = 0;
+  bool stopping = false;
+  std::chrono::steady_clock::duration spent{};
+  std::thread thread;
+
+  void hash(const std::vector<Added>& batch, const MakeHasher& make, std::vector<uint64_t>& hashes) {
+    if (!hasher) hasher = make();
+    std::vector<LeafBytes> leaves;
+    for (const Added& added : batch) leaves.insert(leaves.end(), added.leaves.begin(), added.leaves.end());
+    hashes.resize(leaves.size());
+    hasher->hash(leaves, hashes);
+  }
+
+  void take(const std::vector<Added>& batch, const MakeHasher& make) {
+    std::vector<uint64_t> hashes;
+    std::exception_ptr failure;
+    const auto begin = std::chrono::steady_clock::now();
+    try {
+      hash(batch, make, hashes);
+    } catch (...) {
+      failure = std::current_exception();
+    }
+    {
+      const std::lock_guard lock(mutex);
+      spent += std::chrono::steady_clock::now() - begin;
+    }
+    std::span<const uint64_t> rest = hashes;
+    for (const Added& added : batch) {
+      done(added.job, failure ? std::span<const uint64_t>{} : rest.first(added.leaves.size()), failure);
+      if (!failure) rest = rest.subspan(added.leaves.size());
+    }
+  }
+
+  void run(const MakeHasher& make) {
+    std::unique_lock lock(mutex);
+    for (;;) {
+      changed.wait(lock, [&] { return stopping || !waiting.empty(); });
+      if (stopping) return;
+      const std::vector<Added> batch = std::exchange(waiting, {});
+      lock.unlock();
+      take(batch, make);
+      lock.lock();
+      outstanding -= batch.size();
+      if (outstanding == 0) changed.notify_all();
+    }
+  }
+};
+
+LeafChecks::LeafChecks(MakeHasher make, Done done) : impl_(std::make_unique<Impl>()) {
+  impl_->done = std::move(done);
+  impl_->thread = std::thread([impl = impl_.get(), make = std::move(make)] { impl->run(make); });
+}
+
+LeafChecks::~LeafChecks() {
+  {
+    const std::lock_guard lock(impl_->mutex);
+    impl_->stopping = true;
+  }
+  impl_->changed.notify_all();
+  impl_->thread.join();
+}
+
+void LeafChecks::add(size_t job, std::vector<LeafBytes> leaves) {
+  {
+    const std::lock_guard lock(impl_->mutex);
+    impl_->waiting.push_back({job, std::move(leaves)});
+    ++impl_->outstanding;
+  }
+  impl_->changed.notify_all();
+}
+
+void LeafChecks::wait() {
+  std::unique_lock lock(impl_->mutex);
+  impl_->changed.wait(lock, [&] { return impl_->outstanding == 0; });
+}
+
+double LeafChecks::seconds() const {
+  const std::lock_guard lock(impl_->mutex);
+  return std::chrono::duration<double>(impl_->spent).count();
+}
+
+}  // namespace firstlight

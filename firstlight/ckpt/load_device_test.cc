@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+// The load's way to a device, with host memory in the device's place: ring, checks on a thread of their own, damage
+// that no storage has done. What a real GPU does is tested by load_cuda_test.cc.
+#include <gtest/gtest.h>
+
+#include <cerrno>
+
+#include "firstlight/ckpt/load_fixture.h"
+#include "firstlight/io/fault_read.h"
+
+namespace firstlight {
+namespace {
+
+/// Flips one byte of the arena or a tail's staging before it is hashed: leaf `at` in the order of hashing.
+class FlippingHasher final : public LeafHasher {
+ public:
+  explicit FlippingHasher(int at) : at_(at) {}
+  void hash(std::span<const LeafBytes> leaves, std::span<uint64_t> hashes) override {
+    for (const LeafBytes& leaf : leaves) {
+      if (n_++ == at_) const_cast<std::byte*>(leaf.data)[leaf.size / 2] ^= std::byte{16};
+    }
+    below_->hash(leaves, hashes);
+  }
+
+ private:
+  int at_, n_ = 0;
+  std::unique_ptr<LeafHasher> below_ = make_leaf_hasher({});
+};
+
+class BrokenHasher final : public LeafHasher {
+ public:
+  void hash(std::span<const LeafBytes>, std::span<uint64_t>) override {
+    throw Error(ErrorKind::device, "the kernel fell over");
+  }
+};
+
+class BrokenStaging final : public Staging {
+ public:
+  int n_slots() const override { return below_->n_slots(); }
+  uint64_t slot_bytes() const override { return below_->slot_bytes(); }
+  std::byte* slot(int i) override { return below_->slot(i); }
+  void start(int i, std::byte* into, uint64_t bytes) override { below_->start(i, into, bytes); }
+  void finish(int) override { throw Error(ErrorKind::device, "the link fell over"); }
+
+ private:
+  std::unique_ptr<Staging> below_ = make_staging({}, {4, 1u << 20});
+};
+
+class LoadDeviceTest : public LoadTest {
+ protected:
+  void SetUp() override {
+    LoadTest::SetUp();
+    options_.tp = 2;
+    options_.make_staging = [](Device device) { return make_staging(device, {3, 1u << 19}); };
+  }
+  LoadOptions options_;
+};
+
+TEST_F(LoadDeviceTest, EveryWeightArrivesForEveryTp) {
+  for (const int tp : {1, 2, 4}) {
+    for (const Verify verify : {Verify::full, Verify::off}) {
+      options_.tp = tp;
+      options_.verify = verify;
+      const auto load = load_rank_checkpoint(out_, options_);
+      const LoadReport report = load->wait();
+      for (const RankWeights& weights : load->weights()) {
+        for (int gate = 0; gate < weights.ready->size(); ++gate) EXPECT_TRUE(weights.ready->is_open(gate));
+        expect_weights(load->config(), weights);
+      }
+      uint64_t leaves = 0;
+      for (const RankReport& rank : report.ranks) leaves += rank.leaves_checked;
+      EXPECT_EQ(leaves != 0, verify == Verify::full);
+    }
+  }
+}
+
+TEST_F(LoadDeviceTest, AByteThatChangesInMemoryIsNamedWithTensorFileAndRange) {
+  const int n_leaves = 12;
+  int found = 0;
+  for (int at = 0; at < n_leaves; ++at) {
+    options_.make_hasher = [at](Device) { return std::make_unique<FlippingHasher>(at); };
+    const std::optional<Error> error = error_of(options_);
+    if (!error) break;  // there were fewer leaves
+    ++found;
+    const std::string what = error->what();
+    EXPECT_EQ(error->kind(), ErrorKind::damaged);
+    for (const char* word : {".safetensors' bytes [", "leaves.xxh3", "the storage is sound", "model."}) {
+      EXPECT_NE(what.find(word), std::string::npos) << what;
+    }
+  }
+  EXPECT_GE(found, 4);
+}
+
+TEST_F(LoadDeviceTest, AFlippedBitInAFileIsNamed) {
+  const ManifestRank rank = read_manifest(out_).find_tp(2)->ranks[1];
+  for (const ManifestPart& part : rank.parts) {
+    for (const uint64_t at : {uint64_t{0}, part.data_bytes / 2, part.data_bytes - 1}) {
+      flip(out_ / part.file, kDataBegin + at);
+      expect_error(ErrorKind::damaged, {fs::path(part.file).filename(), "same wrong bytes"}, options_);
+      flip(out_ / part.file, kDataBegin + at);
+    }
+    flip(out_ / part.file, kDataBegin - 1);
+    expect_error(ErrorKind::damaged, {"padding"}, options_);
+    flip(out_ / part.file, kDataBegin - 1);
+  }
+  EXPECT_FALSE(error_of(options_)) << "all flips were undone";
+}
+
+TEST_F(LoadDeviceTest, WhatTheDeviceFailsAtIsTheLoadsError) {
+  options_.make_hasher = [](Device) { return std::make_unique<BrokenHasher>(); };
+  expect_error(ErrorKind::device, {"the kernel fell over"}, options_);
+  options_.make_hasher = [](Device) -> std::unique_ptr<LeafHasher> { throw Error(ErrorKind::device, "no hasher"); };
+  expect_error(ErrorKind::device, {"no hasher"}, options_);
+  options_.make_hasher = nullptr;
+  options_.make_staging = [](Device) { return std::make_unique<BrokenStaging>(); };
+  expect_error(ErrorKind::device, {"the link fell over"}, options_);
+  options_.make_staging = [](Device) -> std::unique_ptr<Staging> { throw Error(ErrorKind::device, "no ring"); };
+  expect_error(ErrorKind::device, {"no ring"}, options_);
+}
+
+TEST_F(LoadDeviceTest, FailingStorageAndAbandonedLoadsEndInOrder) {
+  const auto faulty = std::make_shared<FaultyRead>(
+      std::vector<Fault>{{.kind = Fault::Kind::error, .amount = EIO, .first_call = 12, .n_calls = 1}});
+  options_.make_reader = [=](int) { return make_faulty_reader(faulty, 2); };
+  expect_error(ErrorKind::io, {"bytes [", "Input/output error"}, options_);
+  options_.make_reader = nullptr;
+  for (int round = 0; round < 10; ++round) {
+    const auto load = load_rank_checkpoint(out_, options_);
+    if (round % 2 == 0) load->weights()[0].ready->wait(0);
+  }
+}
+
+}  // namespace
+}  // namespace firstlight

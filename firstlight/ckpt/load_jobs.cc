@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "firstlight/ckpt/load_jobs.h"
+
+#include <algorithm>
+#include <iterator>
+#include <utility>
+
+#include "firstlight/base/error.h"
+#include "firstlight/base/str.h"
+#include "firstlight/device/copy.h"
+
+namespace firstlight {
+
+namespace {
+
+bool has_tail(const ManifestPart& part) { return part.tail_begin < part.data_bytes; }
+
+/// Where bodies end: the leaf in which the tail begins is read with the tail.
+uint64_t body_end(const ManifestPart& part) {
+  return has_tail(part) ? part.tail_begin / kLeafBytes * kLeafBytes : part.data_bytes;
+}
+
+}  // namespace
+
+uint64_t tail_staging_bytes(const ManifestRank& rank) {
+  uint64_t bytes = 0;
+  for (const ManifestPart& part : rank.parts) bytes += part.data_bytes - body_end(part);
+  return bytes;
+}
+
+std::vector<LoadJob> plan_load_jobs(std::span<const RankFiles* const> ranks, Device device, bool with_padding) {
+  using Kind = LoadJob::Kind;
+  std::vector<LoadJob> jobs, paddings;
+  std::vector<std::vector<LoadJob>> bodies(ranks.size());
+  for (size_t r = 0; r < ranks.size(); ++r) {
+    const std::vector<ManifestPart>& parts = ranks[r]->manifest->parts;
+    for (size_t p = 0; p < parts.size(); ++p) {
+      const ManifestPart& part = parts[p];
+      const uint64_t end = body_end(part);
+      if (has_tail(part)) {
+        jobs.push_back({r, p, end, part.data_bytes, Kind::tail, Buffer(device, part.data_bytes - end)});
+      }
+      for (uint64_t at = 0; at < end; at += kRequestBytes) {
+        bodies[r].push_back({r, p, at, std::min(at + kRequestBytes, end), Kind::body, {}});
+      }
+      if (with_padding && part.header_bytes < kDataBegin) {
+        paddings.push_back(
+            {r, p, part.header_bytes, kDataBegin, Kind::padding, Buffer({}, kDataBegin - part.header_bytes)});
+      }
+    }
+  }
+  size_t longest = 0;
+  for (const auto& body : bodies) longest = std::max(longest, body.size());
+  for (size_t i = 0; i < longest; ++i) {
+    for (auto& body : bodies) {
+      if (i < body.size()) jobs.push_back(std::move(body[i]));
+    }
+  }
+  std::move(paddings.begin(), paddings.end(), std::back_inserter(jobs));
+  return jobs;
+}
+
+void place_tail(const LoadJob& job, const RankFiles& files, const Buffer& arena) {
+  const ManifestPart& part = files.manifest->parts[job.part];
+  const Device from = job.staging.device(), to = arena.device();
+  copy(arena.data() + files.layout.region_begin[job.part] + job.begin, to, job.staging.data(), from,
+       part.tail_begin - job.begin);
+  for (const ArenaTensor& tensor : files.layout.tensors) {
+    if (tensor.part != job.part || !tensor.in_tail) continue;
+    copy(arena.data() + tensor.at, to, job.staging.data() + (tensor.begin - job.begin), from,
+         tensor.end - tensor.begin);
+  }
+}
+
+void check_padding(const LoadJob& job, const File& file) {
+  const std::span<const std::byte> bytes = job.staging.bytes();
+  const auto wrong = std::find_if(bytes.begin(), bytes.end(), [](std::byte b) { return b != std::byte{' '}; });
+  if (wrong == bytes.end()) return;
+  const uint64_t at = job.begin + static_cast<uint64_t>(wrong - bytes.begin());
+  throw Error(ErrorKind::damaged, str(range_text(file.path(), at, at + 1), ": the header's padding has byte ",
+                                      static_cast<int>(*wrong), ", expected a space (32)"));
+}
+
+}  // namespace firstlight

@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a load reads, cut into requests, in the order in which they are wanted.
+#pragma once
+#include <span>
+#include <vector>
+
+#include "firstlight/ckpt/load_files.h"
+#include "firstlight/device/buffer.h"
+
+namespace firstlight {
+
+/// One request. `body` and `tail` are bytes [begin, end) of a part's data section, begin a leaf's first; `padding` is
+/// of the file, the spaces between header and data.
+struct LoadJob {
+  enum class Kind { body, tail, padding };
+  size_t rank = 0, part = 0;
+  uint64_t begin = 0, end = 0;
+  Kind kind = Kind::body;
+  Buffer staging;  ///< all but bodies, which go straight to the arena; a tail's is on the arena's device
+
+  uint64_t size() const { return end - begin; }
+  uint64_t file_begin() const { return begin + (kind == Kind::padding ? 0 : kDataBegin); }
+};
+
+/// Tails first; then one request of each rank in turn, so that all ranks come to the same layer at the same time; what
+/// no tensor needs (paddings, if all is to be verified) at the end.
+std::vector<LoadJob> plan_load_jobs(std::span<const RankFiles* const> ranks, Device device, bool with_padding);
+
+/// What stands before the tail goes on with its region, the tail's tensors to their slots.
+void place_tail(const LoadJob& job, const RankFiles& files, const Buffer& arena);
+
+/// Nothing depends on the padding, but a file with a wrong byte anywhere is not what was written. Error{damaged}.
+void check_padding(const LoadJob& job, const File& file);
+
+/// Bytes of staging for the tails of a rank.
+uint64_t tail_staging_bytes(const ManifestRank& rank);
+
+inline uint64_t leaves_in(uint64_t bytes) { return (bytes + kLeafBytes - 1) / kLeafBytes; }
+
+}  // namespace firstlight
