@@ -26,10 +26,6 @@ Weight view(const Tensor& tensor) {
 
 LlamaWeights::LlamaWeights(const ModelConfig& config, RankWeights& weights)
     : config_(config), weights_(&weights), layers_(static_cast<size_t>(config.n_layers)) {
-  if (weights.arena.device().kind != Device::Kind::cpu) {
-    throw Error(ErrorKind::unsupported,
-                str("weights on ", to_string(weights.arena.device()), ": this runner computes on the CPU"));
-  }
   check_table();
 }
 
