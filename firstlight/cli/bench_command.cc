@@ -22,7 +22,7 @@ namespace firstlight::cli {
 namespace {
 
 struct BenchStart {
-  std::string model, traditional_model, prompt = "Why is the sky blue?", device = "auto";
+  std::string model, traditional_model, prompt = "Why is the sky blue?", ids_file, device = "auto";
   int n = 15, tp = 0, threads = 0;
   bool json = false;
 };
@@ -143,8 +143,12 @@ std::vector<Phase> phases_of(const nlohmann::ordered_json& report) {
 
 int run_bench_start(Context& context, const BenchStart& options) {
   context.json = options.json;
-  std::vector<std::string> common = {"-p",           options.prompt, "-n",       "1",           "--greedy",
-                                     "--ignore-eos", "--json",       "--device", options.device};
+  std::vector<std::string> common = {"-n", "1", "--greedy", "--ignore-eos", "--json", "--device", options.device};
+  if (options.ids_file.empty()) {
+    common.insert(common.end(), {"-p", options.prompt});
+  } else {
+    common.insert(common.end(), {"--ids", options.ids_file});
+  }
   if (options.threads > 0) common.insert(common.end(), {"--threads", str(options.threads)});
   if (options.tp > 0) common.insert(common.end(), {"--tp", str(options.tp)});
   std::vector<std::string> first = {"firstlight", "run", options.model};
@@ -192,6 +196,7 @@ void add_bench(CLI::App& app, Action& chosen) {
                       "What the traditional start loads (default: MODEL's tp 1 files)");
   command->add_option("-n", options->n, "Pairs")->check(CLI::Range(1, 10000))->capture_default_str();
   command->add_option("-p,--prompt", options->prompt, "The prompt")->capture_default_str();
+  command->add_option("--ids", options->ids_file, "Prompt as a JSON list of token ids: for a model without tokenizer");
   command->add_option("--tp", options->tp, "Tensor-parallel ranks")->check(CLI::Range(1, 1024));
   command->add_option("--threads", options->threads, "CPU threads")->check(CLI::Range(1, 4096));
   command->add_option("--device", options->device, "auto, cpu or cuda:N")->capture_default_str();

@@ -87,6 +87,7 @@ TextFiles text_files(const fs::path& directory) {
             return fs::exists(path, ignored) ? read_text(path) : std::string();
           },
           {},
+          false,
           nullptr};
 }
 
@@ -98,7 +99,7 @@ TextFiles text_files(const fs::path& out, const Manifest& manifest) {
             const auto found = manifest.files.find(name);
             return found == manifest.files.end() ? std::string() : found->second.xxh3_128;
           },
-          nullptr};
+          false, nullptr};
 }
 
 TextFiles text_files(const Source& source) {
@@ -130,6 +131,7 @@ std::unique_ptr<Tokenizer> read_tokenizer(const TextFiles& files) {
     }
   }
   const std::string json = files.read("tokenizer.json");
+  if (json.empty() && files.optional) return nullptr;
   if (json.empty())
     throw Error(ErrorKind::not_found, "the model has no tokenizer.json (tokenizer.model alone is not enough)");
   return std::make_unique<Tokenizer>(parse_tokenizer_json(json));
@@ -154,8 +156,9 @@ ModelText load_text(const TextFiles& files) {
   const std::string model_config = files.read("config.json");
   if (!model_config.empty())
     text.stop_ids = stop_token_ids(parse_hf_config(model_config), files.read("generation_config.json"));
-  if (const auto eos = text.tokenizer->find(text.eos_token); eos && !text.eos_token.empty())
-    text.stop_ids.push_back(*eos);
+  if (text.tokenizer && !text.eos_token.empty()) {
+    if (const auto eos = text.tokenizer->find(text.eos_token)) text.stop_ids.push_back(*eos);
+  }
   std::sort(text.stop_ids.begin(), text.stop_ids.end());
   text.stop_ids.erase(std::unique(text.stop_ids.begin(), text.stop_ids.end()), text.stop_ids.end());
   return text;

@@ -14,10 +14,10 @@
 namespace firstlight::cli {
 
 struct ModelText {
-  std::unique_ptr<Tokenizer> tokenizer;
-  std::unique_ptr<ChatTemplate> chat;  ///< null: the model has none
-  std::string bos_token, eos_token;    ///< as the chat template wants them
-  std::vector<int> stop_ids;           ///< union of config.json, generation_config.json and GGUF
+  std::unique_ptr<Tokenizer> tokenizer;  ///< null: the model has none, and TextFiles::optional allowed it
+  std::unique_ptr<ChatTemplate> chat;    ///< null: the model has none
+  std::string bos_token, eos_token;      ///< as the chat template wants them
+  std::vector<int> stop_ids;             ///< union of config.json, generation_config.json and GGUF
 
   /// The prompt of a conversation: through the chat template, or the bare text of the last message if there is none.
   std::vector<int> encode_chat(const std::vector<ChatMessage>& messages) const;
@@ -28,6 +28,7 @@ struct TextFiles {
   std::function<std::string(const std::string& name)> read;
   /// XXH3-128 that a file must have, where that is known; else null.
   std::function<std::string(const std::string& name)> listed_hash;
+  bool optional = false;         ///< a model without tokenizer.json gives a ModelText without tokenizer
   const Source* gguf = nullptr;  ///< a GGUF carries its tokenizer itself
 };
 

@@ -83,7 +83,9 @@ void report(Context& context, const RunOptions& options, Session& session, const
 int run(Context& context, const RunOptions& options) {
   context.json = options.json;
   const std::string prompt = prompt_text(options);
-  Session session(context, options.session);
+  SessionOptions session_options = options.session;
+  session_options.text_optional = !options.ids_file.empty();
+  Session session(context, session_options);
   ModelText& text = session.text();
   EngineOptions engine_options;
   engine_options.max_context = session.max_context();
@@ -105,6 +107,11 @@ int run(Context& context, const RunOptions& options) {
     throw;
   }
   if (!options.json && !ends_with_newline) print("\n");
+  if (!options.json && !text.tokenizer) {  // ids in, ids out
+    std::string ids;
+    for (const int id : answer.ids) ids += str(ids.empty() ? "" : " ", id);
+    print(ids + "\n");
+  }
   context.timeline.add("prompt → first token", prompt_start, answer.first_token_s);
   const LoadReport load = session.load().wait();
   answer.waited_seconds = session.load().weights()[0].ready->waited_seconds();

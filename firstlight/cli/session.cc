@@ -122,6 +122,7 @@ Session::Session(Context& context, const SessionOptions& options, bool with_text
   }
   require_tp(config, tp_);
   opening->end();
+  files.optional = options.text_optional;
   if (with_text) start_text(std::move(files));
   const DeviceChoice choice = device.get();
   device_ = choice.device;

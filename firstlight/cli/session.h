@@ -32,6 +32,7 @@ struct SessionOptions {
   int threads = 0;
   int logit_rows = 1;  ///< no option: rows of logits that the command asks for at once, counted in the memory needed
   bool traditional = false;
+  bool text_optional = false;  ///< no option: a model without tokenizer will do
 
   void add_to(CLI::App& command);
 };
