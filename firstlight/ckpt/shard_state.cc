@@ -95,7 +95,9 @@ std::string without_partial(std::string name) {
   return name;
 }
 
+/// tokenizer.bin is none of the source's: it is worked out of tokenizer.json (docs/rank-checkpoint.md §4.1).
 bool is_small_file(const std::string& name) {
+  if (name == "tokenizer.bin") return true;
   const std::span<const char* const> known = small_file_names();
   return std::find(known.begin(), known.end(), name) != known.end();
 }

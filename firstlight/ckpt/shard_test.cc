@@ -346,6 +346,7 @@ TEST(Shard, ForceStartsAnewWhateverWasThere) {
   expect_anew("a flipped bit");
   ShardOptions other_options = small_options({1, 4});
   other_options.force = true;
+  other_options.derived = {{"tokenizer.bin", "of the other model"}};
   shard(other, scratch.path(), other_options);
   expect_anew("another model, with a file that this one has not");
   write_durably(scratch.path() / "manifest.json", std::string_view("not JSON"));

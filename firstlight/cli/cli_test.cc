@@ -60,6 +60,7 @@ ModelText text_of(std::map<std::string, std::string> files) {
                       const auto found = files.find(name);
                       return found == files.end() ? std::string() : found->second;
                     },
+                    {},
                     nullptr});
 }
 

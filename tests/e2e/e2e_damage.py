@@ -19,7 +19,7 @@ def copy_of(suite, out):
     return copy
 
 
-TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja")
+TEXT_FILES = ("tokenizer.json", "tokenizer.bin", "tokenizer_config.json", "generation_config.json", "chat_template.jinja")
 
 
 def tiny_model(suite):
@@ -56,7 +56,7 @@ def uses(command, tp, name):
     if command == "run":
         return weights or name == "config.json" or name in TEXT_FILES
     if command == "tokenize":
-        return name == "tokenizer.json"
+        return name in ("tokenizer.json", "tokenizer.bin")
     if command == "plan":
         return "header" if mine and part else name == "config.json"
     if command == "inspect":
