@@ -62,14 +62,20 @@ class Weights {
   double max_, temperature_;
 };
 
-// All tokens whose logit is at least the k-th largest: with equal ones it may be more than k.
-std::vector<Candidate> top_k(std::span<const float> logits, int k) {
-  std::vector<float> sorted(logits.begin(), logits.end());
-  const auto kth = sorted.begin() + (k - 1);
-  std::nth_element(sorted.begin(), kth, sorted.end(), std::greater<>());
+// All tokens whose logit is at least the k-th largest, by id: with equal ones it may be more than k. 0: all.
+std::vector<Candidate> top_k(std::span<const float> logits, size_t k) {
+  float least = -std::numeric_limits<float>::infinity();
   std::vector<Candidate> kept;
+  if (k > 0) {
+    std::vector<float> sorted(logits.begin(), logits.end());
+    const auto kth = sorted.begin() + static_cast<std::ptrdiff_t>(k - 1);
+    std::nth_element(sorted.begin(), kth, sorted.end(), std::greater<>());
+    least = *kth;
+  } else {
+    kept.reserve(logits.size());
+  }
   for (size_t i = 0; i < logits.size(); ++i) {
-    if (logits[i] >= *kth) kept.push_back({logits[i], static_cast<int>(i)});
+    if (logits[i] >= least) kept.push_back({logits[i], static_cast<int>(i)});
   }
   return kept;
 }
@@ -132,13 +138,15 @@ std::vector<std::pair<int, double>> sampling_distribution(std::span<float> logit
   const float max = logits[static_cast<size_t>(likeliest(logits))];
   const Weights weight(max, options.temperature);
   const bool limited = options.top_k > 0 && static_cast<size_t>(options.top_k) < logits.size();
-  std::vector<Candidate> kept = top_k(logits, limited ? options.top_k : static_cast<int>(logits.size()));
-  if (options.top_p < 1) keep_top_p(kept, options.top_p, weight);
+  std::vector<Candidate> kept = top_k(logits, limited ? static_cast<size_t>(options.top_k) : 0);
+  if (options.top_p < 1) {
+    keep_top_p(kept, options.top_p, weight);
+    std::sort(kept.begin(), kept.end(), [](const Candidate& a, const Candidate& b) { return a.id < b.id; });
+  }
   if (options.min_p > 0) {
     // The likeliest token's weight is 1. It stays even if rounding puts it below the bound.
     std::erase_if(kept, [&](const Candidate& each) { return weight(each.logit) < options.min_p && each.logit != max; });
   }
-  std::sort(kept.begin(), kept.end(), [](const Candidate& a, const Candidate& b) { return a.id < b.id; });
   double total = 0;
   std::vector<std::pair<int, double>> out;
   out.reserve(kept.size());
