@@ -8,15 +8,17 @@ cd "$root"
 
 say "1/8 set-up"
 setup_build
+preset=cpu
 if command -v nvcc >/dev/null; then
-  echo "CUDA is installed here; this tour runs on the CPU"
+  preset=release
+  echo "CUDA is installed here: built with it"
 fi
 
-say "2/8 build (preset cpu, in build/cpu)"
+say "2/8 build (preset $preset, in build/$preset)"
 mkdir -p build
-cmake --preset cpu >build/configure.log 2>&1 || { cat build/configure.log; exit 1; }
-cmake --build --preset cpu --target firstlight
-firstlight=build/cpu/firstlight
+cmake --preset "$preset" >build/configure.log 2>&1 || { cat build/configure.log; exit 1; }
+cmake --build --preset "$preset" --target firstlight
+firstlight=build/$preset/firstlight
 "$firstlight" --version
 
 say "3/8 fetch SmolLM2-135M-Instruct"

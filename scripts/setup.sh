@@ -76,6 +76,37 @@ for line in open(sys.argv[1]):
 PY
 }
 
+# The CUDA compiler from PyPI where none is installed: GPU code is compiled by the tests even on a machine without a GPU.
+# The packages unpack to .venv/lib/python*/site-packages/nvidia/cu13, laid out as nvcc.profile wants it but for lib64.
+cuda_packages="nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-cuda-runtime==13.0.96
+               nvidia-cuda-cccl==13.0.85"
+ensure_nvcc() {
+  if command -v nvcc >/dev/null; then
+    echo "nvcc: $(command -v nvcc)"
+    return 0
+  fi
+  if [ "$(uname -m)" != x86_64 ] && [ "$(uname -m)" != aarch64 ]; then return 0; fi
+  local needed=$cuda_packages toolkit
+  # 400 MB for one header: only as long as a source includes it.
+  if grep -rqs '#include <cublas' "$root/firstlight"; then needed="$needed nvidia-cublas==13.1.0.3"; fi
+  toolkit=$(echo "$root"/.venv/lib/python3*/site-packages/nvidia/cu13)
+  if [ ! -x "$toolkit/bin/nvcc" ] || [ ! -e "$toolkit/.firstlight-complete" ]; then
+    say "installing the CUDA compiler by pip into .venv: $(echo $needed)"
+    # shellcheck disable=SC2086
+    if ! "$root/.venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps $needed; then
+      echo "no CUDA compiler to be had: the CPU back end alone is built and tested"
+      return 0
+    fi
+    toolkit=$(echo "$root"/.venv/lib/python3*/site-packages/nvidia/cu13)
+    ln -sfn lib "$toolkit/lib64"
+    mkdir -p "$toolkit/lib/stubs"
+    ln -sf libcudart.so.13 "$toolkit/lib/libcudart.so"
+    touch "$toolkit/.firstlight-complete"
+  fi
+  export PATH=$toolkit/bin:$PATH
+  echo "nvcc: $toolkit/bin/nvcc"
+}
+
 setup_build() {
   # shellcheck disable=SC2086
   install_packages $build_packages
@@ -92,6 +123,7 @@ setup_test() {
     say "installing Python packages for the tests into .venv"
     "$root/.venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$root/tools/requirements.txt"
   fi
+  ensure_nvcc
 }
 
 if [ "${BASH_SOURCE[0]}" = "$0" ]; then
