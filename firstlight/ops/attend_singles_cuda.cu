@@ -218,6 +218,7 @@ __device__ void join_warps(const SinglesParams& p, const RowOnDevice& row, int f
 template <int kDim>
 __global__ void __launch_bounds__(kWarps * 32, 3) attend_singles_kernel(const __grid_constant__ SinglesParams p) {
   let_successor_start();
+  wait_for_predecessor();
   const KvLayer& kv = p.attend.kv;
   const RowOnDevice row = p.rows[blockIdx.z];
   const int n_pages = row.position / kPageTokens + 1, per_chunk = chunk_pages(n_pages, p.most_chunks);
@@ -238,15 +239,6 @@ __global__ void __launch_bounds__(kWarps * 32, 3) attend_singles_kernel(const __
   };
   const auto slots_of = [&](int page) { return row.position + 1 - page * kPageTokens; };  // beyond 64: all
 
-  // To L2 two pages ahead, the first ones before what they hold is complete: L2 is where it becomes so.
-  const auto fetch = [&](int page) {
-    if (page >= end || threadIdx.x % 64 != 0) return;
-    fetch_to_l2(keys_of(page) + (threadIdx.x == 0 ? 0 : to_values),
-                static_cast<uint32_t>(min(kPageTokens, slots_of(page)) * kDim * 2));
-  };
-  fetch(begin);
-  fetch(begin + 1);
-  wait_for_predecessor();
   Query<kDim> q;
   Keys<kDim> keys;
   Values<kDim> values;
@@ -256,7 +248,6 @@ __global__ void __launch_bounds__(kWarps * 32, 3) attend_singles_kernel(const __
   load_query<kDim>(p.attend.q.data + row.row * p.attend.q.stride + (int64_t{first_head} + lane / 4) * kDim,
                    lane / 4 < n_heads, q);
   for (int page = begin; page < end; ++page) {
-    fetch(page + 2);
     load_values<kDim>(head + to_values, slot, slots_of(page), values);
     float scores[2][2];
     score<kDim>(q, keys, scores);

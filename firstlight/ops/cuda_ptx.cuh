@@ -49,11 +49,6 @@ __device__ __forceinline__ uint4 load_stream_fresh(const void* at) {
   return x;
 }
 
-/// Brings bytes, a multiple of 16, from memory to L2 without waiting for them.
-__device__ __forceinline__ void fetch_to_l2(const void* at, uint32_t bytes) {
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(at), "r"(bytes) : "memory");
-}
-
 /// Copies 16 bytes into shared memory, asynchronously; zeros if not `real`.
 __device__ __forceinline__ void copy_async(uint32_t to, const void* from, bool real) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(real ? 16 : 0) : "memory");

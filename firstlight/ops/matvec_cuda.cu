@@ -28,7 +28,6 @@ template <int kParts, bool kWide>
 struct Shape {
   static constexpr int kSteps = kParts == 2 && !kWide ? 2 : 4;
   static constexpr int kSpan = kWarps * kSteps * kStep;  // of k, for the whole block
-  static constexpr int kAhead = 3;  // spans, 32 KiB or wide 64 KiB each, that are on their way to L2
   uint4 weights[kSteps][kParts][2];
 
   /// Row r of a part; its index in out is tile_row() where that is below n.
@@ -55,15 +54,6 @@ struct Shape {
         }
       }
     }
-  }
-
-  /// A span's rows to L2: a warp cares for two rows of each part.
-  static __device__ __forceinline__ void fetch(const Params& params, int tile, int k0) {
-    const int lane = threadIdx.x % 32;
-    if (lane >= 2 * kParts) return;
-    const int part = lane / 2, row = tile_row(tile, part, static_cast<int>(threadIdx.x) / 32 * 2 + lane % 2);
-    if (row >= params.p.n || k0 >= params.p.k) return;
-    fetch_to_l2(at(params, part, row, k0), static_cast<uint32_t>(min(kSpan, params.p.k - k0)) * 2);
   }
 };
 
@@ -166,17 +156,8 @@ __global__ void __launch_bounds__(kWarps * 32, kWide ? 1 : 2) matvec_kernel(cons
   const int k = params.p.k;
   let_successor_start();
   S now, next;
-  int tile = static_cast<int>(blockIdx.x), fetch_tile = tile, fetch_k = 0;
-  const auto fetch_more = [&] {
-    fetch_k += S::kSpan;
-    if (fetch_k >= k) {
-      fetch_k = 0;
-      fetch_tile += static_cast<int>(gridDim.x);
-    }
-    S::fetch(params, fetch_tile, fetch_k);
-  };
+  int tile = static_cast<int>(blockIdx.x);
   now.load(params, tile, 0);  // weights are nobody's output: no need to wait
-  for (int i = 0; i < S::kAhead; ++i) fetch_more();
   wait_for_predecessor();
   const bool once = params.k_shared >= k;
   if (once) {
@@ -194,7 +175,6 @@ __global__ void __launch_bounds__(kWarps * 32, kWide ? 1 : 2) matvec_kernel(cons
       }
       const bool last = k0 + S::kSpan >= k;
       next.load(params, last ? next_tile : tile, last ? 0 : k0 + S::kSpan);  // past the end of n: zeros
-      fetch_more();
       multiply(params, now, shared, once ? k0 : k0 % params.k_shared, sums);
       now = next;
     }
