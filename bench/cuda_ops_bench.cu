@@ -84,17 +84,20 @@ class Pass {
     for (int s = 0; s < n; ++s)
       wanted.push_back({(s + 1) * rows - 1, 1, position + rows - 1, pages_[static_cast<size_t>(s)].data()});
     if (rows == 1) wanted = spans;
+    picked.resize(static_cast<size_t>(n));
   }
-  double seconds(Ops& ops, const std::function<void(std::span<const int>)>& fn) {
+  double seconds(Ops& ops, const std::function<void(std::span<const int>)>& fn, bool picks = false) {
     const auto once = [&] {
-      if (!ops.begin({ids_, spans, wanted, {logits_.data(), static_cast<int64_t>(spans.size()), 1, 200000}}, true))
-        fn(ids_);
+      const Matrix<float> logits{picks ? nullptr : logits_.data(), static_cast<int64_t>(spans.size()), 1, 200000};
+      const std::span<Likeliest> likeliest = picks ? std::span<Likeliest>(picked) : std::span<Likeliest>();
+      if (!ops.begin({ids_, spans, wanted, logits, likeliest}, true)) fn(ids_);
       ops.end();
     };
     for (int i = 0; i < 4; ++i) once();
     return median_seconds(7, once);
   }
   std::vector<AttentionSpan> spans, wanted;
+  std::vector<Likeliest> picked;
 
  private:
   std::vector<int> ids_;
@@ -304,7 +307,7 @@ struct Model {
     norm = memory.weight(1, kDim);
     head = memory.weight(kVocab, kDim);
   }
-  void forward(Ops& ops, std::span<const int> ids, const Pass& pass, std::vector<float>& logits) {
+  void forward(Ops& ops, std::span<const int> ids, Pass& pass, std::vector<float>& logits, bool picks) {
     const int64_t n = static_cast<int64_t>(ids.size());
     memory.row_at = 0;
     Matrix<float> x = memory.matrix(n, kDim), normed = memory.matrix(n, kDim), qkv = memory.matrix(n, 6144),
@@ -329,7 +332,11 @@ struct Model {
       ops.matmul_add(constant(hidden), w.down, nullptr, x);
     }
     ops.rms_norm(constant(x), norm, 1e-5f, normed);
-    ops.logits(constant(normed), head, {logits.data(), x.rows, kVocab, 200000});
+    if (picks) {
+      ops.likeliest(constant(normed), head, 0, pass.picked);
+    } else {
+      ops.logits(constant(normed), head, {logits.data(), x.rows, kVocab, 200000});
+    }
   }
 };
 
@@ -341,7 +348,8 @@ void steps(Memory& memory) {
        {std::pair<int, int64_t>{1, 512}, {1, 32000}, {2, 512}, {4, 512}, {8, 512}, {16, 512}, {32, 512}}) {
     Pass pass(n, 1, context - 1, Model::kKv.pages(memory));
     const auto ops = make_cuda_ops(kGpu);
-    const double s = pass.seconds(*ops, [&](std::span<const int> ids) { model.forward(*ops, ids, pass, logits); });
+    const double s = pass.seconds(
+        *ops, [&](std::span<const int> ids) { model.forward(*ops, ids, pass, logits, true); }, true);
     const double bytes = weight_bytes + static_cast<double>(n * context) * 32 * 4096;
     std::printf(
         "decode step 8B, %2d x %5ld: %7.3f ms, %7.1f tokens/s, %5.1f %% of the time of its bytes at the read rate\n", n,
@@ -350,7 +358,8 @@ void steps(Memory& memory) {
   for (const int64_t rows : {512, 2048}) {
     Pass pass(1, rows, 0, Model::kKv.pages(memory));
     const auto ops = make_cuda_ops(kGpu);
-    const double s = pass.seconds(*ops, [&](std::span<const int> ids) { model.forward(*ops, ids, pass, logits); });
+    const double s = pass.seconds(
+        *ops, [&](std::span<const int> ids) { model.forward(*ops, ids, pass, logits, true); }, true);
     const double flops = 2.0 * static_cast<double>(rows) * 32 * (6144 * 4096.0 + 4096 * 4096.0 + 3 * 4096 * 14336.0);
     std::printf("prompt 8B, %ld tokens: %7.2f ms, %.1f TFLOP/s in products alone, %.1f %% of cuBLASLt's 8192^3\n", rows,
                 s * 1e3, flops / s / 1e12, flops / s / 1e12 / product_rate * 100);

@@ -217,8 +217,8 @@ __device__ void join_warps(const SinglesParams& p, const RowOnDevice& row, int f
 
 template <int kDim>
 __global__ void __launch_bounds__(kWarps * 32, 3) attend_singles_kernel(const __grid_constant__ SinglesParams p) {
-  wait_for_predecessor();
   let_successor_start();
+  wait_for_predecessor();
   const KvLayer& kv = p.attend.kv;
   const RowOnDevice row = p.rows[blockIdx.z];
   const int n_pages = row.position / kPageTokens + 1, per_chunk = chunk_pages(n_pages, p.most_chunks);
@@ -268,8 +268,8 @@ template <int kDim>
 __global__ void __launch_bounds__(kMergeThreads) merge_kernel(const __grid_constant__ SinglesParams p) {
   constexpr int kParts = kMergeThreads / kDim;
   __shared__ float shares[kMostChunks], divisors[kMostChunks], sums[kParts][kDim];
-  wait_for_predecessor();
   let_successor_start();
+  wait_for_predecessor();
   const RowOnDevice row = p.rows[blockIdx.y];
   const int n_pages = row.position / kPageTokens + 1, per_chunk = chunk_pages(n_pages, p.most_chunks);
   const int n_chunks = (n_pages + per_chunk - 1) / per_chunk;

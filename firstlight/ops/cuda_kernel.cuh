@@ -11,7 +11,8 @@
 namespace firstlight::cuda {
 
 /// Launches so that the kernel may start while its predecessor on the stream ends (programmatic dependent launch):
-/// every kernel calls wait_for_predecessor() before it touches what others write, in every thread.
+/// every kernel calls wait_for_predecessor() before it touches what others write, in every thread. What the pass's
+/// copy and the loader brought was there before any of them began.
 template <class... Params, class... Args>
 void launch(const char* what, void (*kernel)(Params...), dim3 grid, int threads, size_t shared_bytes,
             cudaStream_t stream, Args... args) {
@@ -29,7 +30,8 @@ void launch(const char* what, void (*kernel)(Params...), dim3 grid, int threads,
 }
 
 __device__ __forceinline__ void wait_for_predecessor() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-/// The successor may start from now on (it waits for this kernel's end before it reads).
+/// The successor may take free multiprocessors from now on; it waits for this kernel's end before it reads. Said first
+/// of all, so that a weight's first bytes are on their way two kernels ahead.
 __device__ __forceinline__ void let_successor_start() {
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 }

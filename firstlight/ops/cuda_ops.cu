@@ -64,14 +64,17 @@ bool CudaOps::begin(const PassRows& rows, bool weights_ready) {
   deliveries_.clear();
   staged_floats_ = 0;
   pass_logits_ = rows.logits;
+  pass_likeliest_ = rows.likeliest;
+  picked_ = {};
   recording_ = nullptr;
   state_ = State::plain;
   const cuda::RowSet &all = pass_.all(), &wanted = pass_.wanted();
-  const bool alike = options_.graphs && weights_ready && rows.logits.data && all.n_rows > 0 &&
-                     all.n_single == all.n_rows && all.n_spans == static_cast<size_t>(all.n_rows) && all.in_place &&
-                     wanted.n_rows == all.n_rows && wanted.in_place;
+  const bool alike = options_.graphs && weights_ready && (rows.logits.data || rows.likeliest.data()) &&
+                     all.n_rows > 0 && all.n_single == all.n_rows && all.n_spans == static_cast<size_t>(all.n_rows) &&
+                     all.in_place && wanted.n_rows == all.n_rows && wanted.in_place;
   if (!alike) return false;
-  shape_ = {all.n_rows, static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(all.n_pages_single)))};
+  shape_ = {all.n_rows, rows.likeliest.data() != nullptr,
+            static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(all.n_pages_single)))};
   recording_ = &recordings_[shape_];
   if (recording_->graph) {
     state_ = State::replaying;
@@ -102,9 +105,11 @@ void CudaOps::end() {
       recording_->offsets.push_back(delivery.to.data - pass_logits_.data);
       delivery.to.data = nullptr;
     }
+    recording_->n_picked = picked_.size();
     check(cudaGraphLaunch(recording_->graph, stream_), "run a recorded pass");
   } else if (ended == State::replaying) {
     deliveries_ = recording_->deliveries;
+    picked_ = pass_likeliest_.first(recording_->n_picked);
     for (size_t i = 0; i < deliveries_.size(); ++i) {
       deliveries_[i].to.data = pass_logits_.data + recording_->offsets[i];
       deliveries_[i].to.stride = pass_logits_.stride;
@@ -114,6 +119,7 @@ void CudaOps::end() {
   check(cudaStreamSynchronize(stream_), "run a pass");
   if (ended == State::plain && recording_) recording_->seen = true;
   deliver();
+  std::copy_n(pick_staging_.as<Likeliest>(), picked_.size(), picked_.begin());
 }
 
 // The pages that kernels of this pass provide for: a bound that a recorded pass keeps.

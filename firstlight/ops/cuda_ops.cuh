@@ -25,6 +25,7 @@ class CudaOps final : public Ops {
   bool begin(const PassRows& rows, bool weights_ready) override;
   void end() override;
   void logits(Matrix<const float> x, const Weight& w, Matrix<float> out) override;
+  void likeliest(Matrix<const float> x, const Weight& w, int first_id, std::span<Likeliest> out) override;
   void keep_rows(std::span<const AttentionSpan> spans, Matrix<float>& m) override;
   void embed(std::span<const int> ids, const Weight& table, int64_t first_row, Matrix<float> out) override;
   void rms_norm(Matrix<const float> x, const Weight& weight, float eps, Matrix<float> out) override;
@@ -42,6 +43,7 @@ class CudaOps final : public Ops {
   /// A pass that can be recorded: what its kernels depend on beside addresses.
   struct PassShape {
     int n_rows = 0;
+    bool picks = false;       ///< likeliest() is called, not logits()
     int64_t page_bucket = 0;  ///< a power of two ≥ the pages that any row sees
     auto operator<=>(const PassShape&) const = default;
   };
@@ -56,6 +58,7 @@ class CudaOps final : public Ops {
     cudaGraphExec_t graph = nullptr;
     std::vector<Delivery> deliveries;  ///< to.data: null
     std::vector<int64_t> offsets;      ///< of each one's destination from PassRows::logits
+    size_t n_picked = 0;
   };
   /// The bf16 copy that a producer made beside its f32 result.
   struct Twin {
@@ -85,8 +88,8 @@ class CudaOps final : public Ops {
   cudaStream_t stream_ = nullptr;
   cuda::CublasLt cublaslt_;
   cuda::PassTables pass_;
-  cuda::DeviceScratch twin_memory_, products_, partials_, logits_, angle_memory_[2], frequency_memory_;
-  cuda::PinnedScratch staging_;
+  cuda::DeviceScratch twin_memory_, products_, partials_, logits_, picks_, angle_memory_[2], frequency_memory_;
+  cuda::PinnedScratch staging_, pick_staging_;
   Twin twin_;
   std::vector<double> frequencies_;
   bool has_angles_[2] = {};
@@ -94,6 +97,7 @@ class CudaOps final : public Ops {
   State state_ = State::idle;
   PassShape shape_;
   Matrix<float> pass_logits_;
+  std::span<Likeliest> pass_likeliest_, picked_;
   Recording* recording_ = nullptr;
   std::map<PassShape, Recording> recordings_;
   std::vector<Delivery> deliveries_;

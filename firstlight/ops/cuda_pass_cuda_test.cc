@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Whole passes on a GPU: what is recorded and replayed gives the bits of plain runs.
+#include <algorithm>
 #include <cmath>
 
 #include "firstlight/base/error.h"
@@ -34,12 +35,14 @@ struct SmallModel {
   static Matrix<const float> constant(Matrix<float> m) { return {m.data, m.rows, m.cols, m.stride}; }
 
   /// True if the pass was replayed.
-  bool step(Ops& ops, const std::vector<int>& ids, const std::vector<AttentionSpan>& spans,
-            std::vector<float>& logits) {
+  bool step(Ops& ops, const std::vector<int>& ids, const std::vector<AttentionSpan>& spans, std::vector<float>& logits,
+            std::vector<Likeliest>* picks = nullptr) {
     const int64_t n = static_cast<int64_t>(ids.size());
     logits.assign(static_cast<size_t>(n * kVocab), std::nanf(""));
     const Matrix<float> out{logits.data(), n, kVocab, kVocab};
-    const bool replayed = ops.begin({ids, spans, spans, out}, true);
+    if (picks) picks->assign(ids.size(), {});
+    const std::span<Likeliest> wanted = picks ? std::span<Likeliest>(*picks) : std::span<Likeliest>();
+    const bool replayed = ops.begin({ids, spans, spans, picks ? Matrix<float>{} : out, wanted}, true);
     if (!replayed) {
       const KvLayer kv{cache.data(), kPageBytes, KvKind::bf16, kKvHeads, kHeadDim};
       Matrix<float> xs = rows(x, n), heads_n = rows(heads, n);
@@ -54,7 +57,11 @@ struct SmallModel {
       ops.gate_up_silu(constant(rows(normed, n)), gate_up_w.weight(), nullptr, rows(hidden, n));
       ops.matmul_add(constant(rows(hidden, n)), down_w.weight(), nullptr, xs);
       ops.rms_norm(constant(xs), norm.weight(), 1e-5f, rows(normed, n));
-      ops.logits(constant(rows(normed, n)), table.weight(), out);
+      if (picks) {
+        ops.likeliest(constant(rows(normed, n)), table.weight(), 0, wanted);
+      } else {
+        ops.logits(constant(rows(normed, n)), table.weight(), out);
+      }
     }
     ops.end();
     return replayed;
@@ -95,6 +102,27 @@ TEST_F(PassCuda, AReplayedPassGivesTheBitsOfAPlainOne) {
   ops_->begin({}, false);
 }
 
+TEST_F(PassCuda, AReplayedPassPicksWhatThePlainLogitsSay) {
+  ops_->end();
+  const auto plain = make_cuda_ops(kGpu, {.graphs = false}), recording = make_cuda_ops(kGpu);
+  SmallModel a_model, b_model;
+  const std::vector<int32_t> pages{3, 9};
+  int n_replayed = 0;
+  for (int position = 0; position < 70; ++position) {
+    const std::vector<int> ids{position % SmallModel::kVocab};
+    const std::vector<AttentionSpan> spans{{0, 1, position, pages.data()}};
+    std::vector<float> a, b;
+    std::vector<Likeliest> picks;
+    n_replayed += a_model.step(*recording, ids, spans, a, &picks);
+    b_model.step(*plain, ids, spans, b);
+    const auto best = std::max_element(b.begin(), b.end());
+    ASSERT_EQ(picks[0].id, best - b.begin()) << "position " << position;
+    ASSERT_EQ(picks[0].logit, *best);
+  }
+  EXPECT_GE(n_replayed, 60);
+  ops_->begin({}, false);
+}
+
 TEST_F(PassCuda, IsNotRecordedWhileWeightsAreMissingOrRowsAreLong) {
   ops_->end();
   const auto ops = make_cuda_ops(kGpu);
@@ -107,7 +135,7 @@ TEST_F(PassCuda, IsNotRecordedWhileWeightsAreMissingOrRowsAreLong) {
     ops->end();
     EXPECT_FALSE(ops->begin({ids, two, two, {logits.data(), 2, 100, 100}}, false));
     ops->end();
-    EXPECT_FALSE(ops->begin({ids, two, two, {}}, true));
+    EXPECT_FALSE(ops->begin({.ids = ids, .spans = two, .wanted = two}, true));
     ops->end();
   }
   ops_->begin({}, false);

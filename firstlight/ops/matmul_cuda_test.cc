@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
 #include <cmath>
 
 #include "firstlight/base/error.h"
@@ -189,6 +190,41 @@ TEST_F(MatmulCuda, LogitsAreInTheCallersRowsAtTheEndOfThePass) {
     }
     ops_->begin({}, false);
   }
+}
+
+TEST_F(MatmulCuda, LikeliestIsTheLowestOfTheLargestLogits) {
+  for (const int64_t rows : {1, 8, 30, 150}) {
+    for (const int64_t n : {1, 48, 5000}) {
+      const int64_t k = 64;
+      const GpuTensor x(random_tensor(rows, k, DType::f32, 1));
+      Tensor weights = random_tensor(n, k, DType::bf16, 2);
+      for (int64_t c = n / 2; c < n; ++c) {  // the second half repeats the first: each largest is there twice
+        for (int64_t i = 0; i < k && n > 1; ++i)
+          weights.bf16[static_cast<size_t>(c * k + i)] = weights.bf16[static_cast<size_t>((c - n / 2) * k + i)];
+      }
+      const GpuTensor w(weights);
+      std::vector<Likeliest> out(static_cast<size_t>(rows));
+      std::vector<float> logits(static_cast<size_t>(rows * n));
+      ops_->likeliest(x.view(), w.weight(), 1000, out);
+      ops_->logits(x.view(), w.weight(), {logits.data(), rows, n, n});
+      ops_->end();
+      for (int64_t r = 0; r < rows; ++r) {
+        const auto begin = logits.begin() + r * n, best = std::max_element(begin, begin + n);
+        ASSERT_EQ(out[static_cast<size_t>(r)].logit, *best) << "row " << r << " of " << rows;
+        ASSERT_EQ(out[static_cast<size_t>(r)].id, 1000 + (best - begin)) << "row " << r << " of " << rows;
+      }
+      ops_->begin({}, false);
+    }
+  }
+  Tensor odd = random_tensor(2, 8, DType::f32, 1);
+  odd.f32[3] = std::nanf("");
+  const GpuTensor x(odd), w(random_tensor(300, 8, DType::bf16, 2));
+  std::vector<Likeliest> out(2);
+  ops_->likeliest(x.view(), w.weight(), 0, out);
+  ops_->end();
+  EXPECT_EQ(out[0].id, -1);
+  EXPECT_GE(out[1].id, 0);
+  ops_->begin({}, false);
 }
 
 // A product of more than 8 rows takes the bf16 copy that a norm left: not after somebody wrote over the norm's result.

@@ -46,13 +46,21 @@ struct KvLayer {
   int n_kv_heads = 0, head_dim = 0;
 };
 
+/// The largest of a row of logits, the lowest id among equals.
+struct Likeliest {
+  float logit = 0;
+  int id = -1;  ///< -1: some logit is not a number, or the largest is not finite
+};
+
 /// What one forward pass works on; views into what the caller keeps until end().
 struct PassRows {
   std::span<const int> ids;               ///< a token a row
   std::span<const AttentionSpan> spans;   ///< cover the rows in order
   std::span<const AttentionSpan> wanted;  ///< the parts of spans whose logits are wanted, in order
-  /// Where the pass's logits() will write, all of it or a part; host memory. Without it no pass is recorded.
+  /// Where the pass's logits() will write, all of it or a part; or its likeliest(). Host memory. A pass that states
+  /// neither is not recorded.
   Matrix<float> logits = {};
+  std::span<Likeliest> likeliest = {};
 };
 
 /// Calls are ordered on one stream (CPU: they return when done; all of `pool`'s threads work). Activations are f32.
@@ -74,6 +82,9 @@ class Ops {
   virtual void end() {}
   /// out = x wᵀ; `out` is in host memory and complete after end().
   virtual void logits(Matrix<const float> x, const Weight& w, Matrix<float> out) { matmul(x, w, nullptr, out); }
+  /// out[i] = the likeliest of row i of x wᵀ, ids counted from first_id; in host memory and complete after end(). What
+  /// greedy sampling needs of logits.
+  virtual void likeliest(Matrix<const float> x, const Weight& w, int first_id, std::span<Likeliest> out);
   /// Moves the rows of `spans` to the front of m, in order, and leaves m these rows only. Here: in host memory.
   virtual void keep_rows(std::span<const AttentionSpan> spans, Matrix<float>& m);
 
