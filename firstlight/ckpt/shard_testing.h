@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "firstlight/base/error.h"
 #include "firstlight/base/half.h"
 #include "firstlight/ckpt/shard.h"
 #include "firstlight/ckpt/slice_map.h"
@@ -247,6 +248,19 @@ inline std::vector<std::string> differences(const std::map<std::string, std::str
     if (!a.contains(name)) names.push_back(name);
   }
   return names;
+}
+
+/// The message of the error that `fn` throws, which must be of this kind.
+template <class Fn>
+std::string error_of(ErrorKind kind, Fn&& fn) {
+  try {
+    fn();
+  } catch (const Error& e) {
+    EXPECT_EQ(to_string(e.kind()), to_string(kind)) << e.what();
+    return e.what();
+  }
+  ADD_FAILURE() << "nothing was thrown";
+  return "";
 }
 
 inline ShardOptions small_options(std::vector<int> tps) {
