@@ -88,7 +88,7 @@ class Bench {
       feed(all.back(), options_.context);
     }
     std::vector<double> seconds;
-    std::vector<float> logits;
+    std::vector<Likeliest> likeliest;
     for (int step = 0; step < options_.n_steps; ++step) {
       std::vector<SequenceChunk> batch;
       for (Sequence& sequence : all) {
@@ -98,7 +98,7 @@ class Bench {
             {std::span(sequence.ids).last(1), static_cast<int64_t>(sequence.ids.size()) - 1, &sequence.pages, 1});
       }
       const auto begin = Clock::now();
-      runner_->forward(batch, logits);
+      runner_->forward_greedy(batch, likeliest);
       if (step >= 8) seconds.push_back(since(begin));  // the first ones make device graphs
     }
     const double read =

@@ -10,23 +10,20 @@
 namespace firstlight {
 namespace {
 
-constexpr double kTolerance =
-    2e-3; // of a log-probability, f32 weights against transformers in fp32
-constexpr double kMeanKld =
-    2e-3; // nats, bf16 on the GPU against f32 on the CPU
+constexpr double kTolerance = 2e-3;  // of a log-probability, f32 weights against transformers in fp32
+constexpr double kMeanKld = 2e-3;    // nats, bf16 on the GPU against f32 on the CPU
 constexpr double kNearTieF32 = 0.02, kNearTieBf16 = 0.25;
 
 /// A golden model cut in memory and copied to the first GPU, and a runner over
 /// it.
 struct OnGpu {
-  OnGpu(const std::string &name, DType dtype, KvKind kv)
+  OnGpu(const std::string& name, DType dtype, KvKind kv)
       : model(read_whole_model(name)), weights(cut_all(model, 1, dtype, 256)) {
     const Device gpu{Device::Kind::cuda, 0};
-    RankWeights &rank = weights[0];
+    RankWeights& rank = weights[0];
     Buffer arena(gpu, rank.arena.size());
     copy(arena.data(), gpu, rank.arena.data(), {}, rank.arena.size());
-    for (auto &[tensor_name, tensor] : rank.tensors)
-      tensor.data = arena.data() + (tensor.data - rank.arena.data());
+    for (auto& [tensor_name, tensor] : rank.tensors) tensor.data = arena.data() + (tensor.data - rank.arena.data());
     rank.arena = std::move(arena);
     RunnerOptions options;
     options.kv = kv;
@@ -39,30 +36,25 @@ struct OnGpu {
 };
 
 class CudaGolden : public testing::TestWithParam<std::string> {
-protected:
+ protected:
   void SetUp() override {
-    if (gpus().names.empty())
-      GTEST_SKIP() << "no GPU: " << gpus().why_none;
+    if (gpus().names.empty()) GTEST_SKIP() << "no GPU: " << gpus().why_none;
     sequences_ = read_golden(golden_path(GetParam()) + "/golden.json");
   }
   std::vector<GoldenSequence> sequences_;
 };
-INSTANTIATE_TEST_SUITE_P(All, CudaGolden, testing::ValuesIn(golden_models()),
-                         golden_test_name);
+INSTANTIATE_TEST_SUITE_P(All, CudaGolden, testing::ValuesIn(golden_models()), golden_test_name);
 
 TEST_P(CudaGolden, LogProbabilitiesAreTransformers) {
   OnGpu gpu(GetParam(), DType::f32, KvKind::f32);
   for (const size_t chunk : {size_t{512}, size_t{7}, size_t{1}}) {
     double worst = 0;
-    for (const GoldenSequence &sequence : sequences_) {
-      const auto logprobs =
-          log_softmax(all_logits(*gpu.runner, sequence.ids, chunk),
-                      gpu.model.config.vocab_size);
+    for (const GoldenSequence& sequence : sequences_) {
+      const auto logprobs = log_softmax(all_logits(*gpu.runner, sequence.ids, chunk), gpu.model.config.vocab_size);
       worst = std::max(worst, worst_difference(sequence, logprobs));
     }
     EXPECT_LE(worst, kTolerance) << "chunks of " << chunk;
-    RecordProperty("worst_chunk" + std::to_string(chunk),
-                   std::to_string(worst));
+    RecordProperty("worst_chunk" + std::to_string(chunk), std::to_string(worst));
   }
 }
 
@@ -72,44 +64,42 @@ TEST_P(CudaGolden, Bf16StaysCloseToTheCpusF32) {
   const int vocab = f32.model.config.vocab_size;
   for (const size_t chunk : {size_t{512}, size_t{8}, size_t{1}}) {
     double kld = 0, n = 0;
-    for (const GoldenSequence &sequence : sequences_) {
+    for (const GoldenSequence& sequence : sequences_) {
       const auto p = log_softmax(all_logits(*f32.runner, sequence.ids), vocab);
-      const auto q =
-          log_softmax(all_logits(*bf16.runner, sequence.ids, chunk), vocab);
+      const auto q = log_softmax(all_logits(*bf16.runner, sequence.ids, chunk), vocab);
       for (size_t i = 0; i < p.size(); ++i, ++n) {
-        for (size_t t = 0; t < p[i].size(); ++t)
-          kld += std::exp(p[i][t]) * (p[i][t] - q[i][t]);
+        for (size_t t = 0; t < p[i].size(); ++t) kld += std::exp(p[i][t]) * (p[i][t] - q[i][t]);
       }
     }
     EXPECT_LE(kld / n, kMeanKld) << "chunks of " << chunk;
     EXPECT_GT(kld / n, 0) << "bf16 that equals f32 is not bf16";
-    RecordProperty("mean_kld_chunk" + std::to_string(chunk),
-                   std::to_string(kld / n));
+    RecordProperty("mean_kld_chunk" + std::to_string(chunk), std::to_string(kld / n));
   }
 }
 
 TEST_P(CudaGolden, TheSameBitsFromRunToRunAndForAnyPages) {
   for (const DType dtype : {DType::f32, DType::bf16}) {
-    OnGpu gpu(GetParam(), dtype,
-              dtype == DType::f32 ? KvKind::f32 : KvKind::bf16);
-    const std::vector<int> &ids = sequences_.back().ids;
+    OnGpu gpu(GetParam(), dtype, dtype == DType::f32 ? KvKind::f32 : KvKind::bf16);
+    const std::vector<int>& ids = sequences_.back().ids;
     for (const size_t chunk : {size_t{512}, size_t{1}}) {
       const std::vector<float> first = all_logits(*gpu.runner, ids, chunk);
-      EXPECT_EQ(all_logits(*gpu.runner, ids, chunk), first)
-          << to_string(dtype) << ", chunks of " << chunk;
+      EXPECT_EQ(all_logits(*gpu.runner, ids, chunk), first) << to_string(dtype) << ", chunks of " << chunk;
     }
     expect_same_bits_for_any_pages(*gpu.runner, ids);
   }
 }
 
-TEST_P(CudaGolden, GreedyTextIsTheSameInAnyBatchUpToNearTies) {
-  OnGpu f32(GetParam(), DType::f32, KvKind::f32);
-  expect_same_text_in_any_batch(*f32.runner, sequences_.back().ids,
-                                kNearTieF32);
-  OnGpu bf16(GetParam(), DType::bf16, KvKind::bf16);
-  expect_same_text_in_any_batch(*bf16.runner, sequences_.back().ids,
-                                kNearTieBf16);
+TEST_P(CudaGolden, GreedyPassesPickTheLikeliest) {
+  OnGpu gpu(GetParam(), DType::bf16, KvKind::bf16);
+  expect_greedy_passes_pick_the_likeliest(*gpu.runner, sequences_[1].ids);
 }
 
-} // namespace
-} // namespace firstlight
+TEST_P(CudaGolden, GreedyTextIsTheSameInAnyBatchUpToNearTies) {
+  OnGpu f32(GetParam(), DType::f32, KvKind::f32);
+  expect_same_text_in_any_batch(*f32.runner, sequences_.back().ids, kNearTieF32);
+  OnGpu bf16(GetParam(), DType::bf16, KvKind::bf16);
+  expect_same_text_in_any_batch(*bf16.runner, sequences_.back().ids, kNearTieBf16);
+}
+
+}  // namespace
+}  // namespace firstlight

@@ -102,4 +102,24 @@ inline void expect_same_bits_for_any_pages(Runner& runner, const std::vector<int
   EXPECT_EQ(all_logits(runner, ids, 100), expected);
 }
 
+/// A greedy pass names the tokens whose logits an ordinary pass finds largest: the prompt at once, then token by token.
+inline void expect_greedy_passes_pick_the_likeliest(Runner& runner, const std::vector<int>& ids) {
+  const auto vocab = static_cast<size_t>(runner.config().vocab_size);
+  PageTable pages(runner.pool());
+  ASSERT_TRUE(pages.try_reserve(static_cast<int64_t>(ids.size())));
+  const size_t n_prompt = ids.size() / 2;
+  for (size_t begin = 0; begin < ids.size(); begin = begin == 0 ? n_prompt : begin + 1) {
+    const size_t n = begin == 0 ? n_prompt : 1;
+    const SequenceChunk chunk{std::span(ids).subspan(begin, n), static_cast<int64_t>(begin), &pages, 1};
+    std::vector<float> logits;
+    std::vector<Likeliest> likeliest;
+    runner.forward({&chunk, 1}, logits);
+    runner.forward_greedy({&chunk, 1}, likeliest);
+    ASSERT_EQ(logits.size(), vocab);
+    ASSERT_EQ(likeliest.size(), 1u);
+    EXPECT_EQ(likeliest[0].id, std::max_element(logits.begin(), logits.end()) - logits.begin())
+        << "after " << begin + n;
+  }
+}
+
 }  // namespace firstlight

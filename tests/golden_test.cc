@@ -79,6 +79,13 @@ TEST_P(Golden, AnyPageOrderGivesTheSameBits) {
   }
 }
 
+TEST_P(Golden, GreedyPassesPickTheLikeliestAtEverySplit) {
+  for (const int tp : possible_tps(parse_hf_config(content(golden_path(GetParam()) + "/config.json")))) {
+    Running running(GetParam(), tp, DType::bf16, KvKind::bf16, 2 * tp);
+    expect_greedy_passes_pick_the_likeliest(*running.runner, sequences()[1].ids);
+  }
+}
+
 TEST_P(Golden, GreedyTextIsTheSameInAnyBatchUpToNearTies) {
   Running running(GetParam(), 1, DType::f32, KvKind::f32);
   expect_same_text_in_any_batch(*running.runner, sequences().back().ids, kNearTie);

@@ -50,7 +50,8 @@ struct Engine::Impl {
   bool reserve_or_preempt(const SequencePtr& sequence);
   void forward(const std::vector<Work>& work);
   void deliver(const std::vector<Work>& work);
-  void accept(const SequencePtr& sequence, std::span<float> row);
+  int token_of(const Sequence& sequence, size_t row);
+  void accept(const SequencePtr& sequence, size_t row);
   void fail_all(const std::string& message);
   void remove(const Sequence& sequence);
 
@@ -62,7 +63,9 @@ struct Engine::Impl {
   uint64_t next_id = 1;
   std::vector<SequencePtr> running;
   std::deque<SequencePtr> waiting;
-  std::vector<float> logits;
+  std::vector<float> logits;  // of the last pass, or …
+  std::vector<Likeliest> likeliest;
+  bool greedy = false;  // … its likeliest tokens
   bool in_step = false;
 };
 
@@ -202,16 +205,38 @@ void Engine::Impl::forward(const std::vector<Work>& work) {
     batch.push_back({tokens, sequence.n_cached, sequence.pages.get(), each.wants_logits ? 1 : 0});
     n_rows += each.wants_logits ? 1 : 0;
   }
+  greedy = std::all_of(work.begin(), work.end(), [](const Work& each) {
+    const SamplingOptions& sampling = each.sequence->request().sampling;
+    return !each.wants_logits || (sampling.temperature == 0 && sampling.repetition_penalty == 1);
+  });
+  if (greedy) {
+    runner.forward_greedy(batch, likeliest);
+    if (likeliest.size() != n_rows) {
+      throw Error(ErrorKind::bug, str("tokens: ", likeliest.size(), ", expected ", n_rows));
+    }
+    return;
+  }
   runner.forward(batch, logits);
   const size_t expected = n_rows * static_cast<size_t>(runner.config().vocab_size);
   if (logits.size() != expected)
     throw Error(ErrorKind::bug, str("logits: ", logits.size(), " values, expected ", expected));
 }
 
-void Engine::Impl::accept(const SequencePtr& sequence, std::span<float> row) {
+// The token of a row of the last pass.
+int Engine::Impl::token_of(const Sequence& sequence, size_t row) {
+  if (greedy) {
+    if (likeliest[row].id < 0) throw Error(ErrorKind::bug, "logits: not a number, or no finite value");
+    return likeliest[row].id;
+  }
+  const auto vocab_size = static_cast<size_t>(runner.config().vocab_size);
+  return sample(std::span(logits).subspan(row * vocab_size, vocab_size), sequence.request().sampling, sequence.tokens(),
+                sequence.n_generated());
+}
+
+void Engine::Impl::accept(const SequencePtr& sequence, size_t row) {
   TokenEvent event;
   try {
-    const int token = sample(row, sequence->request().sampling, sequence->tokens(), sequence->n_generated());
+    const int token = token_of(*sequence, row);
     event = sequence->accept(token, options.stop_ids, max_tokens);
   } catch (const std::exception& error) {
     event = sequence->end(FinishReason::error, error.what());  // this one alone; the others go on
@@ -224,15 +249,13 @@ void Engine::Impl::accept(const SequencePtr& sequence, std::span<float> row) {
 }
 
 void Engine::Impl::deliver(const std::vector<Work>& work) {
-  const size_t vocab_size = static_cast<size_t>(runner.config().vocab_size);
   size_t row = 0;
   for (const Work& each : work) {
-    const auto values =
-        std::span(logits).subspan(each.wants_logits ? row++ * vocab_size : 0, each.wants_logits ? vocab_size : 0);
+    const size_t mine = each.wants_logits ? row++ : 0;
     if (each.sequence->cancelled) continue;
     // Counted only now: if a callback throws, the sequences behind it compute these tokens again, into the same slots.
     each.sequence->n_cached += each.n_tokens;
-    if (each.wants_logits) accept(each.sequence, values);
+    if (each.wants_logits) accept(each.sequence, mine);
   }
 }
 

@@ -58,12 +58,13 @@ LlamaRank::LlamaRank(const ModelConfig& config, RankWeights& weights, const Runn
       kv_(weights.arena.device(), static_cast<uint64_t>(options.n_pages) * shape_.page_bytes(options.kv)),
       scratch_(weights.arena.device(), shape_.scratch_bytes(options.max_batch_tokens)) {}
 
-void LlamaRank::forward(const Batch& batch, Comm& comm) {
-  if (!ops_->begin({batch.ids, batch.spans, batch.wanted, batch.logits}, weights_.all_there())) compute(batch, comm);
+void LlamaRank::forward(const Batch& batch, std::span<Likeliest> likeliest, Comm& comm) {
+  const PassRows rows{batch.ids, batch.spans, batch.wanted, batch.logits, likeliest};
+  if (!ops_->begin(rows, weights_.all_there())) compute(batch, likeliest, comm);
   ops_->end();
 }
 
-void LlamaRank::compute(const Batch& batch, Comm& comm) {
+void LlamaRank::compute(const Batch& batch, std::span<Likeliest> likeliest, Comm& comm) {
   pool_.set_spin(weights_.all_there() ? spin_ : 0);  // while weights arrive the cores are the readers'
   Activations a = carve(static_cast<int64_t>(batch.ids.size()));
   embed(batch, a, comm);
@@ -78,7 +79,7 @@ void LlamaRank::compute(const Batch& batch, Comm& comm) {
     add_to_residual(constant(a.heads), w.o, w.o_bias, a.x, comm);
     mlp(w, a, comm);
   }
-  write_logits(a, batch.logits);
+  write_logits(a, batch.logits, likeliest);
 }
 
 /// x = the embedding table's rows. A row comes from the rank that holds it; on the others it is zero.
@@ -123,9 +124,13 @@ void LlamaRank::add_to_residual(Matrix<const float> in, const Weight& w, const W
 
 /// Ranks are threads of one process, so each writes its columns where the caller wants them; the padding rows of the
 /// vocabulary have none.
-void LlamaRank::write_logits(const Activations& a, Matrix<float> logits) {
+void LlamaRank::write_logits(const Activations& a, Matrix<float> logits, std::span<Likeliest> likeliest) {
   ops_->rms_norm(constant(a.x), weights_.final_norm(), eps_, a.normed);
   const Weight& lm_head = weights_.lm_head();
+  if (!likeliest.empty()) {
+    ops_->likeliest(constant(a.normed), lm_head, static_cast<int>(weights_.vocab_begin()), likeliest);
+    return;
+  }
   if (lm_head.rows == 0) return;
   ops_->logits(constant(a.normed), lm_head,
                {logits.data + weights_.vocab_begin(), logits.rows, lm_head.rows, logits.stride});

@@ -42,7 +42,8 @@ class LlamaRank {
   LlamaRank(const ModelConfig& config, RankWeights& weights, const RunnerOptions& options, int n_threads, int spin);
 
   /// Computes the batch together with the other ranks of `comm` and writes this rank's columns of batch.logits.
-  void forward(const Batch& batch, Comm& comm);
+  /// With `likeliest` [wanted rows] it writes there the likeliest of this rank's columns instead.
+  void forward(const Batch& batch, std::span<Likeliest> likeliest, Comm& comm);
   std::string_view ops_name() const { return ops_->name(); }
 
  private:
@@ -55,7 +56,7 @@ class LlamaRank {
     Matrix<float> hidden;  ///< [n, hidden_dim]; lies where qkv lay
   };
   Activations carve(int64_t n_rows) const;
-  void compute(const Batch& batch, Comm& comm);
+  void compute(const Batch& batch, std::span<Likeliest> likeliest, Comm& comm);
   /// From now on only the wanted rows, moved to the front; of x and heads.
   void keep_wanted(const Batch& batch, Activations& a);
   KvLayer kv_layer(int i) const;
@@ -64,7 +65,7 @@ class LlamaRank {
   void attend(const KvLayer& kv, std::span<const AttentionSpan> spans, const Activations& a);
   void mlp(const LlamaLayer& w, const Activations& a, Comm& comm);
   void add_to_residual(Matrix<const float> in, const Weight& w, const Weight& bias, Matrix<float> x, Comm& comm);
-  void write_logits(const Activations& a, Matrix<float> logits);
+  void write_logits(const Activations& a, Matrix<float> logits, std::span<Likeliest> likeliest);
 
   const RankShape shape_;
   LlamaWeights weights_;

@@ -3,6 +3,7 @@
 #include "firstlight/model/runner.h"
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include "firstlight/base/error.h"
@@ -54,10 +55,42 @@ class LlamaRunner final : public Runner {
       ranks_.push_back(std::make_unique<LlamaRank>(config_, rank, options, std::max(1, n_threads / tp_), spin));
     }
     comms_ = make_thread_comms(tp_);
+    picks_.resize(weights.size());
   }
 
   void forward(std::span<const SequenceChunk> chunks, std::vector<float>& logits) override {
-    gather(chunks, logits);
+    const size_t n_wanted = gather(chunks);
+    logits.resize(n_wanted * static_cast<size_t>(config_.vocab_size));
+    batch_.logits = {logits.data(), static_cast<int64_t>(n_wanted), config_.vocab_size, config_.vocab_size};
+    for (std::vector<Likeliest>& picks : picks_) picks.clear();
+    run();
+  }
+
+  void forward_greedy(std::span<const SequenceChunk> chunks, std::vector<Likeliest>& likeliest) override {
+    const size_t n_wanted = gather(chunks);
+    batch_.logits = {};
+    for (std::vector<Likeliest>& picks : picks_) picks.assign(n_wanted, {});
+    run();
+    likeliest = picks_[0];
+    for (size_t r = 1; r < picks_.size(); ++r) {
+      for (size_t i = 0; i < n_wanted; ++i) likeliest[i] = likelier(likeliest[i], picks_[r][i]);
+    }
+  }
+
+  const ModelConfig& config() const override { return config_; }
+  PagePool& pool() override { return pool_; }
+  std::string_view ops_name() const override { return ranks_[0]->ops_name(); }
+
+ private:
+  /// Of two ranks' likeliest; ranks without rows of the vocabulary have minus infinity.
+  static Likeliest likelier(const Likeliest& a, const Likeliest& b) {
+    const auto is_wrong = [](const Likeliest& x) { return x.id < 0 && x.logit != -INFINITY; };
+    if (is_wrong(a) || is_wrong(b)) return is_wrong(a) ? a : b;
+    if (a.logit != b.logit) return a.logit > b.logit ? a : b;
+    return a.id < b.id ? a : b;
+  }
+
+  void run() {
     if (batch_.ids.empty()) return;
     try {
       crew_.run([this](int rank) { run_rank(static_cast<size_t>(rank)); });
@@ -67,13 +100,8 @@ class LlamaRunner final : public Runner {
     }
   }
 
-  const ModelConfig& config() const override { return config_; }
-  PagePool& pool() override { return pool_; }
-  std::string_view ops_name() const override { return ranks_[0]->ops_name(); }
-
- private:
-  /// Fills batch_ with the chunks' rows, and sizes `logits`.
-  void gather(std::span<const SequenceChunk> chunks, std::vector<float>& logits) {
+  /// Fills batch_ with the chunks' rows; how many of them are wanted.
+  size_t gather(std::span<const SequenceChunk> chunks) {
     batch_.ids.clear();
     batch_.spans.clear();
     batch_.wanted.clear();
@@ -93,14 +121,13 @@ class LlamaRunner final : public Runner {
       throw Error(ErrorKind::bug,
                   str("a batch of ", batch_.ids.size(), " tokens: the runner was made for ", max_batch_tokens_));
     }
-    logits.resize(static_cast<size_t>(n_wanted) * static_cast<size_t>(config_.vocab_size));
-    batch_.logits = {logits.data(), n_wanted, config_.vocab_size, config_.vocab_size};
+    return static_cast<size_t>(n_wanted);
   }
 
   void run_rank(size_t rank) {
     Comm& comm = *comms_[rank];
     try {
-      ranks_[rank]->forward(batch_, comm);
+      ranks_[rank]->forward(batch_, picks_[rank], comm);
     } catch (...) {
       comm.fail(std::current_exception());
       comm.barrier();  // throws the first cause, on every rank the same
@@ -114,7 +141,8 @@ class LlamaRunner final : public Runner {
   std::vector<std::unique_ptr<LlamaRank>> ranks_;
   std::vector<std::unique_ptr<Comm>> comms_;
   Batch batch_;
-  ThreadPool crew_;  // one thread a rank, rank 0 on the caller's
+  std::vector<std::vector<Likeliest>> picks_;  // of each rank, in a greedy pass
+  ThreadPool crew_;                            // one thread a rank, rank 0 on the caller's
 };
 
 void check_options(const ModelConfig& config, const std::vector<RankWeights>& weights, const RunnerOptions& options) {
@@ -141,6 +169,16 @@ void check_options(const ModelConfig& config, const std::vector<RankWeights>& we
 }
 
 }  // namespace
+
+void Runner::forward_greedy(std::span<const SequenceChunk> batch, std::vector<Likeliest>& likeliest) {
+  std::vector<float> logits;
+  forward(batch, logits);
+  const auto vocab_size = static_cast<size_t>(config().vocab_size);
+  likeliest.clear();
+  for (size_t at = 0; at < logits.size(); at += vocab_size) {
+    likeliest.push_back(likeliest_of({logits.data() + at, vocab_size}, 0));
+  }
+}
 
 std::unique_ptr<Runner> make_runner(const ModelConfig& config, std::vector<RankWeights>& weights,
                                     const RunnerOptions& options) {

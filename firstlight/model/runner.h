@@ -43,6 +43,9 @@ class Runner {
   /// from run to run and for any page order. A failed rank ends the call on all ranks with the first cause; the pages
   /// of its sequences then hold nothing of use. Throws Error{bad_input} for a token id that is not the model's.
   virtual void forward(std::span<const SequenceChunk> batch, std::vector<float>& logits) = 0;
+  /// The same pass, but of each wanted row the likeliest token alone, the lowest id among equals: all that greedy
+  /// sampling needs, and all that a GPU then has to send.
+  virtual void forward_greedy(std::span<const SequenceChunk> batch, std::vector<Likeliest>& likeliest);
   virtual const ModelConfig& config() const = 0;
   virtual PagePool& pool() = 0;
   virtual std::string_view ops_name() const = 0;  ///< "cpu: avx512_bf16, 2 threads"

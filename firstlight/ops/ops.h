@@ -49,8 +49,10 @@ struct KvLayer {
 /// The largest of a row of logits, the lowest id among equals.
 struct Likeliest {
   float logit = 0;
-  int id = -1;  ///< -1: some logit is not a number, or the largest is not finite
+  int id = -1;  ///< -1: some logit is not a number (then so is `logit`), or the largest is not finite
 };
+/// Of one row, ids counted from first_id; no logits at all: minus infinity.
+Likeliest likeliest_of(std::span<const float> logits, int first_id);
 
 /// What one forward pass works on; views into what the caller keeps until end().
 struct PassRows {
