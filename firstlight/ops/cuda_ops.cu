@@ -69,11 +69,11 @@ bool CudaOps::begin(const PassRows& rows, bool weights_ready) {
   recording_ = nullptr;
   state_ = State::plain;
   const cuda::RowSet &all = pass_.all(), &wanted = pass_.wanted();
-  const bool alike = options_.graphs && weights_ready && (rows.logits.data || rows.likeliest.data()) &&
+  const bool alike = options_.graphs && weights_ready && (rows.logits.data || !rows.likeliest.empty()) &&
                      all.n_rows > 0 && all.n_single == all.n_rows && all.n_spans == static_cast<size_t>(all.n_rows) &&
                      all.in_place && wanted.n_rows == all.n_rows && wanted.in_place;
   if (!alike) return false;
-  shape_ = {all.n_rows, rows.likeliest.data() != nullptr,
+  shape_ = {all.n_rows, !rows.likeliest.empty(),
             static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(all.n_pages_single)))};
   recording_ = &recordings_[shape_];
   if (recording_->graph) {
