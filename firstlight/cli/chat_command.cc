@@ -32,7 +32,7 @@ nlohmann::ordered_json turn_json(const Answer& answer) {
 int chat(Context& context, const ChatOptions& options) {
   context.json = options.json;
   require_utf8(options.system, "--system");
-  Session session(context, options.session);
+  Session& session = Session::make(context, options.session);
   ModelText& text = session.text();
   if (text.chat == nullptr) throw Error(ErrorKind::unsupported, "chat: the model has no chat template; use run --raw");
   EngineOptions engine_options;

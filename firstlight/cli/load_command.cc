@@ -20,7 +20,7 @@ struct LoadCommand {
 
 int run_load(Context& context, LoadCommand options) {
   context.json = options.json;
-  Session session(context, options.session, /*with_text=*/false, /*with_runner=*/false);
+  Session& session = Session::make(context, options.session, /*with_text=*/false, /*with_runner=*/false);
   std::future<void> small_files;
   if (session.manifest() != nullptr && options.session.verify == "full") {
     // "verified" is to mean all of OUT that a reader of this tp opens: tokenizer, templates and the ranks' own configs

@@ -85,7 +85,7 @@ int run(Context& context, const RunOptions& options) {
   const std::string prompt = prompt_text(options);
   SessionOptions session_options = options.session;
   session_options.text_optional = !options.ids_file.empty();
-  Session session(context, session_options);
+  Session& session = Session::make(context, session_options);
   ModelText& text = session.text();
   EngineOptions engine_options;
   engine_options.max_context = session.max_context();

@@ -96,7 +96,7 @@ int run_score(Context& context, ScoreOptions options) {
   require_utf8(text, str("'", options.text_file, "'"));
   constexpr int kChunk = 128;  // 128 rows of logits of a 128,256-word vocabulary: 66 MB
   options.session.logit_rows = kChunk;
-  Session session(context, options.session, options.ids_file.empty());
+  Session& session = Session::make(context, options.session, options.ids_file.empty());
   const std::vector<int> ids = options.ids_file.empty() ? session.text().tokenizer->encode(text)
                                                         : read_ids(options.ids_file, session.config().vocab_size);
   if (ids.empty()) throw Error(ErrorKind::bad_input, "score: there is no token to score");

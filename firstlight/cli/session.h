@@ -44,6 +44,12 @@ class Session {
   /// `with_runner` = false the runner.
   Session(Context& context, const SessionOptions& options, bool with_text = true, bool with_runner = true);
   ~Session();
+  /// One that is never destroyed: the process ends with the command, and the kernel takes threads, pinned pages and
+  /// gigabytes of weights back sooner than destructors do (16 GB on a GPU: 140 ms).
+  template <class... Arguments>
+  static Session& make(Arguments&&... arguments) {
+    return *std::make_unique<Session>(std::forward<Arguments>(arguments)...).release();
+  }
 
   const ModelConfig& config() const { return load_->config(); }
   Runner& runner() { return *runner_; }
