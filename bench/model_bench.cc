@@ -124,8 +124,11 @@ class Bench {
   void feed(Sequence& sequence, int64_t n) {
     if (!sequence.pages.try_reserve(n)) std::exit(1);
     std::vector<float> logits;
-    const SequenceChunk chunk{sequence.ids, 0, &sequence.pages, 1};
-    runner_->forward({&chunk, 1}, logits);
+    for (int64_t at = 0; at < n; at += options_.n_prompt) {
+      const auto size = static_cast<size_t>(std::min(options_.n_prompt, n - at));
+      const SequenceChunk chunk{std::span(sequence.ids).subspan(static_cast<size_t>(at), size), at, &sequence.pages, 1};
+      runner_->forward({&chunk, 1}, logits);
+    }
   }
 
   Options options_;
