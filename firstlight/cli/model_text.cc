@@ -87,7 +87,6 @@ TextFiles text_files(const fs::path& directory) {
             return fs::exists(path, ignored) ? read_text(path) : std::string();
           },
           {},
-          false,
           nullptr};
 }
 
@@ -99,7 +98,7 @@ TextFiles text_files(const fs::path& out, const Manifest& manifest) {
             const auto found = manifest.files.find(name);
             return found == manifest.files.end() ? std::string() : found->second.xxh3_128;
           },
-          false, nullptr};
+          nullptr};
 }
 
 TextFiles text_files(const Source& source) {

@@ -28,8 +28,8 @@ struct TextFiles {
   std::function<std::string(const std::string& name)> read;
   /// XXH3-128 that a file must have, where that is known; else null.
   std::function<std::string(const std::string& name)> listed_hash;
-  bool optional = false;         ///< a model without tokenizer.json gives a ModelText without tokenizer
   const Source* gguf = nullptr;  ///< a GGUF carries its tokenizer itself
+  bool optional = false;         ///< a model without tokenizer.json gives a ModelText without tokenizer
 };
 
 TextFiles text_files(const fs::path& directory);
