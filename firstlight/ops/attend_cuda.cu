@@ -84,20 +84,27 @@ void attend_plain(const AttendParams& params, const RowOnDevice* rows, int n_row
 }  // namespace cuda
 
 void CudaOps::attend_singles(const cuda::AttendParams& params, const cuda::RowSet& set) {
-  const int group = params.n_heads / params.kv.n_kv_heads;
-  const int blocks = params.kv.n_kv_heads * ((group + cuda::kHeadsAtOnce - 1) / cuda::kHeadsAtOnce);
-  // As many chunks of a long sequence as fill the GPU once, 3 blocks a multiprocessor; 4 pages at least.
-  const int most = std::clamp(3 * gpu_.n_sms / blocks, 1, 128);
-  const int64_t provided =
-      std::min<int64_t>(most, static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>((pages_bound(set) + 3) / 4))));
-  cuda::SinglesParams singles{.attend = params,
-                              .rows = set.singles,
-                              .n_rows = set.n_single,
-                              .most_chunks = most,
-                              .n_chunks = static_cast<int>(provided)};
-  if (provided > 1)
-    reserve(partials_, int64_t{set.n_single} * params.n_heads * provided * (params.kv.head_dim + 2) * 4);
+  const int blocks = cuda::n_head_blocks(params);
+  const int heads = std::min(cuda::kHeadsAtOnce, params.n_heads / params.kv.n_kv_heads);
+  cuda::SinglesParams singles{.attend = params, .rows = set.singles, .n_rows = set.n_single};
+  // A row is cut into as many chunks as fill the GPU once, if it is long enough.
+  singles.n_blocks = cuda::kSinglesAtOnce * gpu_.n_sms;
+  singles.most_chunks = std::clamp(singles.n_blocks / blocks, 1, cuda::kMostChunks);
+  const int64_t pages = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(pages_bound(set))));
+  singles.n_chunks =
+      static_cast<int>(std::min<int64_t>(singles.most_chunks, (pages + cuda::kLeastPages - 1) / cuda::kLeastPages));
+  singles.olds_hold = pass_.all().n_tiles == 0;
+  if (singles.n_chunks > 1) {
+    const int64_t rows = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(set.n_single)));
+    reserve(partials_, rows * blocks * singles.n_chunks * heads * (params.kv.head_dim + 2) * 4);
+    if (arrivals_.reserve(static_cast<uint64_t>(rows * blocks * 4), stream_)) {
+      forget_recordings();
+      cuda::check(cudaMemsetAsync(arrivals_.as<unsigned>(), 0, static_cast<size_t>(rows * blocks * 4), stream_),
+                  "clear the counts of arrivals");
+    }
+  }
   singles.partials = partials_.as<float>();
+  singles.arrivals = arrivals_.as<unsigned>();
   cuda::attend_singles(singles, stream_);
 }
 

@@ -25,13 +25,28 @@ struct SinglesParams {
   AttendParams attend;
   const RowOnDevice* rows = nullptr;
   int n_rows = 0;
-  int most_chunks = 0;        ///< of any row; with its pages this decides a row's chunks
-  int n_chunks = 0;           ///< that this launch provides for
-  float* partials = nullptr;  ///< [n_rows, n_heads, n_chunks, head_dim + 2]
+  int most_chunks = 0;     ///< of any row; with its pages this decides a row's chunks
+  int n_chunks = 0;        ///< that the partials provide for
+  int n_blocks = 0;        ///< that the GPU holds at a time: how many chunks one takes, which no bit depends on
+  bool olds_hold = false;  ///< the pass writes none of a row's keys but the last kTiledRows: others may be read early
+  float* partials = nullptr;  ///< [n_rows, head blocks, n_chunks, heads, head_dim], then the same of (maximum, divisor)
+  unsigned* arrivals = nullptr;  ///< [n_rows, head blocks], zeros before and after
 };
 
 /// Heads that a block takes together, of one group.
 inline constexpr int kHeadsAtOnce = 8;
+inline constexpr int kMostChunks = 128;
+/// Pages that a chunk has at least.
+inline constexpr int kLeastPages = 2;
+/// Blocks that a multiprocessor holds of the kernel for single rows.
+inline constexpr int kSinglesAtOnce = 2;
+
+__host__ __device__ constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
+/// Blocks that the heads of a row are dealt to.
+__host__ __device__ inline int n_head_blocks(const AttendParams& p) {
+  return p.kv.n_kv_heads * ceil_div(p.n_heads / p.kv.n_kv_heads, kHeadsAtOnce);
+}
 
 /// Any kind of pages and head_dim to 256.
 void attend_plain(const AttendParams& params, const RowOnDevice* rows, int n_rows, cudaStream_t stream);

@@ -113,6 +113,37 @@ TEST_F(AttendCuda, ASequenceIsTheSameBitsAloneAndInABatch) {
   }
 }
 
+// Blocks take more chunks each when rows are many; of 40 rows and more, the 33rd and on are found in a second round.
+TEST_F(AttendCuda, ASequenceIsTheSameBitsAmongManyOthers) {
+  for (const int d : {64, 128}) {
+    std::vector<Sequence> sequences(44, {1, 600});
+    for (size_t i = 0; i < sequences.size(); ++i) sequences[i].position += static_cast<int64_t>(i * 29 % 64);
+    sequences[3] = {1, 20000};
+    sequences[35] = {1, 5000};
+    sequences[43] = {1, 0};
+    Batch batch(sequences, KvKind::bf16, 6, 2, d, 1);
+    const std::vector<float> all = attend(batch);
+    const std::vector<AttentionSpan> spans = batch.spans;
+    for (const size_t i : {size_t{0}, size_t{3}, size_t{31}, size_t{32}, size_t{35}, size_t{43}}) {
+      batch.spans = {spans[i]};
+      const std::vector<float> out = attend(batch);
+      const int64_t width = 6 * d, begin = spans[i].row_begin * width;
+      for (int64_t at = begin; at < begin + width; ++at) {
+        ASSERT_FALSE(std::isnan(all[static_cast<size_t>(at)]));
+        ASSERT_EQ(out[static_cast<size_t>(at)], all[static_cast<size_t>(at)])
+            << "sequence " << i << " of heads of " << d;
+      }
+    }
+  }
+}
+
+TEST_F(AttendCuda, EqualsSoftmaxInABatchOfManyRows) {
+  std::vector<Sequence> sequences(40, {1, 300});
+  for (size_t i = 0; i < sequences.size(); ++i) sequences[i].position += static_cast<int64_t>(i * 37);
+  check(sequences, KvKind::bf16, 4, 1, 128);
+  check(sequences, KvKind::bf16, 8, 8, 64);
+}
+
 TEST_F(AttendCuda, SurvivesScoresFarApart) {
   for (const int64_t rows : {1, 20}) {
     for (const KvKind kind : {KvKind::bf16, KvKind::f32}) {

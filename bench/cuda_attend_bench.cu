@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0
+// Attention of single rows on a GPU, over random pages dealt in no order: microseconds and GB/s of keys and values
+// beside the plain read rate that this run measures first. Passes are replays of 32 or more layers, so launches cost
+// what they cost in use; layers together are larger than L2.
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <exception>
+#include <functional>
+#include <vector>
+
+#include "firstlight/device/buffer.h"
+#include "firstlight/device/cuda.h"
+#include "firstlight/ops/cuda_ops.h"
+
+namespace firstlight {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+constexpr Device kGpu{Device::Kind::cuda, 0};
+constexpr uint64_t kKvBytes = 9'000'000'000;
+
+__global__ void read_kernel(const uint4* data, int64_t n, uint32_t* out) {
+  uint32_t x = 0;
+  const int64_t stride = int64_t{gridDim.x} * blockDim.x;
+  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < n; i += 8 * stride) {
+    uint4 v[8] = {};
+#pragma unroll
+    for (int u = 0; u < 8; ++u) {
+      if (i + u * stride < n) v[u] = __ldcs(data + i + u * stride);
+    }
+#pragma unroll
+    for (int u = 0; u < 8; ++u) x ^= v[u].x ^ v[u].y ^ v[u].z ^ v[u].w;
+  }
+  if (x == 0x12345678) *out = x;
+}
+
+__global__ void fill_kernel(__nv_bfloat16* data, int64_t n) {
+  const int64_t stride = int64_t{gridDim.x} * blockDim.x;
+  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < n; i += stride) {
+    uint64_t h = static_cast<uint64_t>(i) * 0x9E3779B97F4A7C15ull;
+    h = (h ^ (h >> 29)) * 0xBF58476D1CE4E5B9ull;
+    data[i] = __float2bfloat16_rn(static_cast<float>((h >> 40) & 0xffff) / 32768.0f - 1);
+  }
+}
+
+double median_seconds(int times, const std::function<void()>& fn) {
+  std::vector<double> seconds;
+  for (int i = 0; i < times; ++i) {
+    const auto start = Clock::now();
+    fn();
+    seconds.push_back(std::chrono::duration<double>(Clock::now() - start).count());
+  }
+  std::sort(seconds.begin(), seconds.end());
+  return seconds[seconds.size() / 2];
+}
+
+double plain_read_rate(const Buffer& memory, uint64_t bytes) {
+  cudaDeviceProp properties{};
+  cuda::check(cudaGetDeviceProperties(&properties, 0), "properties");
+  Buffer out(kGpu, 256);
+  double best = 0;
+  for (const int blocks : {8, 16}) {
+    const double s = median_seconds(9, [&] {
+      read_kernel<<<static_cast<unsigned>(blocks * properties.multiProcessorCount), 512>>>(
+          reinterpret_cast<const uint4*>(memory.data()), static_cast<int64_t>(bytes / 16),
+          reinterpret_cast<uint32_t*>(out.data()));
+      cuda::check(cudaDeviceSynchronize(), "read");
+    });
+    best = std::max(best, static_cast<double>(bytes) / s / 1e9);
+  }
+  return best;
+}
+
+struct Shape {
+  int n_heads, n_kv_heads, head_dim, n_layers;
+  uint64_t layer_bytes() const { return uint64_t{2} * static_cast<unsigned>(n_kv_heads * head_dim) * kPageTokens * 2; }
+  int64_t n_pages() const { return static_cast<int64_t>(kKvBytes / (layer_bytes() * static_cast<unsigned>(n_layers))); }
+};
+
+/// Seconds of attention in one layer.
+double attention_seconds(const Shape& k, const std::vector<int64_t>& contexts, const Buffer& memory, float* q,
+                         float* heads) {
+  const int64_t n = static_cast<int64_t>(contexts.size());
+  std::vector<std::vector<int32_t>> pages;
+  std::vector<AttentionSpan> spans;
+  int64_t dealt = 0, tokens = 0;
+  for (const int64_t context : contexts) {
+    std::vector<int32_t>& own = pages.emplace_back();
+    for (int64_t p = 0; p < (context + kPageTokens - 1) / kPageTokens; ++p)
+      own.push_back(static_cast<int32_t>(dealt++ * 7919 % k.n_pages()));
+    tokens += context;
+  }
+  for (int64_t s = 0; s < n; ++s)
+    spans.push_back({s, 1, contexts[static_cast<size_t>(s)] - 1, pages[static_cast<size_t>(s)].data()});
+  const std::vector<int> ids(contexts.size(), 1);
+  std::vector<Likeliest> picked(contexts.size());
+  const int64_t width = int64_t{k.n_heads} * k.head_dim;
+  const double bytes = static_cast<double>(tokens * k.n_kv_heads * k.head_dim * 4 * k.n_layers);
+  const int rounds = static_cast<int>(std::clamp(1e10 / bytes, 1.0, 12.0));
+  const auto ops = make_cuda_ops(kGpu, {.load_cublaslt = false});
+  const auto once = [&] {
+    if (!ops->begin({.ids = ids, .spans = spans, .wanted = spans, .likeliest = picked}, true)) {
+      for (int i = 0; i < rounds * k.n_layers; ++i) {
+        const uint64_t layer = static_cast<unsigned>(i % k.n_layers) * k.layer_bytes();
+        ops->attend({q, n, width, width}, k.n_heads, spans,
+                    {memory.data() + layer, k.layer_bytes() * static_cast<unsigned>(k.n_layers), KvKind::bf16,
+                     k.n_kv_heads, k.head_dim},
+                    {heads, n, width, width});
+      }
+    }
+    ops->end();
+  };
+  for (int i = 0; i < 4; ++i) once();
+  return median_seconds(9, once) / (rounds * k.n_layers);
+}
+
+void measure() {
+  cuda::use(kGpu);
+  Buffer memory(kGpu, kKvBytes), rows(kGpu, 256 * 4096 * 2 * 4);
+  fill_kernel<<<2048, 256>>>(reinterpret_cast<__nv_bfloat16*>(memory.data()), static_cast<int64_t>(kKvBytes / 2));
+  fill_kernel<<<2048, 256>>>(reinterpret_cast<__nv_bfloat16*>(rows.data()), int64_t{256} * 4096 * 4);
+  cuda::check(cudaDeviceSynchronize(), "fill memory");
+  float* q = reinterpret_cast<float*>(rows.data());
+  cuda::check(cudaMemset(q, 0x3d, 256 * 4096 * 4), "fill q");
+  const double rate = plain_read_rate(memory, 8'000'000'000);
+  std::printf("plain read: %.0f GB/s\n", rate);
+  const Shape llama{32, 8, 128, 32}, grouped{64, 8, 128, 32}, small{9, 3, 64, 30};
+  struct Case {
+    Shape shape;
+    std::vector<int64_t> contexts;
+  };
+  using All = std::vector<int64_t>;
+  All mixed(31, 512);
+  mixed.push_back(32768);
+  for (const Case& c : {Case{llama, {64}},     {llama, {512}},          {llama, {1024}},       {llama, {2048}},
+                        {llama, {4096}},       {llama, {8192}},         {llama, {16384}},      {llama, {32768}},
+                        {llama, {65536}},      {llama, All(2, 32768)},  {llama, All(4, 512)},  {llama, All(8, 2048)},
+                        {llama, All(16, 512)}, {llama, All(32, 512)},   {llama, All(64, 512)}, {llama, mixed},
+                        {grouped, {32768}},    {grouped, All(32, 512)}, {small, {512}},        {small, {2048}},
+                        {small, {8192}},       {small, All(16, 8192)}}) {
+    const Shape& k = c.shape;
+    int64_t tokens = 0;
+    for (const int64_t context : c.contexts) tokens += context;
+    const double s = attention_seconds(k, c.contexts, memory, q, q + 256 * 4096);
+    const double speed = static_cast<double>(tokens * k.n_kv_heads * k.head_dim * 4) / s / 1e9;
+    std::printf(
+        "decode attention %2d/%d heads of %3d, %2zu rows, %6ld keys%s: %7.2f us %6.0f GB/s %5.1f %% of plain read\n",
+        k.n_heads, k.n_kv_heads, k.head_dim, c.contexts.size(), c.contexts.back(),
+        c.contexts.front() == c.contexts.back() ? " each" : ", others 512", s * 1e6, speed, speed / rate * 100);
+  }
+}
+
+}  // namespace
+}  // namespace firstlight
+
+int main() {
+  try {
+    firstlight::measure();
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+    return 1;
+  }
+}
