@@ -36,9 +36,9 @@ struct SinglesParams {
 /// Heads that a block takes together, of one group.
 inline constexpr int kHeadsAtOnce = 8;
 inline constexpr int kMostChunks = 128;
-/// Pages that a chunk has at least.
+/// Pages that a chunk has at least: with 4, 512 keys take 0.8 us longer, and 32 times 512 keys 0.7 us less.
 inline constexpr int kLeastPages = 2;
-/// Blocks that a multiprocessor holds of the kernel for single rows.
+/// Blocks that a multiprocessor holds of the kernel for single rows; one alone reads at 85 % of the rate of two.
 inline constexpr int kSinglesAtOnce = 2;
 
 __host__ __device__ constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }

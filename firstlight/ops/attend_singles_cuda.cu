@@ -6,7 +6,7 @@
 // two bf16 terms each, so that nothing but the pages' own rounding is lost.
 #include <algorithm>
 
-#include "firstlight/ops/attend_chunks_cuda.cuh"
+#include "firstlight/ops/attend_merge_cuda.cuh"
 #include "firstlight/ops/cuda_ptx.cuh"
 
 namespace firstlight::cuda {
@@ -239,7 +239,9 @@ __global__ void __launch_bounds__(kSinglesWarps * 32, kSinglesAtOnce)
   for (int number = static_cast<int>(blockIdx.x); find_item(p, each, number, item);
        number += static_cast<int>(gridDim.x)) {
     attend_item<kDim>(p, item, static_cast<uint32_t>(__cvta_generic_to_shared(shared)), meeting);
-    if (item.n_chunks > 1 && comes_last(p, item)) merge_chunks<kDim>(p, item, reinterpret_cast<float*>(shared));
+    if (item.n_chunks == 1 || !comes_last(p, item)) continue;
+    float* scratch = reinterpret_cast<float*>(shared);
+    item.n_heads <= 4 ? merge_chunks<kDim, 4>(p, item, scratch) : merge_chunks<kDim, 8>(p, item, scratch);
   }
   wait_for_predecessor();
 }

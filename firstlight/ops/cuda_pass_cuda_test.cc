@@ -78,7 +78,7 @@ TEST_F(PassCuda, AReplayedPassGivesTheBitsOfAPlainOne) {
     const auto recording = make_cuda_ops(kGpu);
     std::vector<std::vector<int32_t>> pages(static_cast<size_t>(n));
     for (int s = 0; s < n; ++s) {
-      for (int p = 0; p < 3; ++p) pages[static_cast<size_t>(s)].push_back((p * n + s * 7) % 40);
+      for (int p = 0; p < 3; ++p) pages[static_cast<size_t>(s)].push_back((p * n + s) * 7 % 37);
     }
     if (n > 1) pages[1] = {39, 38, 37};
     int n_replayed = 0;

@@ -34,7 +34,7 @@ struct AttentionSpan {
   int64_t row_begin = 0;  ///< first row in q, and in out
   int64_t n_rows = 0;
   int64_t position = 0;            ///< position of the first row; keys [0, position + i] are visible to row i
-  const int32_t* pages = nullptr;  ///< the sequence's page numbers
+  const int32_t* pages = nullptr;  ///< the sequence's page numbers; no span writes keys that another one reads
 };
 
 /// One layer's keys and values of this rank: page p at p * page_stride, [2 (k, v), n_kv_heads, 64 slots, head_dim] each
