@@ -14,6 +14,7 @@
 #include "firstlight/base/str.h"
 #include "firstlight/base/thread_pool.h"
 #include "firstlight/base/timeline.h"
+#include "firstlight/base/utf8.h"
 
 namespace firstlight {
 namespace {
@@ -53,6 +54,19 @@ TEST(Hash, EveryInstructionSetGivesTheSameDigests) {
       ASSERT_TRUE(std::equal(a, a + 16, c)) << other->name << " " << n;
     }
   }
+}
+
+TEST(Utf8, PrintableTextCannotSteerATerminal) {
+  EXPECT_EQ(printable("plain ä 漢\n\tx"), "plain ä 漢\n\tx");
+  EXPECT_EQ(printable("a\x1b]0;x\x07"
+                      "b\x7f\r"),
+            "a\xEF\xBF\xBD]0;x\xEF\xBF\xBD"
+            "b\xEF\xBF\xBD\xEF\xBF\xBD");
+  EXPECT_EQ(printable("c1 \xC2\x9B"
+                      "31m"),
+            "c1 \xEF\xBF\xBD"
+            "31m");
+  EXPECT_EQ(printable("\xFF"), "\xEF\xBF\xBD");
 }
 
 TEST(Half, EveryBf16AndF16SurvivesARoundTripThroughF32) {

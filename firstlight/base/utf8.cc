@@ -70,4 +70,21 @@ std::string to_valid_utf8(std::string_view text) {
   return out;
 }
 
+std::string printable(std::string_view text) {
+  const std::string valid = to_valid_utf8(text);
+  std::string out;
+  out.reserve(valid.size());
+  for (size_t i = 0; i < valid.size(); ++i) {
+    const auto byte = static_cast<unsigned char>(valid[i]);
+    const bool is_c1 = byte == 0xC2 && i + 1 < valid.size() && static_cast<unsigned char>(valid[i + 1]) < 0xA0;
+    if ((byte < 0x20 && byte != '\n' && byte != '\t') || byte == 0x7F || is_c1) {
+      out += "\xEF\xBF\xBD";
+      i += is_c1 ? 1 : 0;
+    } else {
+      out += valid[i];
+    }
+  }
+  return out;
+}
+
 }  // namespace firstlight

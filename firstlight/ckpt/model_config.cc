@@ -204,6 +204,9 @@ void read_rope_from(const json& root, const json* rope, ModelConfig& c) {
       unsupported(str("rope parameters of their own for '", item.key(), "' are not supported"));
   }
   c.rope_theta = double_or(*rope, "rope_theta", double_or(root, "rope_theta", 10000.0));
+  if (const double outside = double_or(root, "rope_theta", c.rope_theta); outside != c.rope_theta) {
+    bad(str("rope_theta is ", outside, " and, among the rope parameters, ", c.rope_theta));
+  }
   for (const json* place : {rope, &root}) {
     if (double_or(*place, "partial_rotary_factor", 1.0) != 1.0)
       unsupported("a partial_rotary_factor other than 1 is not supported");

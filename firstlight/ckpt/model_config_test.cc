@@ -176,8 +176,12 @@ TEST(ModelConfig, TwoSpellingsOfRopeMustSayTheSame) {
   contradict(
       R"({"rope_scaling":{"type":"linear","factor":2.0},"rope_parameters":{"rope_type":"linear","factor":4.0}})");
   contradict(R"({"rope_scaling":{"type":"linear","factor":2.0},"rope_parameters":{"rope_type":"default"}})");
-  contradict(R"({"rope_theta":10000.0,"rope_scaling":{"type":"linear","factor":2.0},)"
-             R"("rope_parameters":{"type":"linear","factor":2.0,"rope_theta":500000.0}})");
+  refuse(ErrorKind::bad_input, R"({"rope_theta":10000.0,"rope_parameters":{"rope_type":"default","rope_theta":500.0}})",
+         "rope_theta is 10000");
+  refuse(ErrorKind::bad_input,
+         R"({"rope_theta":10000.0,"rope_scaling":{"type":"linear","factor":2.0},)"
+         R"("rope_parameters":{"type":"linear","factor":2.0,"rope_theta":500000.0}})",
+         "rope_theta is 10000");
   EXPECT_NO_THROW(parse_hf_config(llama(R"({"rope_scaling":{},"rope_parameters":{"rope_type":"default"}})")));
 }
 

@@ -222,6 +222,12 @@ TEST(SafetensorsIndex, NamesTheFileOrTensorThatIsMissing) {
   fs::remove(dir.path() / "2.safetensors");
   fs::create_symlink("blobs/x", dir.path() / "2.safetensors");  // as in the hub's cache
   EXPECT_EQ(open_safetensors_directory(dir.path()).places.size(), 2u);
+  dir.put("model.safetensors.index.json", R"({"weight_map":{"a":"1.safetensors"}})");
+  EXPECT_EQ(open_safetensors_directory(dir.path()).places.size(), 1u);  // a file that is not listed is not looked at
+  dir.put("1.safetensors", safetensors_file(R"({"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},)"
+                                            R"("d":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}})",
+                                            2));
+  expect_error(ErrorKind::bad_input, "tensor 'd' is not listed", [&] { open_safetensors_directory(dir.path()); });
 }
 
 }  // namespace

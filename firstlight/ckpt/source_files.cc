@@ -148,6 +148,12 @@ SafetensorsFiles open_safetensors_directory(const fs::path& directory) {
                                             "' is not in it, but ", kIndex, " lists it there"));
     }
   }
+  // A tensor that the index leaves out would be there for one reader and not for another.
+  for (const auto& [tensor, place] : out.places) {
+    if (listed.empty() || listed.contains(std::string(tensor))) continue;
+    throw Error(ErrorKind::bad_input, str((directory / out.files[place.file].name).native(), ": tensor '",
+                                          std::string_view(tensor).substr(0, 200), "' is not listed in ", kIndex));
+  }
   return out;
 }
 

@@ -46,6 +46,7 @@ class Verifier {
           [&] {
             if (progress) progress({"verifying", bytes_.load(), total});
           });
+      if (progress) progress({"verifying", bytes_.load(), total});  // the last word, however quick it was
       for (const ManifestTp& tp : manifest_.tps) {
         for (const ManifestRank& rank : tp.ranks) check_leaves(rank);
       }

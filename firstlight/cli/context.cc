@@ -13,12 +13,14 @@
 
 #include "firstlight/base/error.h"
 #include "firstlight/base/str.h"
+#include "firstlight/base/utf8.h"
 
 namespace firstlight::cli {
 
 void say(const Context& context, std::string_view line) {
   if (context.quiet) return;
-  std::fprintf(stderr, "%.*s\n", static_cast<int>(line.size()), line.data());
+  const std::string text = printable(line);
+  std::fprintf(stderr, "%s\n", text.c_str());
 }
 
 void print(std::string_view text) {

@@ -8,6 +8,7 @@
 #include "firstlight/base/hash.h"
 #include "firstlight/base/str.h"
 #include "firstlight/base/thread_pool.h"
+#include "firstlight/base/utf8.h"
 #include "firstlight/cli/context.h"
 #include "firstlight/cli/inspect.h"
 
@@ -76,7 +77,7 @@ int run_inspect(Context& context, const InspectOptions& options) {
                shape_text(tensor.shape), options.hash.empty() ? "" : "  ", hashes[i], "\n");
   }
   out += str(found.tensors.size(), " tensors, ", human_bytes(static_cast<double>(bytes)), "\n");
-  print(out);
+  print(printable(out));
   return 0;
 }
 

@@ -22,6 +22,7 @@ std::stop_token watch_signals() {
   sigaddset(&signals, SIGINT);
   sigaddset(&signals, SIGTERM);
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  ::signal(SIGXFSZ, SIG_IGN);  // a file that may not grow is an error of the write, with its name
   std::thread([signals] {
     for (;;) {
       int number = 0;

@@ -8,6 +8,7 @@
 
 #include "firstlight/base/error.h"
 #include "firstlight/base/str.h"
+#include "firstlight/base/utf8.h"
 #include "firstlight/cli/context.h"
 #include "firstlight/cli/interrupt.h"
 
@@ -16,7 +17,7 @@ namespace firstlight::cli {
 namespace {
 
 int fail(const Context& context, std::string_view kind, const std::string& what, int code) {
-  std::fprintf(stderr, "firstlight: %s\n", what.c_str());
+  std::fprintf(stderr, "firstlight: %s\n", printable(what).c_str());
   if (context.json) {
     try {
       print_json({{"error", {{"kind", kind}, {"message", what}}}});
