@@ -4,6 +4,7 @@
 # BINARIES: a folder (or build tree) with firstlight, model_bench, cuda_fixed_costs and cuda_ops_bench. SCRATCH: 35 GB free.
 set -u
 bin=$1 scratch=$2
+mkdir -p "$scratch"
 tool() { if [ -x "$bin/$1" ]; then echo "$bin/$1"; else echo "$bin/bench/$1"; fi; }
 firstlight=$(tool firstlight)
 say() { printf '\n== %s\n' "$*"; }
