@@ -9,8 +9,8 @@ namespace firstlight {
 namespace {
 
 __global__ void add_kernel(Matrix<const float> y, Matrix<float> x) {
-  cuda::let_successor_start();
   cuda::wait_for_predecessor();
+  cuda::let_successor_start();
   const int64_t i = blockIdx.x;
   for (int64_t c = threadIdx.x; c < x.cols; c += blockDim.x) x.data[i * x.stride + c] += y.data[i * y.stride + c];
 }

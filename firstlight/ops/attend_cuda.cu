@@ -24,8 +24,8 @@ constexpr int kDims = kMostDim / 32;  // of a lane
 template <class T>
 __global__ void attend_plain_kernel(const __grid_constant__ AttendParams p, const RowOnDevice* rows) {
   __shared__ float sums[kWarps][kMostDim], maxima[kWarps], divisors[kWarps];
-  let_successor_start();
   wait_for_predecessor();
+  let_successor_start();
   const RowOnDevice row = rows[blockIdx.x];
   const int d = p.kv.head_dim, h = static_cast<int>(blockIdx.y), kv_head = h / (p.n_heads / p.kv.n_kv_heads);
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;

@@ -165,8 +165,8 @@ __global__ void __launch_bounds__(kWarps * 32) attend_tiles_kernel(const __grid_
   constexpr uint32_t kBytes = kPageTokens * kDim * 2;  // keys or values of a page
   extern __shared__ uint4 dynamic[];
   const uint32_t shared = static_cast<uint32_t>(__cvta_generic_to_shared(dynamic));
-  let_successor_start();
   wait_for_predecessor();
+  let_successor_start();
   const AttendParams& p = params.attend;
   const TileOnDevice tile = params.tiles[blockIdx.y];
   const int head = static_cast<int>(blockIdx.x), kv_head = head / (p.n_heads / p.kv.n_kv_heads);

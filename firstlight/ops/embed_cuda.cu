@@ -11,8 +11,8 @@ namespace {
 template <class T>
 __global__ void embed_kernel(const int32_t* ids, const T* table, int64_t table_rows, int64_t first_row,
                              Matrix<float> out) {
-  cuda::let_successor_start();
   cuda::wait_for_predecessor();
+  cuda::let_successor_start();
   const int64_t i = blockIdx.x, row = int64_t{ids[i]} - first_row;
   const bool here = row >= 0 && row < table_rows;
   for (int64_t c = threadIdx.x; c < out.cols; c += blockDim.x) {

@@ -8,8 +8,8 @@ namespace {
 
 /// A thread a column, rows in order: a row's new place is never below a row that still has to move.
 __global__ void keep_rows_kernel(const cuda::RowOnDevice* rows, int n_rows, Matrix<float> m) {
-  cuda::let_successor_start();
   cuda::wait_for_predecessor();
+  cuda::let_successor_start();
   const int64_t c = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (c >= m.cols) return;
   for (int64_t i = 0; i < n_rows; ++i) m.data[i * m.stride + c] = m.data[rows[i].row * m.stride + c];

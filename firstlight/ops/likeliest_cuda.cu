@@ -37,8 +37,8 @@ __device__ Likeliest best_of_block(Likeliest best, Likeliest* shared) {
 
 __global__ void likeliest_kernel(const float* logits, int n, int first_id, Likeliest* parts) {
   __shared__ Likeliest shared[kThreads / 32];
-  cuda::let_successor_start();
   cuda::wait_for_predecessor();
+  cuda::let_successor_start();
   const float* row = logits + int64_t{blockIdx.y} * n;
   Likeliest best{-INFINITY, INT32_MAX};
   for (int i = static_cast<int>(blockIdx.x) * kThreads + static_cast<int>(threadIdx.x); i < n; i += kParts * kThreads) {
@@ -51,8 +51,8 @@ __global__ void likeliest_kernel(const float* logits, int n, int first_id, Likel
 
 __global__ void likeliest_of_parts_kernel(const Likeliest* parts, Likeliest* out) {
   __shared__ Likeliest shared[kParts / 32];
-  cuda::let_successor_start();
   cuda::wait_for_predecessor();
+  cuda::let_successor_start();
   Likeliest best = best_of_block(parts[blockIdx.x * kParts + threadIdx.x], shared);
   if (!isfinite(best.logit)) best.id = -1;
   if (threadIdx.x == 0) out[blockIdx.x] = best;

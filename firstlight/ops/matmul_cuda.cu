@@ -32,8 +32,8 @@ void check_shapes(Matrix<const float> x, const Weight& w, const Weight* bias, Ma
 bool aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
 
 __global__ void round_kernel(Matrix<const float> x, __nv_bfloat16* out) {
-  cuda::let_successor_start();
   cuda::wait_for_predecessor();
+  cuda::let_successor_start();
   const float* from = x.data + int64_t{blockIdx.x} * x.stride;
   __nv_bfloat16* to = out + int64_t{blockIdx.x} * x.cols;
   for (int64_t c = threadIdx.x; c < x.cols; c += blockDim.x) to[c] = __float2bfloat16_rn(from[c]);
@@ -45,8 +45,8 @@ __device__ float bias_at(const void* bias, bool is_bf16, int64_t i) {
 }
 
 __global__ void add_bias_kernel(const void* bias, bool is_bf16, Matrix<float> out) {
-  cuda::let_successor_start();
   cuda::wait_for_predecessor();
+  cuda::let_successor_start();
   float* row = out.data + int64_t{blockIdx.x} * out.stride;
   for (int64_t c = threadIdx.x; c < out.cols; c += blockDim.x) row[c] += bias_at(bias, is_bf16, c);
 }
@@ -54,8 +54,8 @@ __global__ void add_bias_kernel(const void* bias, bool is_bf16, Matrix<float> ou
 /// product [rows, 2 n]: gates, then ups.
 __global__ void silu_kernel(const float* product, const void* bias, bool is_bf16, Matrix<float> out,
                             __nv_bfloat16* twin) {
-  cuda::let_successor_start();
   cuda::wait_for_predecessor();
+  cuda::let_successor_start();
   const int64_t row = blockIdx.x, n = out.cols;
   const float *gates = product + row * 2 * n, *ups = gates + n;
   const int64_t begin = (int64_t{blockIdx.y} * blockDim.x + threadIdx.x) * 4;

@@ -33,8 +33,8 @@ __device__ void dot(const MatvecParams& p, int64_t row, int n_rows, int64_t w_ro
 
 template <class T>
 __global__ void matmul_plain_kernel(const __grid_constant__ MatvecParams p, Join join) {
-  let_successor_start();
   wait_for_predecessor();
+  let_successor_start();
   const int column = static_cast<int>(blockIdx.x * kWarps + threadIdx.x / 32);
   if (column >= p.n) return;
   for (int64_t row = int64_t{blockIdx.y} * kRows; row < p.rows; row += int64_t{gridDim.y} * kRows) {

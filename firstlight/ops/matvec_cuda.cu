@@ -154,11 +154,11 @@ __global__ void __launch_bounds__(kWarps * 32, kWide ? 1 : 2) matvec_kernel(cons
   __shared__ float sums_shared[2][kWarps][kParts][kTile * kMatvecRows];
   std::byte* shared = reinterpret_cast<std::byte*>(x_shared);
   const int k = params.p.k;
-  let_successor_start();
   S now, next;
   int tile = static_cast<int>(blockIdx.x);
   now.load(params, tile, 0);  // weights are nobody's output: no need to wait
   wait_for_predecessor();
+  let_successor_start();
   const bool once = params.k_shared >= k;
   if (once) {
     stage_x(params, 0, shared);

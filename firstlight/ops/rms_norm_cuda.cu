@@ -15,8 +15,8 @@ template <class T>
 __global__ void __launch_bounds__(1024)
     rms_norm_kernel(Matrix<const float> x, const T* weight, float eps, Matrix<float> out, __nv_bfloat16* twin) {
   __shared__ float shared[32];
-  cuda::let_successor_start();
   cuda::wait_for_predecessor();
+  cuda::let_successor_start();
   const float* from = x.data + int64_t{blockIdx.x} * x.stride;
   float* to = out.data + int64_t{blockIdx.x} * out.stride;
   const int n = static_cast<int>(x.cols), threads = static_cast<int>(blockDim.x);
@@ -35,8 +35,8 @@ __global__ void __launch_bounds__(1024)
     rms_norm_quads_kernel(Matrix<const float> x, const T* weight, float eps, Matrix<float> out, __nv_bfloat16* twin) {
   __shared__ float shared[32];
   const int quads = static_cast<int>(x.cols) / 4, threads = static_cast<int>(blockDim.x);
-  cuda::let_successor_start();
   cuda::wait_for_predecessor();
+  cuda::let_successor_start();
   const float4* from = reinterpret_cast<const float4*>(x.data + int64_t{blockIdx.x} * x.stride);
   float4* to = reinterpret_cast<float4*>(out.data + int64_t{blockIdx.x} * out.stride);
   float squares = 0;
