@@ -131,8 +131,10 @@ Session::Session(Context& context, const SessionOptions& options, bool with_text
   KvKind kv = weights_dtype == DType::f32 ? KvKind::f32 : KvKind::bf16;
   if (!options.kv.empty()) kv = *kv_kind_from(options.kv);
   runner_options_.n_threads = n_threads_;
-  logits_bytes_ =
+  extra_bytes_ =
       static_cast<uint64_t>(options.logit_rows - 1) * static_cast<uint64_t>(config.vocab_size) * sizeof(float);
+  // What a GPU's arithmetic keeps for itself: cuBLASLt's workspace, logits of 64 rows, inputs rounded to bf16.
+  if (device_.kind == Device::Kind::cuda) extra_bytes_ += 256u << 20;
   choose_context(config, weight_bytes(config, tp_, weights_dtype), options, kv);
 
   LoadOptions load;
@@ -141,7 +143,7 @@ Session::Session(Context& context, const SessionOptions& options, bool with_text
   load.verify = options.verify == "off" ? Verify::off : Verify::full;
   load.n_threads = n_threads_;
   load.reserve_bytes = kv_page_bytes(config, tp_, kv) * static_cast<uint64_t>(runner_options_.n_pages) +
-                       scratch_bytes(config, tp_, runner_options_) + logits_bytes_;
+                       scratch_bytes(config, tp_, runner_options_) + extra_bytes_;
   if (options.dtype == "f32") load.dtype = DType::f32;
   if (options.dtype == "bf16") load.dtype = DType::bf16;
   if (manifest_ && source_ && load.verify == Verify::full) load.checked_before = "full, before the load";
@@ -195,7 +197,7 @@ void Session::choose_context(const ModelConfig& config, uint64_t arena_bytes, co
   } else if (options.max_context == 0) {
     // The model's own maximum (131,072 tokens for Llama 3.1) may not fit: unless told, take what does. 10 % of the free
     // memory stays for others.
-    const uint64_t scratch = scratch_bytes(config, tp_, runner_options_) + logits_bytes_;
+    const uint64_t scratch = scratch_bytes(config, tp_, runner_options_) + extra_bytes_;
     const auto room = static_cast<uint64_t>(0.9 * static_cast<double>(free_memory(device_)));
     const uint64_t fits = room > arena_bytes + scratch ? (room - arena_bytes - scratch) / page_bytes : 1;
     if (static_cast<int64_t>(fits) < runner_options_.n_pages) {

@@ -77,7 +77,7 @@ class Session {
   std::optional<ModelText> text_;
   RunnerOptions runner_options_;
   int64_t max_context_ = 0;
-  uint64_t logits_bytes_ = 0;  // beyond the row that scratch_bytes() counts
+  uint64_t extra_bytes_ = 0;  // beyond the row that scratch_bytes() counts
   Device device_;
   int tp_ = 1;
   int n_threads_ = 1;
