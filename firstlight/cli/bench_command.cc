@@ -196,7 +196,8 @@ void add_bench(CLI::App& app, Action& chosen) {
                       "What the traditional start loads (default: MODEL's tp 1 files)");
   command->add_option("-n", options->n, "Pairs")->check(CLI::Range(1, 10000))->capture_default_str();
   command->add_option("-p,--prompt", options->prompt, "The prompt")->capture_default_str();
-  command->add_option("--ids", options->ids_file, "Prompt as a JSON list of token ids: for a model without tokenizer");
+  command->add_option("--ids", options->ids_file,
+                      "File with the prompt as a JSON list of token ids: for a model without tokenizer");
   command->add_option("--tp", options->tp, "Tensor-parallel ranks")->check(CLI::Range(1, 1024));
   command->add_option("--threads", options->threads, "CPU threads")->check(CLI::Range(1, 4096));
   command->add_option("--device", options->device, "auto, cpu or cuda:N")->capture_default_str();

@@ -18,7 +18,7 @@ void GenerateOptions::add_to(CLI::App& command) {
       ->check(CLI::Range(0.0, 100.0))
       ->capture_default_str();
   command.add_option("--top-k", sampling.top_k, "Sample from the K likeliest (0: off)")
-      ->check(CLI::NonNegativeNumber)
+      ->check(CLI::Range(0, 1 << 30))
       ->capture_default_str();
   command.add_option("--top-p", sampling.top_p, "Sample from the likeliest that make up P (1: off)")
       ->check(CLI::Range(0.0, 1.0))

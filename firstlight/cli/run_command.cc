@@ -130,7 +130,7 @@ void add_run(CLI::App& app, Action& chosen) {
   CLI::Option* prompt = command->add_option("-p,--prompt", options->prompt, "The prompt");
   CLI::Option* file = command->add_option("--prompt-file,--text", options->prompt_file, "Read the prompt from a file");
   file->excludes(prompt);
-  command->add_option("--ids", options->ids_file, "Prompt as a JSON list of token ids, taken as they are")
+  command->add_option("--ids", options->ids_file, "File with the prompt as a JSON list of token ids, taken as they are")
       ->excludes(prompt)
       ->excludes(file);
   command->add_option("--system", options->system, "System message");

@@ -134,6 +134,10 @@ int run_score(Context& context, ScoreOptions options) {
                 {"top", std::move(top)}});
     return 0;
   }
+  if (counted == 0) {
+    throw Error(ErrorKind::bad_input,
+                "score: every window has one token, so none has a token before it; use a larger --window");
+  }
   std::array<char, 160> line{};
   std::snprintf(line.data(), line.size(),
                 "%zu tokens in windows of %lld: mean negative log-likelihood %.5f, perplexity %.4f\n", ids.size(),
@@ -149,13 +153,14 @@ void add_score(CLI::App& app, Action& chosen) {
   auto options = std::make_shared<ScoreOptions>();
   CLI::App* command = app.add_subcommand("score", "Log-probabilities and perplexity of a text");
   options->session.add_to(*command);
-  CLI::Option* ids = command->add_option("--ids", options->ids_file, "JSON list of token ids, scored as they are");
+  CLI::Option* ids =
+      command->add_option("--ids", options->ids_file, "File with a JSON list of token ids, scored as they are");
   command->add_option("--text", options->text_file, "Text file, tokenized without a chat template")->excludes(ids);
   command
       ->add_option("--window", options->window, "Score independent windows of this many tokens (default: the context)")
-      ->check(CLI::PositiveNumber);
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 40));
   command->add_option("--top", options->top, "Give the K likeliest tokens after each position (with --json)")
-      ->check(CLI::NonNegativeNumber);
+      ->check(CLI::Range(0, 1 << 30));
   command->add_flag("--greedy", options->greedy)->group("");  // taken to be refused with a reason
   command->add_flag("--json", options->json, "One JSON object on stdout");
   command->footer("Example:\n  firstlight score smollm2-ranks --text novel.txt --window 2048");

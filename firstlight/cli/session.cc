@@ -26,7 +26,7 @@ void SessionOptions::add_to(CLI::App& command) {
   command.add_option("--kv-memory", kv_memory,
                      "Bytes for the KV cache, such as 2GiB (default: one sequence of --max-context)");
   command.add_option("--max-context", max_context, "Tokens a sequence may have (default: the model's, or what fits)")
-      ->check(CLI::PositiveNumber);
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 40));
   command.add_option("--threads", threads, "CPU threads over all ranks (default: usable cores)")
       ->check(CLI::Range(1, 4096));
   command.add_option("--reader", reader, "auto or pread")
