@@ -8,6 +8,20 @@
 
 namespace firstlight {
 
+/// Mean over all positions of Σ p (ln p − ln q), q fed in chunks.
+inline double mean_kld(Runner& p_runner, Runner& q_runner, const std::vector<GoldenSequence>& sequences, size_t chunk) {
+  const int vocab = p_runner.config().vocab_size;
+  double kld = 0, n = 0;
+  for (const GoldenSequence& sequence : sequences) {
+    const auto p = log_softmax(all_logits(p_runner, sequence.ids), vocab);
+    const auto q = log_softmax(all_logits(q_runner, sequence.ids, chunk), vocab);
+    for (size_t i = 0; i < p.size(); ++i, ++n) {
+      for (size_t t = 0; t < p[i].size(); ++t) kld += std::exp(p[i][t]) * (p[i][t] - q[i][t]);
+    }
+  }
+  return kld / n;
+}
+
 /// One sequence that is decoded greedily, beside others.
 struct Greedy {
   Greedy(std::vector<int> prompt, PagePool& pool) : ids(std::move(prompt)), n_prompt(ids.size()), pages(pool) {}
