@@ -17,6 +17,8 @@
 
 namespace firstlight {
 
+inline constexpr double kMeanKld = 2e-3;  // nats, bf16 (on a CPU or a GPU) against f32 on the CPU
+
 /// Folders of tests/data/golden, sorted: "llama2", "llama3", …
 inline std::vector<std::string> golden_models() {
   std::vector<std::string> names;

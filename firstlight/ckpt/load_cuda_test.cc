@@ -10,28 +10,6 @@
 namespace firstlight {
 namespace {
 
-/// Flips one byte in HBM before the kernel sees it.
-class FlippingHasher final : public LeafHasher {
- public:
-  FlippingHasher(Device device, int at) : device_(device), at_(at), below_(make_leaf_hasher(device)) {}
-  void hash(std::span<const LeafBytes> leaves, std::span<uint64_t> hashes) override {
-    for (const LeafBytes& leaf : leaves) {
-      if (n_++ != at_) continue;
-      auto* byte = const_cast<std::byte*>(leaf.data + leaf.size / 3);
-      std::byte value{};
-      copy(&value, {}, byte, device_, 1);
-      value ^= std::byte{1};
-      copy(byte, device_, &value, {}, 1);
-    }
-    below_->hash(leaves, hashes);
-  }
-
- private:
-  Device device_;
-  int at_, n_ = 0;
-  std::unique_ptr<LeafHasher> below_;
-};
-
 class LoadCudaTest : public LoadTest {
  protected:
   void SetUp() override {

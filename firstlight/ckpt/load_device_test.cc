@@ -12,21 +12,6 @@ namespace firstlight {
 namespace {
 
 /// Flips one byte of the arena or a tail's staging before it is hashed: leaf `at` in the order of hashing.
-class FlippingHasher final : public LeafHasher {
- public:
-  explicit FlippingHasher(int at) : at_(at) {}
-  void hash(std::span<const LeafBytes> leaves, std::span<uint64_t> hashes) override {
-    for (const LeafBytes& leaf : leaves) {
-      if (n_++ == at_) const_cast<std::byte*>(leaf.data)[leaf.size / 2] ^= std::byte{16};
-    }
-    below_->hash(leaves, hashes);
-  }
-
- private:
-  int at_, n_ = 0;
-  std::unique_ptr<LeafHasher> below_ = make_leaf_hasher({});
-};
-
 class BrokenHasher final : public LeafHasher {
  public:
   void hash(std::span<const LeafBytes>, std::span<uint64_t>) override {
@@ -78,7 +63,7 @@ TEST_F(LoadDeviceTest, AByteThatChangesInMemoryIsNamedWithTensorFileAndRange) {
   const int n_leaves = 12;
   int found = 0;
   for (int at = 0; at < n_leaves; ++at) {
-    options_.make_hasher = [at](Device) { return std::make_unique<FlippingHasher>(at); };
+    options_.make_hasher = [at](Device) { return std::make_unique<FlippingHasher>(Device{}, at); };
     const std::optional<Error> error = error_of(options_);
     if (!error) break;  // there were fewer leaves
     ++found;

@@ -20,8 +20,31 @@
 #include "firstlight/ckpt/shard.h"
 #include "firstlight/ckpt/slice_map.h"
 #include "firstlight/ckpt/source.h"
+#include "firstlight/device/copy.h"
 
 namespace firstlight {
+
+/// Flips a bit of the leaf number `at` before it is hashed, where it lies.
+class FlippingHasher final : public LeafHasher {
+ public:
+  FlippingHasher(Device device, int at) : device_(device), at_(at), below_(make_leaf_hasher(device)) {}
+  void hash(std::span<const LeafBytes> leaves, std::span<uint64_t> hashes) override {
+    for (const LeafBytes& leaf : leaves) {
+      if (n_++ != at_) continue;
+      auto* byte = const_cast<std::byte*>(leaf.data + leaf.size / 3);
+      std::byte value{};
+      copy(&value, {}, byte, device_, 1);
+      value ^= std::byte{1};
+      copy(byte, device_, &value, {}, 1);
+    }
+    below_->hash(leaves, hashes);
+  }
+
+ private:
+  Device device_;
+  int at_, n_ = 0;
+  std::unique_ptr<LeafHasher> below_;
+};
 
 /// About 5 MB as bf16: a layer is longer than a leaf and shorter than two, so leaves hold parts of two layers; the
 /// embedding and the norms are no page multiples and stand in the tail.

@@ -19,14 +19,13 @@
 #include "firstlight/io/fault_read.h"
 #include "firstlight/io/memory_reader.h"
 #include "firstlight/io/pread_reader.h"
+#include "firstlight/io/reader_testing.h"
 
 namespace firstlight {
 namespace {
 
 using std::chrono::milliseconds;
 constexpr auto kNever = Reader::Clock::time_point::max();
-
-std::byte byte_at(uint64_t i) { return static_cast<std::byte>((i * 2654435761u) >> 13); }
 
 /// A file of `size` bytes byte_at(i), removed at the end of the test.
 class ReaderTest : public ::testing::Test {

@@ -18,13 +18,12 @@
 #include "firstlight/base/error.h"
 #include "firstlight/base/str.h"
 #include "firstlight/io/fault_read.h"
+#include "firstlight/io/reader_testing.h"
 
 namespace firstlight {
 namespace {
 
 using std::chrono::milliseconds;
-
-std::byte byte_at(uint64_t i) { return static_cast<std::byte>((i * 2654435761u) >> 13); }
 
 /// Copies only when it is asked to finish: a completion before that would show bytes that are not there.
 class LateStaging final : public Staging {

@@ -10,7 +10,7 @@ namespace {
 
 enum TokenType : int32_t { kNormal = 1, kUnknown = 2, kControl = 3, kUserDefined = 4, kUnused = 5, kByte = 6 };
 
-[[noreturn]] void refuse(const std::string& what) { throw Error(ErrorKind::bad_input, "GGUF tokenizer: " + what); }
+[[noreturn]] void refuse_gguf(const std::string& what) { throw Error(ErrorKind::bad_input, "GGUF tokenizer: " + what); }
 
 void read_pre(const std::string& pre, TokenizerSpec& spec) {
   if (pre == "gpt-2") {
@@ -35,7 +35,7 @@ void split_merges(const StringTable& merges, TokenizerSpec& spec) {
     const std::string_view merge = merges[i];
     const size_t space = merge.find(' ', 1);
     if (space == std::string_view::npos || space + 1 == merge.size()) {
-      refuse(str("merge ", i, " is '", merge, "', not two tokens with a space between"));
+      refuse_gguf(str("merge ", i, " is '", merge, "', not two tokens with a space between"));
     }
     spec.merges.push_back(merge.substr(0, space));
     spec.merges.push_back(merge.substr(space + 1));
@@ -46,7 +46,7 @@ void split_merges(const StringTable& merges, TokenizerSpec& spec) {
 void add_special_tokens(const GgufTokenizerFields& fields, TokenizerSpec& spec) {
   for (size_t id = 0; id < fields.token_type.size(); ++id) {
     const int32_t type = fields.token_type[id];
-    if (type < kNormal || type > kByte) refuse(str("token ", id, " has type ", type, ", known are 1 to 6"));
+    if (type < kNormal || type > kByte) refuse_gguf(str("token ", id, " has type ", type, ", known are 1 to 6"));
     const std::string_view text = fields.tokens[id];
     if (text.empty() || (type != kUnknown && type != kControl && type != kUserDefined)) continue;
     AddedToken token;
@@ -59,7 +59,8 @@ void add_special_tokens(const GgufTokenizerFields& fields, TokenizerSpec& spec) 
 
 std::optional<int> checked_id(const std::optional<int64_t>& id, const char* name, size_t n_tokens) {
   if (!id) return std::nullopt;
-  if (*id < 0 || static_cast<uint64_t>(*id) >= n_tokens) refuse(str(name, " is ", *id, " of ", n_tokens, " tokens"));
+  if (*id < 0 || static_cast<uint64_t>(*id) >= n_tokens)
+    refuse_gguf(str(name, " is ", *id, " of ", n_tokens, " tokens"));
   return static_cast<int>(*id);
 }
 
@@ -67,19 +68,19 @@ std::optional<int> checked_id(const std::optional<int64_t>& id, const char* name
 
 TokenizerSpec make_gguf_tokenizer_spec(GgufTokenizerFields fields) {
   const size_t n = fields.tokens.size();
-  if (n == 0) refuse("has no tokens");
+  if (n == 0) refuse_gguf("has no tokens");
   if (!fields.token_type.empty() && fields.token_type.size() != n) {
-    refuse(str(fields.token_type.size(), " token types for ", n, " tokens"));
+    refuse_gguf(str(fields.token_type.size(), " token types for ", n, " tokens"));
   }
   TokenizerSpec spec;
   bool add_bos = false;
   if (fields.model == "gpt2") {
-    if (fields.merges.empty()) refuse("model 'gpt2' without merges");
+    if (fields.merges.empty()) refuse_gguf("model 'gpt2' without merges");
     read_pre(fields.pre, spec);
     split_merges(fields.merges, spec);
     add_bos = spec.pre == PreTokenizer::llama_bpe;
   } else if (fields.model == "llama") {
-    if (fields.scores.size() != n) refuse(str(fields.scores.size(), " scores for ", n, " tokens"));
+    if (fields.scores.size() != n) refuse_gguf(str(fields.scores.size(), " scores for ", n, " tokens"));
     spec.kind = TokenizerSpec::Kind::spm_bpe;
     spec.pre = PreTokenizer::llama_spm;
     spec.scores = std::move(fields.scores);
@@ -102,11 +103,11 @@ TokenizerSpec make_gguf_tokenizer_spec(GgufTokenizerFields fields) {
   // A byte that a byte-level vocabulary lacks is nothing, as in the tokenizers that such files are made from.
   if (spec.kind == TokenizerSpec::Kind::spm_bpe) spec.unk_id = unknown;
   if (fields.add_bos.value_or(add_bos)) {
-    if (!bos) refuse("adds a token before the text, but has no bos_token_id");
+    if (!bos) refuse_gguf("adds a token before the text, but has no bos_token_id");
     spec.bos.push_back(*bos);
   }
   if (fields.add_eos.value_or(false)) {
-    if (!eos) refuse("adds a token behind the text, but has no eos_token_id");
+    if (!eos) refuse_gguf("adds a token behind the text, but has no eos_token_id");
     spec.eos_suffix.push_back(*eos);
   }
   spec.tokens = std::move(fields.tokens);

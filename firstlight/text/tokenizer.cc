@@ -16,8 +16,6 @@ namespace {
 
 constexpr std::string_view kSpaceMark = "\xE2\x96\x81";  // ▁
 
-[[noreturn]] void refuse(const std::string& what) { throw Error(ErrorKind::bad_input, "tokenizer: " + what); }
-
 void append_with_marks(std::string_view text, std::string& out) {
   for (const char c : text) {
     if (c == ' ') {
@@ -178,10 +176,11 @@ Tokenizer::Impl::Impl(TokenizerSpec given)
     const bool fresh = added_index.insert(static_cast<uint32_t>(i));
     const bool found = token.normalized ? normalized_matcher.add(normalized_added[i], static_cast<int>(i))
                                         : raw_matcher.add(token.content, static_cast<int>(i));
-    if (!fresh || !found) refuse(str("added token '", token.content, "' is there twice"));
+    if (!fresh || !found) refuse_tokenizer(str("added token '", token.content, "' is there twice"));
   }
   const auto check = [&](int id) {
-    if (id < 0 || static_cast<size_t>(id) >= bytes.size()) refuse(str("id ", id, " of ", bytes.size(), " tokens"));
+    if (id < 0 || static_cast<size_t>(id) >= bytes.size())
+      refuse_tokenizer(str("id ", id, " of ", bytes.size(), " tokens"));
   };
   if (spec.unk_id) check(*spec.unk_id);
   for (const int id : spec.bos) check(id);
@@ -193,19 +192,19 @@ std::vector<int32_t> Tokenizer::Impl::place_added() const {
   std::vector<int32_t> places(n, -1);
   for (size_t i = 0; i < spec.added.size(); ++i) {
     const AddedToken& token = spec.added[i];
-    if (token.content.empty()) refuse(str("an added token without text, id ", token.id));
-    if (!is_utf8(token.content)) refuse(str("added token ", token.id, " is not UTF-8"));
+    if (token.content.empty()) refuse_tokenizer(str("an added token without text, id ", token.id));
+    if (!is_utf8(token.content)) refuse_tokenizer(str("added token ", token.id, " is not UTF-8"));
     if (token.id < 0 || static_cast<size_t>(token.id) >= n + spec.added.size()) {
-      refuse(str("added token '", token.content, "' has id ", token.id, " beside ", n, " tokens"));
+      refuse_tokenizer(str("added token '", token.content, "' has id ", token.id, " beside ", n, " tokens"));
     }
     const auto id = static_cast<size_t>(token.id);
     const int32_t known = vocabulary.find(token.content);
     if ((known >= 0 && known != token.id) || (id < n && known < 0 && !spec.tokens[id].empty())) {
-      refuse(str("added token '", token.content, "' has id ", token.id, ", the vocabulary says ",
-                 known >= 0 ? str(known) : str("that is '", spec.tokens[id], "'")));
+      refuse_tokenizer(str("added token '", token.content, "' has id ", token.id, ", the vocabulary says ",
+                           known >= 0 ? str(known) : str("that is '", spec.tokens[id], "'")));
     }
     if (id >= places.size()) places.resize(id + 1, -1);
-    if (places[id] >= 0) refuse(str("two added tokens have id ", token.id));
+    if (places[id] >= 0) refuse_tokenizer(str("two added tokens have id ", token.id));
     places[id] = static_cast<int32_t>(i);
   }
   return places;

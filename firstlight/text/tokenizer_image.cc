@@ -33,7 +33,9 @@ struct Header {
 };
 static_assert(sizeof(Header) == 64 && sizeof(MergeIds) == 12);
 
-[[noreturn]] void refuse(const std::string& what) { throw Error(ErrorKind::bad_input, "tokenizer image: " + what); }
+[[noreturn]] void refuse_image(const std::string& what) {
+  throw Error(ErrorKind::bad_input, "tokenizer image: " + what);
+}
 
 /// The tokenizer.json without its two long lists.
 std::string short_json(const TokenizerParts& parts) {
@@ -63,13 +65,13 @@ std::vector<MergeIds> resolve_merges(const TokenizerSpec& spec) {
 
 Header read_header(std::string_view image) {
   Header header;
-  if (image.size() < sizeof header) refuse(str("has ", image.size(), " bytes, at least ", sizeof header));
+  if (image.size() < sizeof header) refuse_image(str("has ", image.size(), " bytes, at least ", sizeof header));
   std::memcpy(&header, image.data(), sizeof header);
-  if (std::string_view(header.magic.data(), kMagic.size()) != kMagic) refuse("does not begin with 'FLtoken1'");
-  if (header.zero != 0 || header.json_bytes % 4 != 0) refuse("the header makes no sense");
+  if (std::string_view(header.magic.data(), kMagic.size()) != kMagic) refuse_image("does not begin with 'FLtoken1'");
+  if (header.zero != 0 || header.json_bytes % 4 != 0) refuse_image("the header makes no sense");
   const uint64_t size = sizeof header + uint64_t{header.json_bytes} + 4 * uint64_t{header.n_tokens} +
                         sizeof(MergeIds) * uint64_t{header.n_merges} + header.token_bytes;
-  if (size != image.size()) refuse(str("has ", image.size(), " bytes, its header says ", size));
+  if (size != image.size()) refuse_image(str("has ", image.size(), " bytes, its header says ", size));
   return header;
 }
 
@@ -117,10 +119,10 @@ std::string make_tokenizer_image(std::string_view tokenizer_json) {
 
 TokenizerSpec parse_tokenizer_image(std::string_view image) {
   const Header header = read_header(image);
-  if (header.n_entries > header.n_tokens) refuse("more entries than tokens");
+  if (header.n_entries > header.n_tokens) refuse_image("more entries than tokens");
   std::string_view rest = image.substr(sizeof header);
   const TokenizerParts parts = read_tokenizer_parts(rest.substr(0, header.json_bytes));
-  if (parts.has_vocab || parts.has_merges) refuse("the short parts hold a long one");
+  if (parts.has_vocab || parts.has_merges) refuse_image("the short parts hold a long one");
   rest.remove_prefix(header.json_bytes);
   TokenizerSpec spec;
   const std::vector<uint32_t> sizes = take<uint32_t>(rest, header.n_tokens);

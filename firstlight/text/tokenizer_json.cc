@@ -15,13 +15,13 @@ namespace firstlight {
 
 using Json = nlohmann::json;
 
+void refuse_json(const std::string& what) { throw Error(ErrorKind::bad_input, "tokenizer.json: " + what); }
+
 namespace {
 
 constexpr size_t kLargestFile = 1u << 30;
 /// Ids may leave holes, but a small file may not ask for a large table.
 constexpr size_t kHolesPerToken = 16, kFreeHoles = 65536;
-
-[[noreturn]] void refuse(const std::string& what) { throw Error(ErrorKind::bad_input, "tokenizer.json: " + what); }
 
 void read_vocab(JsonCursor& cursor, TokenizerParts& parts) {
   cursor.expect('{');
@@ -75,7 +75,7 @@ void read_object(JsonCursor& cursor, OnKey on_key) {
 }  // namespace
 
 TokenizerParts read_tokenizer_parts(std::string_view json) {
-  if (json.size() > kLargestFile) refuse(str("has ", json.size(), " bytes, at most ", kLargestFile));
+  if (json.size() > kLargestFile) refuse_json(str("has ", json.size(), " bytes, at most ", kLargestFile));
   JsonCursor cursor(json, "tokenizer.json");
   TokenizerParts parts;
   parts.tokens.reserve(json.size() / 40, json.size() / 4);
@@ -112,15 +112,16 @@ void place_tokens(TokenizerParts& parts, TokenizerSpec& spec) {
     highest = std::max(highest, parts.ids[i]);
     in_order = in_order && parts.ids[i] == i;
   }
-  if (highest >= n * kHolesPerToken + kFreeHoles) refuse(str("id ", highest, " in a vocabulary of ", n, " tokens"));
+  if (highest >= n * kHolesPerToken + kFreeHoles)
+    refuse_json(str("id ", highest, " in a vocabulary of ", n, " tokens"));
   spec.tokens = std::move(parts.tokens);
   if (in_order) return;
   std::vector<int32_t> places(static_cast<size_t>(highest) + 1, -1);
   for (size_t i = 0; i < n; ++i) {
     int32_t& place = places[parts.ids[i]];
     if (place >= 0) {
-      refuse(str("tokens '", spec.tokens[static_cast<size_t>(place)], "' and '", spec.tokens[i], "' have the same id ",
-                 parts.ids[i]));
+      refuse_json(str("tokens '", spec.tokens[static_cast<size_t>(place)], "' and '", spec.tokens[i],
+                      "' have the same id ", parts.ids[i]));
     }
     place = static_cast<int32_t>(i);
   }
@@ -134,13 +135,13 @@ Json model_value(const TokenizerParts& parts, const std::string& key) {
 
 bool model_flag(const TokenizerParts& parts, const std::string& key) {
   const Json value = model_value(parts, key);
-  if (!value.is_null() && !value.is_boolean()) refuse("model." + key + " is neither true nor false");
+  if (!value.is_null() && !value.is_boolean()) refuse_json("model." + key + " is neither true nor false");
   return value.is_boolean() && value.get<bool>();
 }
 
 std::string model_text(const TokenizerParts& parts, const std::string& key) {
   const Json value = model_value(parts, key);
-  if (!value.is_null() && !value.is_string()) refuse("model." + key + " is not a string");
+  if (!value.is_null() && !value.is_string()) refuse_json("model." + key + " is not a string");
   return value.is_string() ? value.get<std::string>() : "";
 }
 
@@ -149,8 +150,8 @@ void check_model(const TokenizerParts& parts) {
   if (type != "BPE" && !(type.empty() && parts.has_vocab && parts.has_merges)) {
     throw Error(ErrorKind::unsupported, "tokenizer.json: model type '" + type + "' is not supported, only BPE is");
   }
-  if (!parts.has_vocab) refuse("model.vocab is not there, or no object");
-  if (!parts.has_merges) refuse("model.merges is not there, or no list");
+  if (!parts.has_vocab) refuse_json("model.vocab is not there, or no object");
+  if (!parts.has_merges) refuse_json("model.merges is not there, or no list");
   for (const char* key : {"continuing_subword_prefix", "end_of_word_suffix"}) {
     if (!model_text(parts, key).empty()) {
       throw Error(ErrorKind::unsupported, str("tokenizer.json: model.", key, " is not supported"));
@@ -170,7 +171,7 @@ void read_unknown(const TokenizerParts& parts, TokenizerSpec& spec) {
   }
   // A byte-level vocabulary has every byte, so that nothing is unknown to it.
   if (!spec.unk_id && spec.kind != TokenizerSpec::Kind::byte_level_bpe) {
-    refuse("unk_token '" + unknown + "' is not in the vocabulary");
+    refuse_json("unk_token '" + unknown + "' is not in the vocabulary");
   }
 }
 
@@ -182,14 +183,14 @@ nlohmann::json parse_json_part(std::string_view text, const std::string& part) {
     if (event == Json::parse_event_t::object_start) keys.emplace_back();
     if (event == Json::parse_event_t::object_end) keys.pop_back();
     if (event == Json::parse_event_t::key && !keys.back().insert(value.get<std::string>()).second) {
-      refuse(str(part, ": key '", value.get<std::string>(), "' is there twice"));
+      refuse_json(str(part, ": key '", value.get<std::string>(), "' is there twice"));
     }
     return true;
   };
   try {
     return Json::parse(text.begin(), text.end(), watch);
   } catch (const Json::exception& e) {
-    refuse(str(part, ": ", e.what()));
+    refuse_json(str(part, ": ", e.what()));
   }
 }
 

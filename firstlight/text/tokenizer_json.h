@@ -27,6 +27,9 @@ void read_short_parts(const TokenizerParts& parts, size_t n_entries, TokenizerSp
 /// JSON text → value; refuses equal keys. `part` is for messages: "tokenizer.json: PART: …".
 nlohmann::json parse_json_part(std::string_view text, const std::string& part);
 
+/// Throws Error{bad_input} "tokenizer.json: WHAT".
+[[noreturn]] void refuse_json(const std::string& what);
+
 /// Each takes null for a step that is not there. Call them in this order.
 void read_normalizer(const nlohmann::json& value, TokenizerSpec& spec);
 void read_pre_tokenizer(const nlohmann::json& value, TokenizerSpec& spec);

@@ -17,27 +17,26 @@ namespace {
 
 constexpr const char* kSpaceMark = "\xE2\x96\x81";  // ▁
 
-[[noreturn]] void refuse(const std::string& what) { throw Error(ErrorKind::bad_input, "tokenizer.json: " + what); }
 [[noreturn]] void unsupported(const std::string& what) {
   throw Error(ErrorKind::unsupported, "tokenizer.json: " + what + " is not supported");
 }
 
 const Json& field(const Json& object, const char* key) {
   static const Json null;
-  if (!object.is_object()) refuse(str("found ", object.dump(), ", expected an object"));
+  if (!object.is_object()) refuse_json(str("found ", object.dump(), ", expected an object"));
   const auto it = object.find(key);
   return it == object.end() ? null : *it;
 }
 
 std::string text_of(const Json& object, const char* key) {
   const Json& value = field(object, key);
-  if (!value.is_string()) refuse(str("'", key, "' is not a string in ", object.dump()));
+  if (!value.is_string()) refuse_json(str("'", key, "' is not a string in ", object.dump()));
   return value.get<std::string>();
 }
 
 bool flag_of(const Json& object, const char* key) {
   const Json& value = field(object, key);
-  if (!value.is_boolean()) refuse(str("'", key, "' is neither true nor false in ", object.dump()));
+  if (!value.is_boolean()) refuse_json(str("'", key, "' is neither true nor false in ", object.dump()));
   return value.get<bool>();
 }
 
@@ -46,7 +45,7 @@ bool flag_of(const Json& object, const char* key, bool otherwise) {
 }
 
 int id_of(const Json& value) {
-  if (!value.is_number_unsigned() || value.get<uint64_t>() > INT32_MAX) refuse(str("id ", value.dump()));
+  if (!value.is_number_unsigned() || value.get<uint64_t>() > INT32_MAX) refuse_json(str("id ", value.dump()));
   return value.get<int>();
 }
 
@@ -58,7 +57,7 @@ void flatten(const Json& value, const char* list, std::vector<Json>& steps) {
     return;
   }
   const Json& inner = field(value, list);
-  if (!inner.is_array()) refuse(str("a Sequence without '", list, "'"));
+  if (!inner.is_array()) refuse_json(str("a Sequence without '", list, "'"));
   for (const Json& step : inner) flatten(step, list, steps);
 }
 
@@ -113,7 +112,7 @@ void read_metaspace(const Json& step, TokenizerSpec& spec) {
   std::string scheme = field(step, "prepend_scheme").is_null() ? "always" : text_of(step, "prepend_scheme");
   if (!flag_of(step, "add_prefix_space", true)) {
     if (scheme != "never" && !field(step, "prepend_scheme").is_null()) {
-      refuse("pre_tokenizer Metaspace whose add_prefix_space contradicts its prepend_scheme");
+      refuse_json("pre_tokenizer Metaspace whose add_prefix_space contradicts its prepend_scheme");
     }
     scheme = "never";
   }
@@ -123,7 +122,7 @@ void read_metaspace(const Json& step, TokenizerSpec& spec) {
   } else if (scheme == "first") {
     spec.marks.prefix = SpaceMarks::Prefix::first;
   } else if (scheme != "never") {
-    refuse("pre_tokenizer Metaspace with prepend_scheme '" + scheme + "'");
+    refuse_json("pre_tokenizer Metaspace with prepend_scheme '" + scheme + "'");
   }
   spec.marks.split = flag_of(step, "split", true);
 }
@@ -191,7 +190,7 @@ void read_post_processor(const Json& value, TokenizerSpec& spec) {
     if (type != "TemplateProcessing" || templated) unsupported("post_processor " + step.dump());
     templated = true;
     const Json& pieces = field(step, "single");
-    if (!pieces.is_array()) refuse("post_processor TemplateProcessing without 'single'");
+    if (!pieces.is_array()) refuse_json("post_processor TemplateProcessing without 'single'");
     int n_texts = 0;
     for (const Json& piece : pieces) {
       if (piece.is_object() && piece.contains("Sequence")) {
@@ -200,7 +199,7 @@ void read_post_processor(const Json& value, TokenizerSpec& spec) {
       }
       const std::string name = text_of(field(piece, "SpecialToken"), "id");
       const Json& ids = field(field(field(step, "special_tokens"), name.c_str()), "ids");
-      if (!ids.is_array()) refuse("post_processor TemplateProcessing without the ids of '" + name + "'");
+      if (!ids.is_array()) refuse_json("post_processor TemplateProcessing without the ids of '" + name + "'");
       for (const Json& id : ids) (n_texts == 0 ? spec.bos : spec.eos_suffix).push_back(id_of(id));
     }
     if (n_texts != 1) unsupported("post_processor " + pieces.dump());
@@ -209,7 +208,7 @@ void read_post_processor(const Json& value, TokenizerSpec& spec) {
 
 void read_added_tokens(const Json& value, size_t n_tokens, TokenizerSpec& spec) {
   if (value.is_null()) return;
-  if (!value.is_array()) refuse("added_tokens is no list");
+  if (!value.is_array()) refuse_json("added_tokens is no list");
   for (const Json& entry : value) {
     AddedToken token;
     token.id = id_of(field(entry, "id"));

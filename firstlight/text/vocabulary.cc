@@ -11,6 +11,8 @@
 #include "firstlight/text/unicode.h"
 
 namespace firstlight {
+void refuse_tokenizer(const std::string& what) { throw Error(ErrorKind::bad_input, "tokenizer: " + what); }
+
 namespace {
 
 /// Pairs of scored tokens are found by trying every cut: quadratic in a token's length. Real ones have at most 48
@@ -20,8 +22,6 @@ constexpr size_t kLongestScoredToken = 1024;
 constexpr size_t kMostTokens = 1u << 30;
 /// Look-ups started ahead of the one that is waited for.
 constexpr size_t kAhead = 32;
-
-[[noreturn]] void refuse(const std::string& what) { throw Error(ErrorKind::bad_input, "tokenizer: " + what); }
 
 size_t count_characters(const TokenizerSpec& spec) {
   size_t n = 0;
@@ -53,10 +53,11 @@ Vocabulary::Vocabulary(const TokenizerSpec& spec)
       merges_(spec.merge_ids.empty() ? spec.merges.size() / 2 : spec.merge_ids.size()),
       character_index_(characters_, count_characters(spec)) {
   const size_t n = spec.tokens.size();
-  if (n > kMostTokens) refuse(str(n, " tokens, at most ", kMostTokens));
-  if (!spec.scores.empty() && spec.scores.size() != n) refuse(str(spec.scores.size(), " scores for ", n, " tokens"));
+  if (n > kMostTokens) refuse_tokenizer(str(n, " tokens, at most ", kMostTokens));
+  if (!spec.scores.empty() && spec.scores.size() != n)
+    refuse_tokenizer(str(spec.scores.size(), " scores for ", n, " tokens"));
   if (!spec.reserved.empty() && spec.reserved.size() != n) {
-    refuse(str(spec.reserved.size(), " token types for ", n, " tokens"));
+    refuse_tokenizer(str(spec.reserved.size(), " token types for ", n, " tokens"));
   }
   insert_tokens();
   find_bytes();
@@ -88,9 +89,9 @@ void Vocabulary::insert_tokens() {
     }
     for (size_t id = begin; id < end; ++id) {
       if (tokens[id].empty()) continue;
-      if (!is_utf8(tokens[id])) refuse(str("token ", id, " is not UTF-8"));
+      if (!is_utf8(tokens[id])) refuse_tokenizer(str("token ", id, " is not UTF-8"));
       if (!tokens_.insert(static_cast<uint32_t>(id), hashes[id - begin])) {
-        refuse(str("token '", tokens[id], "' has the ids ", tokens_.find(tokens[id]), " and ", id));
+        refuse_tokenizer(str("token '", tokens[id], "' has the ids ", tokens_.find(tokens[id]), " and ", id));
       }
     }
   }
@@ -112,7 +113,7 @@ void Vocabulary::find_bytes() {
 
 void Vocabulary::insert_merges() {
   const StringTable& merges = spec_->merges;
-  if (merges.size() % 2 != 0) refuse("a merge with one side");
+  if (merges.size() % 2 != 0) refuse_tokenizer("a merge with one side");
   std::array<uint64_t, kAhead> hashes;
   std::array<int32_t, kAhead> ids;
   size_t last = 0;
@@ -135,8 +136,8 @@ void Vocabulary::insert_merge_ids() {
   for (size_t i = 0; i < merges.size(); ++i) {
     const MergeIds& merge = merges[i];
     if (std::max({merge.left, merge.right, merge.result}) >= spec_->tokens.size()) {
-      refuse(str("merge ", i, " of tokens ", merge.left, " and ", merge.right, " into ", merge.result, " of ",
-                 spec_->tokens.size()));
+      refuse_tokenizer(str("merge ", i, " of tokens ", merge.left, " and ", merge.right, " into ", merge.result, " of ",
+                           spec_->tokens.size()));
     }
     if (i + kAhead < merges.size()) merges_.prefetch(merges[i + kAhead].left, merges[i + kAhead].right);
     merges_.insert(merge.left, merge.right, {static_cast<uint32_t>(i), static_cast<int32_t>(merge.result)});
@@ -146,7 +147,7 @@ void Vocabulary::insert_merge_ids() {
 void Vocabulary::insert_merge(size_t rank, int32_t left, int32_t right, size_t& last) {
   const std::string_view first = spec_->merges[2 * rank], second = spec_->merges[2 * rank + 1];
   const auto unknown = [&](std::string_view token) {
-    refuse(str("merge ", rank, " names '", to_valid_utf8(token), "', which is not in the vocabulary"));
+    refuse_tokenizer(str("merge ", rank, " names '", to_valid_utf8(token), "', which is not in the vocabulary"));
   };
   if (left < 0) unknown(first);
   if (right < 0) unknown(second);
@@ -183,7 +184,7 @@ void Vocabulary::insert_scored_merges() {
   const StringTable& tokens = spec_->tokens;
   std::vector<float> ranks;  // distinct scores, highest first
   for (const float score : spec_->scores) {
-    if (std::isnan(score)) refuse("a score that is not a number");
+    if (std::isnan(score)) refuse_tokenizer("a score that is not a number");
   }
   ranks = spec_->scores;
   std::sort(ranks.begin(), ranks.end(), std::greater<>());
@@ -198,7 +199,7 @@ void Vocabulary::insert_scored_merges() {
     const std::string_view token = tokens[id];
     if (token.empty() || (!spec_->reserved.empty() && spec_->reserved[id])) continue;
     if (token.size() > kLongestScoredToken) {
-      refuse(str("token ", id, " has ", token.size(), " bytes, at most ", kLongestScoredToken));
+      refuse_tokenizer(str("token ", id, " has ", token.size(), " bytes, at most ", kLongestScoredToken));
     }
     const auto rank = static_cast<uint32_t>(
         std::lower_bound(ranks.begin(), ranks.end(), spec_->scores[id], std::greater<>()) - ranks.begin());
@@ -285,7 +286,7 @@ TokenBytes::TokenBytes(const TokenizerSpec& spec, size_t n, const std::function<
     } else {
       append_marked(token, bytes_);
     }
-    if (bytes_.size() > UINT32_MAX) refuse("tokens of more than 4 GiB");
+    if (bytes_.size() > UINT32_MAX) refuse_tokenizer("tokens of more than 4 GiB");
     begins_.push_back(static_cast<uint32_t>(bytes_.size()));
   }
 }

@@ -13,6 +13,9 @@
 
 namespace firstlight {
 
+/// Throws Error{bad_input} "tokenizer: WHAT".
+[[noreturn]] void refuse_tokenizer(const std::string& what);
+
 /// The spec must outlive it. Throws Error{bad_input} for a spec that contradicts itself.
 class Vocabulary {
  public:
