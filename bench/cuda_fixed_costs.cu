@@ -1,12 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // What a GPU's start costs before a byte of the model is read, and what its links give: the floors of
 // docs/performance.md. Fixed costs are paid once a process, so the program runs itself five times and prints medians
-// and spread; the rates are taken five times in each. cuBLASLt is opened as the program proper opens it, with
-// declarations of our own.
+// and spread; the rates are taken five times in each. cuBLASLt is opened as the program proper opens it.
 //   cuda_fixed_costs            the table
 //   cuda_fixed_costs --once     one process's figures, a name and a number a line
 #include <cuda_runtime.h>
-#include <dlfcn.h>
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -19,6 +17,9 @@
 #include <stdexcept>
 #include <string>
 #include <vector>
+
+#include "firstlight/base/error.h"
+#include "firstlight/ops/cublaslt_api.cuh"
 
 namespace {
 
@@ -34,77 +35,49 @@ double ms_since(Clock::time_point begin) {
 
 void report(const char* name, double value) { std::printf("%s\t%.4f\n", name, value); }
 
-/// The few calls and numbers of cublasLt.h that one bf16 product takes.
 struct Lt {
-  using Handle = void*;
-  struct Algo {
-    uint64_t data[8];
-  };
-  struct Heuristic {
-    Algo algo;
-    size_t workspace;
-    int state;
-    float waves;
-    int reserved[4];
-  };
-  static constexpr int kBf16 = 14, kF32 = 0, kCompute32F = 68, kTransA = 3, kWorkspace = 1, kOpT = 1;
-  int (*create)(Handle*);
-  int (*desc_create)(void**, int compute, int scale_type);
-  int (*desc_set)(void*, int attribute, const void*, size_t);
-  int (*layout_create)(void**, int type, uint64_t rows, uint64_t cols, int64_t ld);
-  int (*preference_create)(void**);
-  int (*preference_set)(void*, int attribute, const void*, size_t);
-  int (*heuristic)(Handle, void* desc, void* a, void* b, void* c, void* d, void* preference, int wanted, Heuristic*,
-                   int* found);
-  int (*matmul)(Handle, void* desc, const void* alpha, const void* a, void* a_layout, const void* b, void* b_layout,
-                const void* beta, const void* c, void* c_layout, void* d, void* d_layout, const Algo*, void* workspace,
-                size_t workspace_bytes, cudaStream_t);
+  using Api = firstlight::cuda::CublasLtApi;
+  Api api = Api::open();
 
-  explicit Lt(void* library) {
-    find(library, "cublasLtCreate", create);
-    find(library, "cublasLtMatmulDescCreate", desc_create);
-    find(library, "cublasLtMatmulDescSetAttribute", desc_set);
-    find(library, "cublasLtMatrixLayoutCreate", layout_create);
-    find(library, "cublasLtMatmulPreferenceCreate", preference_create);
-    find(library, "cublasLtMatmulPreferenceSetAttribute", preference_set);
-    find(library, "cublasLtMatmulAlgoGetHeuristic", heuristic);
-    find(library, "cublasLtMatmul", matmul);
-  }
-  template <typename F>
-  static void find(void* library, const char* name, F& function) {
-    function = reinterpret_cast<F>(dlsym(library, name));
-    if (function == nullptr) throw std::runtime_error(std::string(name) + " is not in libcublasLt");
-  }
   static void ok(int status, const char* what) {
     if (status != 0) throw std::runtime_error(std::string(what) + ": cuBLASLt status " + std::to_string(status));
   }
 
   /// Milliseconds of out[n, m] = in[n, k] · weight[m, k]ᵀ with its choice of algorithm, to the end of the kernel.
-  double product(Handle handle, void* memory, uint64_t m, uint64_t n, uint64_t k, void* workspace,
+  double product(void* handle, void* memory, uint64_t m, uint64_t n, uint64_t k, void* workspace,
                  size_t workspace_bytes) {
     const auto begin = Clock::now();
     void *desc = nullptr, *a = nullptr, *b = nullptr, *c = nullptr, *preference = nullptr;
-    ok(desc_create(&desc, kCompute32F, kF32), "description");
-    const int transposed = kOpT;
-    ok(desc_set(desc, kTransA, &transposed, sizeof transposed), "transposition");
-    ok(layout_create(&a, kBf16, k, m, static_cast<int64_t>(k)), "layout");
-    ok(layout_create(&b, kBf16, k, n, static_cast<int64_t>(k)), "layout");
-    ok(layout_create(&c, kBf16, m, n, static_cast<int64_t>(m)), "layout");
-    ok(preference_create(&preference), "preference");
-    ok(preference_set(preference, kWorkspace, &workspace_bytes, sizeof workspace_bytes), "workspace");
-    Heuristic found{};
+    ok(api.desc_create(&desc, Api::kComputeF32, Api::kF32), "description");
+    const int transposed = Api::kTransposed;
+    ok(api.desc_set(desc, Api::kTransposeA, &transposed, sizeof transposed), "transposition");
+    ok(api.layout_create(&a, Api::kBf16, k, m, static_cast<int64_t>(k)), "layout");
+    ok(api.layout_create(&b, Api::kBf16, k, n, static_cast<int64_t>(k)), "layout");
+    ok(api.layout_create(&c, Api::kBf16, m, n, static_cast<int64_t>(m)), "layout");
+    ok(api.preference_create(&preference), "preference");
+    ok(api.preference_set(preference, Api::kMostWorkspace, &workspace_bytes, sizeof workspace_bytes), "workspace");
+    Api::Heuristic found{};
     int n_found = 0;
-    ok(heuristic(handle, desc, a, b, c, c, preference, 1, &found, &n_found), "heuristic");
+    ok(api.heuristic(handle, desc, a, b, c, c, preference, 1, &found, &n_found), "heuristic");
     const float one = 1, zero = 0;
     auto* bytes = static_cast<std::byte*>(memory);
     std::byte* out = bytes + 2 * (m * k + n * k);
-    ok(matmul(handle, desc, &one, bytes, a, bytes + 2 * m * k, b, &zero, out, c, out, c, &found.algo, workspace,
-              workspace_bytes, nullptr),
+    ok(api.matmul(handle, desc, &one, bytes, a, bytes + 2 * m * k, b, &zero, out, c, out, c, &found.algorithm,
+                  workspace, workspace_bytes, nullptr),
        "product");
     check(cudaDeviceSynchronize(), "product");
     return ms_since(begin);
   }
 };
+
+/// bf16 within ±2, all bits of the fraction in use: zeros multiply faster than weights do.
+__global__ void fill_kernel(uint16_t* data, size_t n) {
+  const size_t stride = size_t{gridDim.x} * blockDim.x;
+  for (size_t i = size_t{blockIdx.x} * blockDim.x + threadIdx.x; i < n; i += stride) {
+    const uint64_t hash = i * 0x9E3779B97F4A7C15ull >> 40;
+    data[i] = static_cast<uint16_t>((hash & 0x80ff) | 0x3f00);
+  }
+}
 
 __global__ void read_kernel(const uint4* data, size_t n, unsigned* sink) {
   unsigned sum = 0;
@@ -205,23 +178,18 @@ void once() {
   report("first kernel of our own, ms", ms_since(begin));
   graphs(stream);
   begin = Clock::now();
-  void* library = nullptr;
-  for (const char* name : {"libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so"}) {
-    if (library == nullptr) library = dlopen(name, RTLD_NOW | RTLD_LOCAL);
-  }
-  if (library == nullptr) {
-    std::fprintf(stderr, "no cuBLASLt: %s\n", dlerror());
-  } else {
+  try {
+    Lt lt;
     report("dlopen of cuBLASLt, ms", ms_since(begin));
-    Lt lt(library);
-    Lt::Handle handle = nullptr;
+    void* handle = nullptr;
     begin = Clock::now();
-    Lt::ok(lt.create(&handle), "cublasLtCreate");
+    Lt::ok(lt.api.create(&handle), "cublasLtCreate");
     report("cublasLtCreate, ms", ms_since(begin));
     constexpr size_t kWorkspace = 32u << 20;
     void *memory = nullptr, *workspace = nullptr;
     check(cudaMalloc(&memory, size_t{1} << 30), "matrices");
-    check(cudaMemset(memory, 0, size_t{1} << 30), "matrices");
+    fill_kernel<<<1024, 256>>>(static_cast<uint16_t*>(memory), size_t{1} << 29);
+    check(cudaDeviceSynchronize(), "matrices");
     check(cudaMalloc(&workspace, kWorkspace), "workspace");
     report("cuBLASLt first product, ms", lt.product(handle, memory, 4096, 64, 4096, workspace, kWorkspace));
     report("cuBLASLt another shape, ms", lt.product(handle, memory, 14336, 64, 4096, workspace, kWorkspace));
@@ -233,6 +201,8 @@ void once() {
       report("bf16 product 8192^3 with its set-up, TFLOP/s", 2.0 * kLarge * kLarge * kLarge / ms / 1e9);
     }
     cudaFree(memory);
+  } catch (const firstlight::Error& error) {
+    std::fprintf(stderr, "no cuBLASLt: %s\n", error.what());
   }
   rates(stream);
 }

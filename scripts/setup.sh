@@ -86,14 +86,12 @@ ensure_nvcc() {
     return 0
   fi
   if [ "$(uname -m)" != x86_64 ] && [ "$(uname -m)" != aarch64 ]; then return 0; fi
-  local needed=$cuda_packages toolkit
-  # 400 MB for one header: only as long as a source includes it.
-  if grep -rqs '#include <cublas' "$root/firstlight"; then needed="$needed nvidia-cublas==13.1.0.3"; fi
+  local toolkit
   toolkit=$(echo "$root"/.venv/lib/python3*/site-packages/nvidia/cu13)
   if [ ! -x "$toolkit/bin/nvcc" ] || [ ! -e "$toolkit/.firstlight-complete" ]; then
-    say "installing the CUDA compiler by pip into .venv: $(echo $needed)"
+    say "installing the CUDA compiler by pip into .venv: $(echo $cuda_packages)"
     # shellcheck disable=SC2086
-    if ! "$root/.venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps $needed; then
+    if ! "$root/.venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps $cuda_packages; then
       echo "no CUDA compiler to be had: the CPU back end alone is built and tested"
       return 0
     fi

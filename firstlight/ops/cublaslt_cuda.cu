@@ -22,21 +22,45 @@ void find(void* library, const char* name, F& function) {
 
 }  // namespace
 
+CublasLtApi CublasLtApi::open() {
+  void* library = nullptr;
+  std::string reasons;
+  for (const char* name : {"libcublasLt.so.13", "libcublasLt.so.12"}) {
+    if ((library = dlopen(name, RTLD_NOW | RTLD_LOCAL))) break;
+    reasons += str(reasons.empty() ? "" : "; ", dlerror());
+  }
+  if (!library) throw Error(ErrorKind::not_found, reasons);
+  CublasLtApi api;
+  find(library, "cublasLtCreate", api.create);
+  find(library, "cublasLtDestroy", api.destroy);
+  find(library, "cublasLtMatmul", api.matmul);
+  find(library, "cublasLtMatmulDescCreate", api.desc_create);
+  find(library, "cublasLtMatmulDescDestroy", api.desc_destroy);
+  find(library, "cublasLtMatmulDescSetAttribute", api.desc_set);
+  find(library, "cublasLtMatrixLayoutCreate", api.layout_create);
+  find(library, "cublasLtMatrixLayoutDestroy", api.layout_destroy);
+  find(library, "cublasLtMatmulPreferenceCreate", api.preference_create);
+  find(library, "cublasLtMatmulPreferenceDestroy", api.preference_destroy);
+  find(library, "cublasLtMatmulPreferenceSetAttribute", api.preference_set);
+  find(library, "cublasLtMatmulAlgoGetHeuristic", api.heuristic);
+  return api;
+}
+
 struct CublasLt::Layouts {
-  const Functions& lt;
-  cublasLtMatrixLayout_t w = nullptr, x = nullptr, out = nullptr;
+  const CublasLtApi& lt;
+  void *w = nullptr, *x = nullptr, *out = nullptr;
   Layouts(const CublasLt& library, const LtProduct& p) : lt(library.lt_) {
-    const auto make = [&](cublasLtMatrixLayout_t& layout, cudaDataType_t type, int64_t rows, int64_t cols, int64_t ld) {
+    const auto make = [&](void*& layout, int type, int64_t rows, int64_t cols, int64_t ld) {
       library.check(lt.layout_create(&layout, type, static_cast<uint64_t>(rows), static_cast<uint64_t>(cols), ld),
                     "describe a matrix");
     };
-    make(w, CUDA_R_16BF, p.k, p.n, p.k);
-    make(x, CUDA_R_16BF, p.k, p.rows, p.x_stride);
-    make(out, CUDA_R_32F, p.n, p.rows, p.out_stride);
+    make(w, CublasLtApi::kBf16, p.k, p.n, p.k);
+    make(x, CublasLtApi::kBf16, p.k, p.rows, p.x_stride);
+    make(out, CublasLtApi::kF32, p.n, p.rows, p.out_stride);
   }
   Layouts(const Layouts&) = delete;
   ~Layouts() {
-    for (cublasLtMatrixLayout_t layout : {w, x, out}) {
+    for (void* layout : {w, x, out}) {
       if (layout) lt.layout_destroy(layout);
     }
   }
@@ -50,10 +74,8 @@ CublasLt::~CublasLt() {
   cudaFree(workspace_);
 }
 
-void CublasLt::check(cublasStatus_t status, const char* what) const {
-  if (status != CUBLAS_STATUS_SUCCESS) {
-    throw Error(ErrorKind::device, str("cuBLASLt: ", what, ": status ", static_cast<int>(status)));
-  }
+void CublasLt::check(int status, const char* what) const {
+  if (status != 0) throw Error(ErrorKind::device, str("cuBLASLt: ", what, ": status ", status));
 }
 
 void CublasLt::start_loading() {
@@ -79,37 +101,17 @@ void CublasLt::load() noexcept {
 }
 
 void CublasLt::open() {
-  void* library = nullptr;
-  std::string reasons;
-  for (const char* name : {"libcublasLt.so.13", "libcublasLt.so.12"}) {
-    if ((library = dlopen(name, RTLD_NOW | RTLD_LOCAL))) break;
-    reasons += str(reasons.empty() ? "" : "; ", dlerror());
-  }
-  if (!library) throw Error(ErrorKind::not_found, reasons);
-  find(library, "cublasLtCreate", lt_.create);
-  find(library, "cublasLtDestroy", lt_.destroy);
-  find(library, "cublasLtMatmul", lt_.matmul);
-  find(library, "cublasLtMatmulDescCreate", lt_.desc_create);
-  find(library, "cublasLtMatmulDescDestroy", lt_.desc_destroy);
-  find(library, "cublasLtMatmulDescSetAttribute", lt_.desc_set);
-  find(library, "cublasLtMatrixLayoutCreate", lt_.layout_create);
-  find(library, "cublasLtMatrixLayoutDestroy", lt_.layout_destroy);
-  find(library, "cublasLtMatmulPreferenceCreate", lt_.preference_create);
-  find(library, "cublasLtMatmulPreferenceDestroy", lt_.preference_destroy);
-  find(library, "cublasLtMatmulPreferenceSetAttribute", lt_.preference_set);
-  find(library, "cublasLtMatmulAlgoGetHeuristic", lt_.heuristic);
-  find(library, "cublasLtGetVersion", lt_.version);
+  lt_ = CublasLtApi::open();
   check(lt_.create(&handle_), "create");
-  check(lt_.desc_create(&operation_, CUBLAS_COMPUTE_32F, CUDA_R_32F), "describe the product");
-  const cublasOperation_t transposed = CUBLAS_OP_T;
-  check(lt_.desc_set(operation_, CUBLASLT_MATMUL_DESC_TRANSA, &transposed, sizeof transposed), "transpose w");
+  check(lt_.desc_create(&operation_, CublasLtApi::kComputeF32, CublasLtApi::kF32), "describe the product");
+  const int transposed = CublasLtApi::kTransposed;
+  check(lt_.desc_set(operation_, CublasLtApi::kTransposeA, &transposed, sizeof transposed), "transpose w");
   check(lt_.preference_create(&preference_), "create preferences");
-  check(lt_.preference_set(preference_, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &kWorkspaceBytes,
-                           sizeof kWorkspaceBytes),
+  check(lt_.preference_set(preference_, CublasLtApi::kMostWorkspace, &kWorkspaceBytes, sizeof kWorkspaceBytes),
         "bound the workspace");
   const uint32_t alignment = 16;  // weights lie where their file put them
-  for (const auto which : {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
-                           CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES}) {
+  for (const int which :
+       {CublasLtApi::kAlignmentA, CublasLtApi::kAlignmentB, CublasLtApi::kAlignmentC, CublasLtApi::kAlignmentD}) {
     check(lt_.preference_set(preference_, which, &alignment, sizeof alignment), "state the alignment");
   }
   cuda::check(cudaMalloc(&workspace_, kWorkspaceBytes), "allocate cuBLASLt's workspace");
@@ -141,11 +143,11 @@ void CublasLt::warm_up() {
   cuda::check(code, "first product of cuBLASLt");
 }
 
-const cublasLtMatmulAlgo_t& CublasLt::algorithm(const LtProduct& p) {
+const CublasLtApi::Algorithm& CublasLt::algorithm(const LtProduct& p) {
   const Shape shape{p.n, p.k, static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(p.rows))), p.out_stride, p.add};
   const auto known = algorithms_.find(shape);
   if (known != algorithms_.end()) return known->second;
-  cublasLtMatmulHeuristicResult_t result{};
+  CublasLtApi::Heuristic result{};
   int found = 0;
   LtProduct fullest = p;  // not this one: the choice must not depend on which number of rows came first
   fullest.rows = shape.rows_below;
@@ -155,7 +157,7 @@ const cublasLtMatmulAlgo_t& CublasLt::algorithm(const LtProduct& p) {
         "choose an algorithm");
   if (found == 0)
     throw Error(ErrorKind::device, str("cuBLASLt has no algorithm for [", p.rows, ", ", p.n, ", ", p.k, "]"));
-  return algorithms_.emplace(shape, result.algo).first->second;
+  return algorithms_.emplace(shape, result.algorithm).first->second;
 }
 
 void CublasLt::multiply(const LtProduct& p, cudaStream_t stream) {

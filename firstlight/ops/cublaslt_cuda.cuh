@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // cuBLASLt, opened at run time and never linked: linked in the ordinary way its 0.5 GB cost 70 ms of every start.
 #pragma once
-#include <cublasLt.h>
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
@@ -9,6 +8,7 @@
 #include <string>
 #include <thread>
 
+#include "firstlight/ops/cublaslt_api.cuh"
 #include "firstlight/ops/cuda_memory.cuh"
 
 namespace firstlight::cuda {
@@ -39,21 +39,6 @@ class CublasLt {
   void multiply(const LtProduct& product, cudaStream_t stream);
 
  private:
-  struct Functions {
-    decltype(&cublasLtCreate) create;
-    decltype(&cublasLtDestroy) destroy;
-    decltype(&cublasLtMatmul) matmul;
-    decltype(&cublasLtMatmulDescCreate) desc_create;
-    decltype(&cublasLtMatmulDescDestroy) desc_destroy;
-    decltype(&cublasLtMatmulDescSetAttribute) desc_set;
-    decltype(&cublasLtMatrixLayoutCreate) layout_create;
-    decltype(&cublasLtMatrixLayoutDestroy) layout_destroy;
-    decltype(&cublasLtMatmulPreferenceCreate) preference_create;
-    decltype(&cublasLtMatmulPreferenceDestroy) preference_destroy;
-    decltype(&cublasLtMatmulPreferenceSetAttribute) preference_set;
-    decltype(&cublasLtMatmulAlgoGetHeuristic) heuristic;
-    decltype(&cublasLtGetVersion) version;
-  };
   struct Shape {
     int64_t n, k, rows_below, out_stride;
     bool add;
@@ -64,19 +49,16 @@ class CublasLt {
   void load() noexcept;
   void open();
   void warm_up();
-  void check(cublasStatus_t status, const char* what) const;
-  const cublasLtMatmulAlgo_t& algorithm(const LtProduct& product);
+  void check(int status, const char* what) const;
+  const CublasLtApi::Algorithm& algorithm(const LtProduct& product);
 
   const int device_index_;
   std::thread loading_;
   bool asked_ = false;
   std::string why_;
-  Functions lt_{};
-  cublasLtHandle_t handle_ = nullptr;
-  cublasLtMatmulDesc_t operation_ = nullptr;
-  cublasLtMatmulPreference_t preference_ = nullptr;
-  void* workspace_ = nullptr;
-  std::map<Shape, cublasLtMatmulAlgo_t> algorithms_;
+  CublasLtApi lt_;
+  void *handle_ = nullptr, *operation_ = nullptr, *preference_ = nullptr, *workspace_ = nullptr;
+  std::map<Shape, CublasLtApi::Algorithm> algorithms_;
 };
 
 }  // namespace firstlight::cuda
