@@ -3,7 +3,8 @@
 """Firstlight beside llama.cpp on this machine, in alternating fresh processes: start to first token, prompt and generation rate.
 
 llama.cpp is built from the source package of llama-cpp-python on PyPI for this machine's CPU (in --venv, once, about ten
-minutes on two cores), and driven by bench/llama_cpp_start.cc, a native program. Prints a Markdown table: medians, spread
+minutes on two cores), and driven by bench/llama_cpp_start.cc, a native program; the start is also taken through the
+package's own Python interface. Prints a Markdown table: medians, spread
 (first to third quartile), and the median of the pairs' ratios.
 
     bench/llama_cpp_peer.py --venv build/llama-cpp --gguf models/smollm2.gguf --out models/smollm2 [-n 15]
@@ -87,6 +88,11 @@ def starts(arguments, driver, bf16):
         "llama.cpp Q4_1": lambda: timed([driver, "start", arguments.gguf, threads, PROMPT]),
         "llama.cpp BF16": lambda: timed([driver, "start", bf16, threads, PROMPT]),
     }
+    # The package as it is used: Python, its library, one token.
+    package = ("import sys; from llama_cpp import Llama; "
+               "Llama(sys.argv[1], n_threads=int(sys.argv[2]), verbose=False)(sys.argv[3], max_tokens=1, temperature=0)")
+    for name, model in (("Q4_1", arguments.gguf), ("BF16", bf16)):
+        contenders[f"llama-cpp-python {name}"] = lambda model=model: timed([arguments.venv / "bin" / "python", "-c", package, model, threads, PROMPT])
     if arguments.firstlight:
         contenders["Firstlight bf16"] = lambda: timed([arguments.firstlight, "run", arguments.out, "--raw", "-p", PROMPT, "-n", "1", "--greedy", "--threads", threads])
     return alternate(arguments.n, contenders)
