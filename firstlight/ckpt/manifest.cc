@@ -131,8 +131,12 @@ Manifest read_manifest(const fs::path& out) {
                     "' is a file, not a rank checkpoint; make one with: firstlight shard MODEL -o OUT --tp 1"));
   }
   if (!fs::exists(fs::symlink_status(ready, ignored))) {
-    throw Error(ErrorKind::not_found,
-                str("'", ready.string(), "' is missing: the conversion was not finished; run shard again"));
+    const bool begun = fs::exists(out / "journal.jsonl", ignored) || fs::exists(out / "manifest.json", ignored);
+    throw Error(
+        ErrorKind::not_found,
+        begun ? str("'", ready.string(), "' is missing: the conversion was not finished; run shard again")
+              : str("'", out.string(),
+                    "' is no rank checkpoint (it has no READY); make one with: firstlight shard MODEL -o OUT --tp 1"));
   }
   const std::string want = read_text(ready, 4096);
   const fs::path path = out / "manifest.json";

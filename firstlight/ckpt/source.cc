@@ -29,8 +29,10 @@ ModelKind model_kind(const fs::path& path) {
     throw Error(ErrorKind::not_found, str("'", path.native(), "': no such file or directory"));
   if (error) throw_errno(error.value(), "open", path.native());
   const auto has = [&](const char* name) {
-    std::error_code ignored;
-    return fs::exists(path / name, ignored);
+    std::error_code failure;
+    const bool found = fs::exists(path / name, failure);
+    if (failure) throw_errno(failure.value(), "open", (path / name).native());  // a folder that may not be looked into
+    return found;
   };
   if (fs::is_directory(status)) {
     // journal.jsonl: a conversion that was not finished, which the rank checkpoint's reader explains.

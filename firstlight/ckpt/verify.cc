@@ -74,7 +74,7 @@ class Verifier {
       report_.files = 2;
       return true;
     } catch (const Error& e) {
-      if (e.kind() == ErrorKind::not_found) throw;
+      if (e.kind() == ErrorKind::not_found || e.kind() == ErrorKind::io || !fs::is_directory(out_)) throw;
       problem(e.what());
     }
     try {

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // firstlight chat: a conversation in the terminal. Each turn renders the whole conversation through the chat template.
+#include <unistd.h>
+
 #include <CLI/CLI.hpp>
 #include <iostream>
 #include <nlohmann/json.hpp>
@@ -43,8 +45,9 @@ int chat(Context& context, const ChatOptions& options) {
   if (!options.system.empty()) messages.push_back({"system", options.system});
   say(context, "Write a message and press Enter. /reset forgets the conversation, /quit or Ctrl-D ends, Ctrl-C stops.");
   bool load_told = false;
+  const bool prompts = !options.json && ::isatty(STDIN_FILENO) == 1;
   for (std::string line;;) {
-    if (!options.json) print("> ");
+    if (prompts) print("> ");
     exit_at_once(true);
     if (!std::getline(std::cin, line)) break;
     exit_at_once(false);
@@ -61,6 +64,7 @@ int chat(Context& context, const ChatOptions& options) {
           generate(context, engine, options.generate.request(text.encode_chat(messages)), [&](std::string_view piece) {
             if (!options.json) print(piece);
           });
+      if (answer.finish == FinishReason::cancelled) throw Interrupted();
       if (options.json) {
         nlohmann::ordered_json turn = turn_json(answer);
         if (!load_told) {
@@ -82,7 +86,7 @@ int chat(Context& context, const ChatOptions& options) {
     if (!load_told) say(context, str("(", describe(session.load().wait()), ")"));
     load_told = true;
   }
-  if (!options.json) print("\n");
+  if (prompts) print("\n");
   return 0;
 }
 

@@ -84,7 +84,7 @@ Answer generate(Context& context, Engine& engine, Request request,
   while (answer.finish == FinishReason::running && engine.step()) {
     if (context.stop.stop_requested() && answer.finish == FinishReason::running) {
       engine.cancel(id);
-      throw Interrupted();
+      answer.finish = FinishReason::cancelled;
     }
   }
   if (answer.finish == FinishReason::error) throw Error(ErrorKind::bug, error);

@@ -77,7 +77,8 @@ Inspected inspect_safetensors_file(const fs::path& path) {
 
 Inspected inspect(const fs::path& path, bool with_data, const std::stop_token& stop) {
   if (fs::is_directory(path)) {
-    const bool is_checkpoint = fs::exists(path / "manifest.json") || fs::exists(path / "READY");
+    const bool is_checkpoint = fs::exists(path / "manifest.json") || fs::exists(path / "READY") ||
+                               fs::exists(path / "journal.jsonl");  // not finished, as its reader explains
     return is_checkpoint ? inspect_rank_checkpoint(path, with_data, stop) : inspect_directory(path);
   }
   if (path.extension() == ".safetensors") return inspect_safetensors_file(path);

@@ -65,8 +65,8 @@ int run_program(int argc, char** argv, Context& context) {
   } catch (const CLI::ParseError& e) {
     if (e.get_exit_code() == 0) {  // --help, --version
       const int code = app.exit(e);
-      std::fflush(stdout);  // the process ends by _exit()
-      return code;
+      // The process ends by _exit(): what is not written by now never is.
+      return std::fflush(stdout) == 0 && !std::ferror(stdout) ? code : exit_code(ErrorKind::io);
     }
     context.json = asks_json(argc, argv);
     const bool bench_alone = app.got_subcommand("bench") && app.get_subcommand("bench")->get_subcommands().empty();

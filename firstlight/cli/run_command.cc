@@ -7,6 +7,7 @@
 #include "firstlight/base/error.h"
 #include "firstlight/base/str.h"
 #include "firstlight/cli/generate.h"
+#include "firstlight/cli/interrupt.h"
 #include "firstlight/cli/token_ids.h"
 
 namespace firstlight::cli {
@@ -30,7 +31,8 @@ std::string prompt_text(const RunOptions& options) {
     return text;
   }
   if (options.prompt.empty())
-    throw Error(ErrorKind::bad_input, "run: give a prompt with -p TEXT, --prompt-file FILE or --ids FILE");
+    throw Error(ErrorKind::bad_input,
+                "run: the prompt is empty: give one with -p TEXT, --prompt-file FILE or --ids FILE");
   require_utf8(options.prompt, "-p");
   return options.prompt;
 }
@@ -95,17 +97,13 @@ int run(Context& context, const RunOptions& options) {
       options.generate.request(encode_prompt(context, options, prompt, text, session.config().vocab_size));
   const double prompt_start = seconds_since_exec();
   bool ends_with_newline = true;
-  Answer answer;
-  try {
-    answer = generate(context, engine, std::move(request), [&](std::string_view piece) {
-      if (options.json) return;
-      print(piece);
-      ends_with_newline = piece.back() == '\n';
-    });
-  } catch (const Interrupted&) {
-    if (!options.json) print("\n");
-    throw;
-  }
+  Answer answer = generate(context, engine, std::move(request), [&](std::string_view piece) {
+    if (options.json) return;
+    print(piece);
+    ends_with_newline = piece.back() == '\n';
+  });
+  const bool interrupted = answer.finish == FinishReason::cancelled;
+  if (interrupted && answer.ids.empty()) throw Interrupted();
   if (!options.json && !ends_with_newline) print("\n");
   if (!options.json && !text.tokenizer) {  // ids in, ids out
     std::string ids;
@@ -116,7 +114,7 @@ int run(Context& context, const RunOptions& options) {
   const LoadReport load = session.load().wait();
   answer.waited_seconds = session.load().weights()[0].ready->waited_seconds();
   report(context, options, session, load, answer);
-  return 0;
+  return interrupted ? interrupted_exit_code() : 0;
 }
 
 }  // namespace

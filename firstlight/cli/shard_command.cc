@@ -85,12 +85,12 @@ int run_shard(Context& context, const ShardCommand& options) {
   bar.clear();
   std::string tps;
   for (const int tp : report.tps) tps += str(tps.empty() ? "" : ", ", tp);
-  say(context,
-      str("'", options.out, "' is ready: tp ", tps, ", ", report.dtype, "; wrote ",
-          human_bytes(static_cast<double>(report.bytes_written)), " in ", human_seconds(report.seconds), " (",
-          human_bytes(rate(report.bytes_written, report.seconds)), "/s)",
-          report.bytes_kept > 0 ? str(", kept ", human_bytes(static_cast<double>(report.bytes_kept)), " that was there")
-                                : ""));
+  say(context, str("'", options.out, "' is ready: tp ", tps, ", ", report.dtype, "; wrote ",
+                   human_bytes(static_cast<double>(report.bytes_written)), " in ", human_seconds(report.seconds), " (",
+                   human_bytes(rate(report.bytes_written, report.seconds)), "/s)",
+                   report.bytes_kept > 0 ? str(", kept ", human_bytes(static_cast<double>(report.bytes_kept)),
+                                               " that was there (verify reads it again)")
+                                         : ""));
   if (options.json) {
     print_json({{"out", options.out},
                 {"tps", report.tps},
@@ -179,7 +179,10 @@ int run_verify(Context& context, const VerifyCommand& options) {
               human_bytes(static_cast<double>(report.bytes)), " checked in ", human_seconds(report.seconds), " (",
               human_bytes(rate(report.bytes, report.seconds)), "/s), ", report.leaves, " leaves\n"));
   }
-  return report.problems.empty() ? 0 : exit_code(ErrorKind::damaged);
+  if (report.problems.empty()) return 0;
+  say(context, str("to mend it: delete the files named and run the same shard command again, which makes them anew, or "
+                   "give it --force"));
+  return exit_code(ErrorKind::damaged);
 }
 
 struct SynthCommand {

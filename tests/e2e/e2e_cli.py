@@ -43,6 +43,7 @@ def wrong_arguments(suite):
         (["score", out, "--ids", suite.tmp / "nowhere.json"], "nowhere.json", 3), (["inspect", suite.tmp / "nowhere"], "nowhere", 3),
         (["synth", "--like", "no-such-model", "-o", suite.tmp / "x"], "no-such-model", 2), (["verify", suite.tmp], str(suite.tmp), {2, 3}),
         (["load", TINY / "llama3" / "config.json"], "config.json", 2), (["run", out, "-p", "x", "--kv", "f7"], "f7", 2),
+        (["verify", TINY / "llama3" / "config.json"], "not a rank checkpoint", 2), (["run", out, "-p", ""], "prompt is empty", 2),
         (["run", out, "-p", "x", "--temperature", "hot"], "hot", 2), (["load", out, "--device", "toaster"], "toaster", 2),
     ]
     for arguments, word, code in cases:
@@ -136,6 +137,7 @@ def full_disk(suite):
 def full_stdout(suite):
     with open("/dev/full", "wb") as full:
         suite.run("plan", suite.tmp / "tiny", "--json", code=6, stdout=full)
+        suite.run("--help", code=6, stdout=full)
 
 
 def unwritable(suite):
@@ -172,6 +174,25 @@ def ctrl_c_in_run(suite):
     return f"ended {seconds:.2f} s after Ctrl-C"
 
 
+def ctrl_c_in_json(suite):
+    """What was generated until then is not lost."""
+    process = subprocess.Popen(
+        [suite.binary, "run", suite.tmp / "smollm2", "-p", "Tell me a very long story.", "-n", "8000", "--ignore-eos", "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        time.sleep(3)  # the first token comes after a tenth of a second, the last after a minute
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=60)
+        assert process.returncode == 130, f"exit code {process.returncode}"
+        answer = json.loads(out)
+        assert answer["finish"] == "cancelled" and len(answer["ids"]) > 0 and answer["text"], out[:300]
+        return f"{len(answer['ids'])} tokens kept"
+    finally:
+        process.kill()
+
+
 def closed_pipe(suite):
     """`firstlight run … | head -c 1` ends soon."""
     code, seconds = long_run(suite, lambda process: process.stdout.close())
@@ -185,6 +206,7 @@ def chat_answers(suite):
         raise Skip("needs the conversion before it")
     done = suite.run("chat", out, "--greedy", "-n", 12, stdin=b"My name is Ada.\nWhat is my name?\n")
     assert len(done.out.strip()) > 10, f"{done.out!r}"
+    assert not done.out.startswith("> "), "a prompt for nobody"
     told = suite.run("chat", out, "--greedy", "-n", 12, "--json", stdin=b"My name is Ada.\nWhat is my name?\n")
     turns = [json.loads(line) for line in told.out.splitlines()]
     assert len(turns) == 2 and all(len(t["ids"]) == 12 and t["text"] in done.out for t in turns), told.out
@@ -213,6 +235,7 @@ def main():
     suite.check("a full stdout is an error", full_stdout, suite)
     suite.check("a directory that can't be made is an error", unwritable, suite)
     suite.check("Ctrl-C ends run with 130", ctrl_c_in_run, suite)
+    suite.check("Ctrl-C keeps what run --json has", ctrl_c_in_json, suite)
     suite.check("a closed pipe ends run", closed_pipe, suite)
     suite.check("chat answers lines from a pipe", chat_answers, suite)
     suite.check("bench start compares", bench_start, suite)
