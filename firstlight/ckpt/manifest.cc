@@ -122,7 +122,7 @@ std::string to_json(const Manifest& manifest) {
 
 Manifest read_manifest(const fs::path& out) {
   const fs::path ready = out / "READY";
-  std::error_code ignored;
+  std::error_code ignored, failure;
   const fs::file_status status = fs::status(out, ignored);
   if (!fs::exists(status)) throw_errno(ENOENT, "open", out.string());
   if (!fs::is_directory(status)) {
@@ -130,7 +130,9 @@ Manifest read_manifest(const fs::path& out) {
                 str("'", out.string(),
                     "' is a file, not a rank checkpoint; make one with: firstlight shard MODEL -o OUT --tp 1"));
   }
-  if (!fs::exists(fs::symlink_status(ready, ignored))) {
+  const bool has_ready = fs::exists(fs::symlink_status(ready, failure));
+  if (failure && failure != std::errc::no_such_file_or_directory) throw_errno(failure.value(), "open", ready.string());
+  if (!has_ready) {
     const bool begun = fs::exists(out / "journal.jsonl", ignored) || fs::exists(out / "manifest.json", ignored);
     throw Error(
         ErrorKind::not_found,

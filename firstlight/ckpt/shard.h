@@ -62,6 +62,7 @@ struct VerifyReport {
   uint64_t bytes = 0, files = 0, leaves = 0;
   double seconds = 0;
   std::vector<std::string> problems;  ///< each names file, range and tensor; empty: all is well
+  bool unreadable = false;            ///< some are the operating system's: those bytes were not compared
 };
 /// Every byte of every file under `out` against the manifest; also files that should not be there, and leaves against
 /// parts. Goes on after the first problem.

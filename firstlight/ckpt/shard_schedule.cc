@@ -165,7 +165,8 @@ BufferPlan plan_buffers(uint64_t memory_bytes, int n_threads, uint64_t n_open, u
   // Chunks and two rows, and the 3/16 that bands and stash take.
   const uint64_t least = ((n_open + 2) * kLeafBytes + 2 * (max_row_bytes + 3 * kPageBytes)) / 13 * 16 + kLeafBytes;
   throw Error(ErrorKind::bad_input, str("--memory ", memory_bytes, " is too little for ", n_open,
-                                        " rank files at once: give ", std::bit_ceil(least), " or fewer tps a call"));
+                                        " rank files at once: ", (least + (1u << 20) - 1) >> 20,
+                                        "MiB is enough; fewer tps a call need less"));
 }
 
 std::vector<CutStep> schedule(const std::vector<StoredTensor>& tensors, const std::vector<CutTp>& tps,

@@ -51,10 +51,18 @@ std::string first_wrong_size(const fs::path& out, const Manifest& manifest) {
   return "";
 }
 
+Manifest read_manifest_there(const fs::path& out, bool has_ready) {
+  try {
+    const fs::path path = out / "manifest.json";
+    return has_ready ? read_manifest(out) : parse_manifest(read_text(path), path.string());
+  } catch (const Error& e) {
+    if (e.kind() != ErrorKind::damaged && e.kind() != ErrorKind::bad_input) throw;
+    throw Error(ErrorKind::damaged, str(e.what(), "; shard --force begins anew"));
+  }
+}
+
 void survey_manifest(const fs::path& out, const JournalHead& recipe, const NoteFn& note, Survey& found) {
-  Manifest manifest = found.has_ready
-                          ? read_manifest(out)
-                          : parse_manifest(read_text(out / "manifest.json"), (out / "manifest.json").string());
+  Manifest manifest = read_manifest_there(out, found.has_ready);
   if (!same_model(manifest, recipe)) {
     refuse(out,
            str("holds another model or dtype (", manifest.recipe_dtype, " of a ", manifest.source_kind, " source)"));

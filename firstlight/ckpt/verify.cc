@@ -61,6 +61,11 @@ class Verifier {
   }
 
  private:
+  void problem(const Error& error) {
+    problem(error.what());
+    const std::lock_guard lock(mutex_);
+    report_.unreadable = report_.unreadable || error.kind() == ErrorKind::io;
+  }
   void problem(const std::string& what) {
     const std::lock_guard lock(mutex_);
     report_.problems.push_back(what);
@@ -121,7 +126,7 @@ class Verifier {
       const std::lock_guard lock(mutex_);
       if (is_part) digests_[name] = std::move(digest);
     } catch (const Error& e) {
-      problem(e.what());
+      problem(e);
     }
   }
 

@@ -132,7 +132,10 @@ std::unique_ptr<Tokenizer> read_tokenizer(const TextFiles& files) {
   const std::string json = files.read("tokenizer.json");
   if (json.empty() && files.optional) return nullptr;
   if (json.empty())
-    throw Error(ErrorKind::not_found, "the model has no tokenizer.json (tokenizer.model alone is not enough)");
+    throw Error(
+        ErrorKind::not_found,
+        "the model has no tokenizer.json (tokenizer.model alone is not enough); run, score and bench start take token "
+        "ids: --ids FILE");
   return std::make_unique<Tokenizer>(parse_tokenizer_json(json));
 }
 

@@ -91,7 +91,10 @@ int run_program(int argc, char** argv, Context& context) {
     const ErrorKind kind = absent ? ErrorKind::not_found : ErrorKind::io;
     return fail(context, to_string(kind), str("'", e.path1().string(), "': ", e.code().message()), exit_code(kind));
   } catch (const Error& e) {
-    return fail(context, to_string(e.kind()), e.what(), exit_code(e.kind()));
+    const int code = fail(context, to_string(e.kind()), e.what(), exit_code(e.kind()));
+    if (e.kind() == ErrorKind::damaged)
+      say(context, "firstlight verify OUT names all that is wrong, and how to mend it");
+    return code;
   } catch (const std::bad_alloc&) {
     return fail(context, "out_of_memory", "out of memory", exit_code(ErrorKind::out_of_memory));
   } catch (const std::exception& e) {

@@ -135,8 +135,9 @@ int run_score(Context& context, ScoreOptions options) {
     return 0;
   }
   if (counted == 0) {
-    throw Error(ErrorKind::bad_input,
-                "score: every window has one token, so none has a token before it; use a larger --window");
+    throw Error(
+        ErrorKind::bad_input,
+        "score: every window has one token, so none has a token before it: the text is too short, or --window is");
   }
   std::array<char, 160> line{};
   std::snprintf(line.data(), line.size(),

@@ -175,13 +175,21 @@ int run_verify(Context& context, const VerifyCommand& options) {
                 {"seconds", report.seconds},
                 {"problems", report.problems}});
   } else {
-    print(str(report.problems.empty() ? "ok: " : str(report.problems.size(), " problems: "), report.files, " files, ",
-              human_bytes(static_cast<double>(report.bytes)), " checked in ", human_seconds(report.seconds), " (",
-              human_bytes(rate(report.bytes, report.seconds)), "/s), ", report.leaves, " leaves\n"));
+    print(str(report.problems.empty()
+                  ? "ok: "
+                  : str(report.problems.size(), report.problems.size() == 1 ? " problem: " : " problems: "),
+              report.files, " files, ", human_bytes(static_cast<double>(report.bytes)), " checked in ",
+              human_seconds(report.seconds), " (", human_bytes(rate(report.bytes, report.seconds)), "/s), ",
+              report.leaves, " leaves\n"));
   }
   if (report.problems.empty()) return 0;
-  say(context, str("to mend it: delete the files named and run the same shard command again, which makes them anew, or "
-                   "give it --force"));
+  if (report.unreadable) {
+    say(context, "not all could be read, so not all was compared");
+    return exit_code(ErrorKind::io);
+  }
+  say(context,
+      "to mend it: delete the files named and run the same shard command again, which makes them anew; or give it "
+      "--force");
   return exit_code(ErrorKind::damaged);
 }
 
