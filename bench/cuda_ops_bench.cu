@@ -340,21 +340,40 @@ struct Model {
   }
 };
 
-void steps(Memory& memory) {
+/// Steps of n sequences, as a resident kernel and as a graph of kernels.
+void decode(Memory& memory) {
+  Model model(memory);
+  std::vector<float> logits;
+  const double weight_bytes = 2.0 * (32.0 * (6144 * 4096.0 + 4096 * 4096.0 + 3 * 4096 * 14336.0) + 128256 * 4096.0);
+  for (const auto& [n, context] : {std::pair<int, int64_t>{1, 512},
+                                   {1, 4096},
+                                   {1, 32000},
+                                   {2, 512},
+                                   {2, 4096},
+                                   {4, 512},
+                                   {4, 4096},
+                                   {8, 512},
+                                   {8, 4096},
+                                   {16, 512},
+                                   {32, 512}}) {
+    for (const bool resident : {true, false}) {
+      if (resident && n > cuda::kMatvecRows) continue;
+      Pass pass(n, 1, context - 1, Model::kKv.pages(memory));
+      const auto ops = make_cuda_ops(kGpu, {.resident = resident});
+      const double s = pass.seconds(
+          *ops, [&](std::span<const int> ids) { model.forward(*ops, ids, pass, logits, true); }, true);
+      const double bytes = weight_bytes + static_cast<double>(n * context) * 32 * 4096;
+      std::printf(
+          "decode step 8B, %2d x %5ld, %s: %7.3f ms, %7.1f tokens/s, %5.1f %% of the time of its bytes at the read "
+          "rate\n",
+          n, context, resident ? "resident" : "graph   ", s * 1e3, n / s, bytes / (plain_rate * 1e9) / s * 100);
+    }
+  }
+}
+
+void prompts(Memory& memory) {
   Model model(memory);
   std::vector<float> logits(64 * 200000);
-  const double weight_bytes = 2.0 * (32.0 * (6144 * 4096.0 + 4096 * 4096.0 + 3 * 4096 * 14336.0) + 128256 * 4096.0);
-  for (const auto& [n, context] :
-       {std::pair<int, int64_t>{1, 512}, {1, 32000}, {2, 512}, {4, 512}, {8, 512}, {16, 512}, {32, 512}}) {
-    Pass pass(n, 1, context - 1, Model::kKv.pages(memory));
-    const auto ops = make_cuda_ops(kGpu);
-    const double s = pass.seconds(
-        *ops, [&](std::span<const int> ids) { model.forward(*ops, ids, pass, logits, true); }, true);
-    const double bytes = weight_bytes + static_cast<double>(n * context) * 32 * 4096;
-    std::printf(
-        "decode step 8B, %2d x %5ld: %7.3f ms, %7.1f tokens/s, %5.1f %% of the time of its bytes at the read rate\n", n,
-        context, s * 1e3, n / s, bytes / (plain_rate * 1e9) / s * 100);
-  }
   for (const int64_t rows : {512, 2048}) {
     Pass pass(1, rows, 0, Model::kKv.pages(memory));
     const auto ops = make_cuda_ops(kGpu);
@@ -387,7 +406,8 @@ int main(int argc, char** argv) {
     if (wanted("matvec")) few_rows(memory, lt, stream);
     if (wanted("attention")) attention(memory);
     if (wanted("matmul") || wanted("steps")) many_rows(*ops, memory, lt, stream);
-    if (wanted("steps")) steps(memory);
+    if (wanted("decode")) decode(memory);
+    if (wanted("steps")) prompts(memory);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "%s\n", error.what());
     return 1;

@@ -22,6 +22,7 @@ void CudaOps::add(Matrix<const float> y, Matrix<float> x) {
     throw Error(ErrorKind::bug, str("[", y.rows, ", ", y.cols, "] added to [", x.rows, ", ", x.cols, "]"));
   }
   if (x.rows == 0) return;
+  close_program();
   cuda::launch("add", add_kernel, dim3(static_cast<unsigned>(x.rows)), 256, 0, stream_, y, x);
   written(x);
 }

@@ -9,6 +9,14 @@ namespace firstlight::cuda {
 
 inline constexpr int kSinglesWarps = 4;
 
+/// A crew is the four warps that work on an item together: a block, or one of a larger block's parts, from its first
+/// thread on.
+__device__ __forceinline__ int crew_thread() { return static_cast<int>(threadIdx.x % (kSinglesWarps * 32)); }
+__device__ __forceinline__ int crew_number() { return static_cast<int>(threadIdx.x / (kSinglesWarps * 32)); }
+__device__ __forceinline__ void sync_crew() {
+  asm volatile("bar.sync %0, %1;" ::"r"(1 + crew_number()), "n"(kSinglesWarps * 32) : "memory");
+}
+
 __device__ __forceinline__ float power_of_two(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));

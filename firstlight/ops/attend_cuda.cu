@@ -83,7 +83,7 @@ void attend_plain(const AttendParams& params, const RowOnDevice* rows, int n_row
 
 }  // namespace cuda
 
-void CudaOps::attend_singles(const cuda::AttendParams& params, const cuda::RowSet& set) {
+cuda::SinglesParams CudaOps::singles(const cuda::AttendParams& params, const cuda::RowSet& set) {
   const int blocks = cuda::n_head_blocks(params);
   const int heads = std::min(cuda::kHeadsAtOnce, params.n_heads / params.kv.n_kv_heads);
   cuda::SinglesParams singles{.attend = params, .rows = set.singles, .n_rows = set.n_single};
@@ -105,7 +105,7 @@ void CudaOps::attend_singles(const cuda::AttendParams& params, const cuda::RowSe
   }
   singles.partials = partials_.as<float>();
   singles.arrivals = arrivals_.as<unsigned>();
-  cuda::attend_singles(singles, stream_);
+  return singles;
 }
 
 void CudaOps::attend(Matrix<const float> q, int n_heads, std::span<const AttentionSpan> spans, const KvLayer& kv,
@@ -131,8 +131,16 @@ void CudaOps::attend(Matrix<const float> q, int n_heads, std::span<const Attenti
                     reinterpret_cast<uintptr_t>(kv.data) % 16 == 0 && q.stride % 4 == 0 &&
                     reinterpret_cast<uintptr_t>(q.data) % 16 == 0 && out.stride % 4 == 0 &&
                     reinterpret_cast<uintptr_t>(out.data) % 16 == 0;
-  if (!fast) return cuda::attend_plain(params, set.rows, set.n_rows, stream_);
-  if (set.n_single > 0) attend_singles(params, set);
+  if (!fast) {
+    close_program();
+    return cuda::attend_plain(params, set.rows, set.n_rows, stream_);
+  }
+  if (set.n_single > 0) {
+    const cuda::SinglesParams of_singles = singles(params, set);
+    if (program() && set.n_tiles == 0 && program()->attend(of_singles)) return;
+    close_program();
+    cuda::attend_singles(of_singles, stream_);
+  }
   if (set.n_tiles > 0) cuda::attend_tiles(params, set.tiles, set.n_tiles, stream_);
 }
 

@@ -25,8 +25,8 @@ struct Meeting {
 template <int kDim>
 __device__ void join_warps(const SinglesParams& p, const Item& item, int chunk, const Meeting<kDim>& meeting) {
   const Partials<kDim> partials(p, item);
-  __syncthreads();
-  for (int at = static_cast<int>(threadIdx.x); at < item.n_heads * kDim; at += kSinglesWarps * 32) {
+  sync_crew();
+  for (int at = crew_thread(); at < item.n_heads * kDim; at += kSinglesWarps * 32) {
     const int g = at / kDim, i = at % kDim;
     float top = meeting.maxima[0][g], sum = 0, total = 0;
 #pragma unroll
@@ -44,27 +44,28 @@ __device__ void join_warps(const SinglesParams& p, const Item& item, int chunk, 
       if (i == 0) partials.shares[chunk * partials.heads + g] = make_float2(top, total);
     }
   }
-  __syncthreads();
+  sync_crew();
 }
 
-/// True in the block that comes last of a row's: all its chunks' sums are there.
+/// True in the crew that comes last of a row's: all its chunks' sums are there.
 __device__ __forceinline__ bool comes_last(const SinglesParams& p, const Item& item) {
-  __shared__ bool last;
-  if (threadIdx.x == 0) {
+  __shared__ bool lasts[2];
+  bool& last = lasts[crew_number()];
+  if (crew_thread() == 0) {
     unsigned* arrivals = p.arrivals + int64_t{item.index} * n_head_blocks(p.attend) + item.head_block;
     unsigned before;  // what join_warps' barrier has ordered before this thread is seen before its arrival
     asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], 1;" : "=r"(before) : "l"(arrivals) : "memory");
     last = before + 1 == static_cast<unsigned>(item.n_items);
     if (last) *arrivals = 0;
   }
-  __syncthreads();
+  sync_crew();
   return last;
 }
 
 /// Each chunk's weight in the row's result, and their divisors' sum; a warp a head.
 __device__ __forceinline__ void share_out(const float2* of_chunks, int stride, const Item& item, float* shares,
                                           float* totals) {
-  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  const int warp = crew_thread() / 32, lane = static_cast<int>(threadIdx.x) % 32;
   for (int g = warp; g < item.n_heads; g += kSinglesWarps) {
     float2 each[kMostChunks / 32];
     float top = -INFINITY, total = 0;
@@ -93,7 +94,7 @@ template <int kDim, int kHeads>
 __device__ void merge_chunks(const SinglesParams& p, const Item& item, float* scratch) {
   constexpr int kPieces = kHeads * kDim / 128;  // of 4 values, of a lane
   const Partials<kDim> partials(p, item);
-  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  const int warp = crew_thread() / 32, lane = static_cast<int>(threadIdx.x) % 32;
   const int n = item.n_heads * kDim;
   float* totals = scratch;
   float* shares = scratch + kHeadsAtOnce;             // [head][chunk]
@@ -112,7 +113,7 @@ __device__ void merge_chunks(const SinglesParams& p, const Item& item, float* sc
 #pragma unroll
   for (int a = 0; a < kEarly; ++a) load(warp + a * kSinglesWarps, early[a]);
   share_out(partials.shares, partials.heads, item, shares, totals);
-  __syncthreads();
+  sync_crew();
   float4 sum[kPieces] = {};
   for (int first = warp; first < item.n_chunks; first += kEarly * kSinglesWarps) {
 #pragma unroll
@@ -136,14 +137,14 @@ __device__ void merge_chunks(const SinglesParams& p, const Item& item, float* sc
     const int at = (k * 32 + lane) * 4;
     if (at < n) *reinterpret_cast<float4*>(sums + warp * n + at) = sum[k];
   }
-  __syncthreads();
-  for (int at = static_cast<int>(threadIdx.x); at < n; at += kSinglesWarps * 32) {
+  sync_crew();
+  for (int at = crew_thread(); at < n; at += kSinglesWarps * 32) {
     float value = sums[at];
 #pragma unroll
     for (int w = 1; w < kSinglesWarps; ++w) value += sums[w * n + at];
     deliver(p.attend, item.row, int64_t{item.first_head} * kDim + at, value / totals[at / kDim]);
   }
-  __syncthreads();
+  sync_crew();
 }
 
 }  // namespace firstlight::cuda

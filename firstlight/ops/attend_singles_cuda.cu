@@ -1,229 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-// Attention of single rows, bound by reading keys and values: each is read once for all heads of its group (up to 8).
-// Of every page a warp takes 16 slots, through a ring of its own in shared memory, so that 160 KB are on their way to a
-// multiprocessor at any time and no warp waits for another but at a chunk's end. Scores are q [16 heads, of which 8 are
-// zero] times keys, and lie in registers as values [16 dimensions] times weights wants them. q and the weights go in as
-// two bf16 terms each, so that nothing but the pages' own rounding is lost.
+// Attention of single rows as a kernel of its own: two blocks a multiprocessor, so that 192 KB are on their way to it
+// at any time.
 #include <algorithm>
 
-#include "firstlight/ops/attend_merge_cuda.cuh"
-#include "firstlight/ops/cuda_ptx.cuh"
+#include "firstlight/ops/attend_item_cuda.cuh"
 
 namespace firstlight::cuda {
 
 namespace {
 
-/// Running softmax of a warp: divisor and maximum of head lane / 4 (the divisor: of the lane's keys), sums [16 m + {0,
-/// 8} + lane / 4] of heads 2 (lane % 4) + {0, 1}.
 template <int kDim>
-struct Sums {
-  float of[kDim / 16][4] = {};
-  float maximum = -INFINITY, divisor = 0;
-};
+constexpr int kStages = 384 / kDim;
 template <int kDim>
-struct Query {
-  uint32_t high[kDim / 16][2], low[kDim / 16][2];
-};
-
-/// The keys and values of a warp's 16 slots of some pages ahead, on their way into shared memory.
-template <int kDim>
-struct Ring {
-  static constexpr int kStages = 384 / kDim, kHalf = 16 * kDim * 2, kBytes = kStages * 2 * kHalf;
-  uint32_t at;             ///< in shared memory
-  const std::byte* first;  ///< the lane's first piece of the warp's slots, in page 0
-  const int32_t* numbers;  ///< of the row's pages
-  uint64_t page_stride, to_values;
-  int n_keys, begin, end, held = 0;
-
-  __device__ Ring(const SinglesParams& p, const Item& item, uint32_t shared) {
-    const KvLayer& kv = p.attend.kv;
-    const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-    at = shared + static_cast<uint32_t>(warp * kBytes);
-    first = kv.data +
-            (static_cast<uint64_t>(item.kv_head) * kPageTokens + static_cast<unsigned>(warp) * 16) * kDim * 2 +
-            lane * 16;
-    to_values = static_cast<uint64_t>(kv.n_kv_heads) * kPageTokens * kDim * 2;
-    page_stride = kv.page_stride;
-    numbers = p.attend.pages + item.row.pages;
-    n_keys = item.row.position + 1;
-    begin = item.begin;
-    end = item.end;
-  }
-  /// Pages must be asked for in order, from begin on.
-  __device__ __forceinline__ const std::byte* keys_of(int page) {
-    const int lane = static_cast<int>(threadIdx.x) % 32, in_held = (page - begin) % 32;
-    if (in_held == 0) held = page + lane < end ? numbers[page + lane] : 0;
-    return first + static_cast<uint64_t>(__shfl_sync(0xffffffffu, held, in_held)) * page_stride;
-  }
-  /// The 16-byte pieces of a slot are dealt over the banks, so that eight slots' pieces of one column hit each once;
-  /// zeros beyond the visible.
-  __device__ __forceinline__ void fetch(const std::byte* from, int page, uint32_t to) const {
-    constexpr int kPieces = kDim / 8;
-    const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-    const int n_slots = n_keys - page * kPageTokens - warp * 16;
-#pragma unroll
-    for (int i = 0; i < 16 * kPieces / 32; ++i) {
-      const int slot = (i * 32 + lane) / kPieces, piece = lane % kPieces;
-      copy_async(to + static_cast<uint32_t>(slot * kDim * 2 + ((piece ^ (slot & 7)) * 16)), from + i * 512,
-                 slot < n_slots);
-    }
-  }
-  __device__ __forceinline__ uint32_t keys_at(int stage) const { return at + static_cast<uint32_t>(stage * 2 * kHalf); }
-  __device__ __forceinline__ uint32_t values_at(int stage) const { return keys_at(stage) + kHalf; }
-};
-
-template <int kDim>
-__device__ __forceinline__ void load_query(const float* q, bool there, Query<kDim>& to) {
-#pragma unroll
-  for (int s = 0; s < kDim / 16; ++s) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      float2 x = make_float2(0, 0);
-      if (there) x = *reinterpret_cast<const float2*>(q + s * 16 + i * 8 + threadIdx.x % 4 * 2);
-      split(x.x, x.y, to.high[s][i], to.low[s][i]);
-    }
-  }
-}
-
-/// Where a lane points for two columns of 8 x 8 matrices: slots 0 to 7, then 8 to 15.
-template <int kDim>
-__device__ __forceinline__ uint32_t matrix_at(uint32_t half, int column) {
-  const int lane = static_cast<int>(threadIdx.x) % 32, slot = lane / 16 * 8 + lane % 8;
-  return half + static_cast<uint32_t>(slot * kDim * 2 + (((column * 2 + lane / 8 % 2) ^ (slot & 7)) * 16));
-}
-
-/// Of head lane / 4: keys 8 tile + 2 (lane % 4) + {0, 1}.
-template <int kDim>
-__device__ __forceinline__ void score(const Query<kDim>& q, uint32_t keys, float (&scores)[2][2]) {
-  float low[2][2] = {};
-#pragma unroll
-  for (int tile = 0; tile < 2; ++tile) scores[tile][0] = scores[tile][1] = 0;
-#pragma unroll
-  for (int s = 0; s < kDim / 16; ++s) {
-    uint32_t k[4];
-    load_matrices(k, matrix_at<kDim>(keys, s));
-    mma_upper(scores[0], q.high[s][0], q.high[s][1], k[0], k[1]);
-    mma_upper(scores[1], q.high[s][0], q.high[s][1], k[2], k[3]);
-    mma_upper(low[0], q.low[s][0], q.low[s][1], k[0], k[1]);
-    mma_upper(low[1], q.low[s][0], q.low[s][1], k[2], k[3]);
-  }
-#pragma unroll
-  for (int tile = 0; tile < 2; ++tile) scores[tile][0] += low[tile][0], scores[tile][1] += low[tile][1];
-}
-
-/// Scores become weights, sums shrink to the new maximum; `n_slots`: of these 16 and on, how many are visible.
-template <int kDim>
-__device__ __forceinline__ void weigh(float scale, int n_slots, float (&scores)[2][2], Sums<kDim>& sums) {
-  const int first = static_cast<int>(threadIdx.x) % 4 * 2;
-  float top = -INFINITY;
-#pragma unroll
-  for (int tile = 0; tile < 2; ++tile) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      scores[tile][i] = tile * 8 + first + i < n_slots ? scores[tile][i] * scale : -INFINITY;
-      top = fmaxf(top, scores[tile][i]);
-    }
-  }
-  top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 1));
-  top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 2));
-  top = fmaxf(top, sums.maximum);
-  const float base = top == -INFINITY ? 0 : top;  // a warp without a visible key so far
-  const float shrink = power_of_two(sums.maximum - base);
-  sums.maximum = top;
-  sums.divisor *= shrink;
-#pragma unroll
-  for (int tile = 0; tile < 2; ++tile) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) sums.divisor += scores[tile][i] = power_of_two(scores[tile][i] - base);
-  }
-  if (__all_sync(0xffffffffu, shrink == 1)) return;
-  const float even = __shfl_sync(0xffffffffu, shrink, first * 4), odd = __shfl_sync(0xffffffffu, shrink, first * 4 + 4);
-#pragma unroll
-  for (int m = 0; m < kDim / 16; ++m) {
-    sums.of[m][0] *= even, sums.of[m][1] *= odd, sums.of[m][2] *= even, sums.of[m][3] *= odd;
-  }
-}
-
-template <int kDim>
-__device__ __forceinline__ void mix(const float (&weights)[2][2], uint32_t values, Sums<kDim>& sums) {
-  uint32_t high[2], low[2];
-  split(weights[0][0], weights[0][1], high[0], low[0]);
-  split(weights[1][0], weights[1][1], high[1], low[1]);
-#pragma unroll
-  for (int m = 0; m < kDim / 16; ++m) {
-    uint32_t v[4];
-    load_matrices_transposed(v, matrix_at<kDim>(values, m));
-    mma(sums.of[m], v[0], v[1], v[2], v[3], high[0], high[1]);
-    mma(sums.of[m], v[0], v[1], v[2], v[3], low[0], low[1]);
-  }
-}
-
-/// The warp's sums of a chunk to where the warps meet; the next chunk begins anew.
-template <int kDim>
-__device__ __forceinline__ void put_down(const Meeting<kDim>& meeting, Sums<kDim>& sums) {
-  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  float divisor = sums.divisor;
-  divisor += __shfl_xor_sync(0xffffffffu, divisor, 1);
-  divisor += __shfl_xor_sync(0xffffffffu, divisor, 2);
-  if (lane % 4 == 0) meeting.maxima[warp][lane / 4] = sums.maximum, meeting.divisors[warp][lane / 4] = divisor;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const int head = lane % 4 * 2 + i % 2;
-    if (head >= meeting.heads) continue;
-#pragma unroll
-    for (int m = 0; m < kDim / 16; ++m) meeting.sum(warp, head, m * 16 + i / 2 * 8 + lane / 4) = sums.of[m][i];
-  }
-  sums = Sums<kDim>{};
-}
-
-template <int kDim>
-__device__ void attend_item(const SinglesParams& p, const Item& item, uint32_t shared, const Meeting<kDim>& meeting) {
-  constexpr int kStages = Ring<kDim>::kStages;
-  const int slot = static_cast<int>(threadIdx.x) / 32 * 16, head = static_cast<int>(threadIdx.x) % 32 / 4;
-  Ring<kDim> ring(p, item, shared);
-  const int n_olds = p.olds_hold ? max(0, item.row.position + 1 - static_cast<int>(kTiledRows)) / kPageTokens : 0;
-  for (int stage = 0; stage < kStages; ++stage) {
-    const int page = item.begin + stage;
-    if (page < item.end) {
-      const std::byte* keys = ring.keys_of(page);
-      if (page >= n_olds) wait_for_predecessor();
-      ring.fetch(keys, page, ring.keys_at(stage));
-      copy_async_commit();
-      ring.fetch(keys + ring.to_values, page, ring.values_at(stage));
-    } else {
-      copy_async_commit();
-    }
-    copy_async_commit();
-  }
-  wait_for_predecessor();
-  Query<kDim> q;
-  load_query<kDim>(p.attend.q.data + item.row.row * p.attend.q.stride + (int64_t{item.first_head} + head) * kDim,
-                   head < item.n_heads, q);
-  Sums<kDim> sums;
-  for (int page = item.begin, stage = 0; page < item.end; ++page) {
-    const int ahead = page + kStages;
-    const std::byte* next = ahead < item.end ? ring.keys_of(ahead) : nullptr;
-    float scores[2][2];
-    copy_async_wait<2 * kStages - 1>();
-    __syncwarp();
-    score<kDim>(q, ring.keys_at(stage), scores);
-    __syncwarp();
-    if (next) ring.fetch(next, ahead, ring.keys_at(stage));
-    copy_async_commit();
-    weigh<kDim>(p.attend.scale, ring.n_keys - page * kPageTokens - slot, scores, sums);
-    copy_async_wait<2 * kStages - 1>();
-    __syncwarp();
-    mix<kDim>(scores, ring.values_at(stage), sums);
-    __syncwarp();
-    if (next) ring.fetch(next + ring.to_values, ahead, ring.values_at(stage));
-    copy_async_commit();
-    stage = stage + 1 == kStages ? 0 : stage + 1;
-    if ((page + 1) % item.per_chunk == 0 || page + 1 == item.end) {
-      put_down<kDim>(meeting, sums);
-      join_warps<kDim>(p, item, page / item.per_chunk, meeting);
-    }
-  }
-}
+using Ring = KeyRing<kDim, kStages<kDim>>;
 
 template <int kDim>
 __global__ void __launch_bounds__(kSinglesWarps * 32, kSinglesAtOnce)
@@ -238,7 +27,8 @@ __global__ void __launch_bounds__(kSinglesWarps * 32, kSinglesAtOnce)
   Item item;
   for (int number = static_cast<int>(blockIdx.x); find_item(p, each, number, item);
        number += static_cast<int>(gridDim.x)) {
-    attend_item<kDim>(p, item, static_cast<uint32_t>(__cvta_generic_to_shared(shared)), meeting);
+    attend_item<kDim, kStages<kDim>>(p, item, static_cast<uint32_t>(__cvta_generic_to_shared(shared)), meeting,
+                                     [] { wait_for_predecessor(); });
     if (item.n_chunks == 1 || !comes_last(p, item)) continue;
     float* scratch = reinterpret_cast<float*>(shared);
     item.n_heads <= 4 ? merge_chunks<kDim, 4>(p, item, scratch) : merge_chunks<kDim, 8>(p, item, scratch);

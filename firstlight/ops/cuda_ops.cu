@@ -19,7 +19,9 @@ CudaOps::CudaOps(Device device, const CudaOpsOptions& options)
   cudaDeviceProp properties{};
   check(cudaGetDeviceProperties(&properties, device.index), str("properties of ", to_string(device)));
   gpu_ = {properties.multiProcessorCount, static_cast<int>(properties.sharedMemPerBlockOptin)};
-  name_ = str(to_string(device), ": ", properties.name, ", cuBLASLt above ", cuda::kMatvecRows, " rows");
+  gpu_name_ = properties.name;
+  if (!options.graphs || !options.resident) why_not_resident_ = "not asked for";
+  compose_name();
   check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "create a stream");
 }
 
@@ -31,6 +33,16 @@ CudaOps::~CudaOps() {
   } catch (...) {  // a driver that fails here has failed before
   }
   cudaStreamDestroy(stream_);
+}
+
+void CudaOps::compose_name() {
+  name_ = str(to_string(device_), ": ", gpu_name_, ", ",
+              why_no_library_.empty() ? str("cuBLASLt above ", cuda::kMatvecRows, " rows")
+                                      : str("own kernels alone, no cuBLASLt: ", why_no_library_));
+  if (!options_.graphs) return;
+  name_ += why_not_resident_.empty()
+               ? str("; recorded steps of up to ", cuda::kMatvecRows, " rows: one resident kernel")
+               : str("; recorded steps: a graph of kernels (resident kernel: ", why_not_resident_, ")");
 }
 
 void CudaOps::abandon() {
@@ -82,19 +94,43 @@ bool CudaOps::begin(const PassRows& rows, bool weights_ready) {
     return true;
   }
   if (recording_->seen) {
+    begin_program();
     check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeRelaxed), "begin to record a pass");
     state_ = State::recording;
   }
   return false;
 }
 
+void CudaOps::begin_program() {
+  program_.reset();
+  if (!why_not_resident_.empty() || shape_.n_rows > cuda::kMatvecRows) return;
+  if (!cuda::ResidentProgram::fits(gpu_)) {
+    why_not_resident_ = "does not fit this GPU";
+    compose_name();
+    return;
+  }
+  counter_.reserve(sizeof(unsigned), stream_);
+  program_ = std::make_unique<cuda::ResidentProgram>(gpu_, stream_);
+}
+
+void CudaOps::close_program() {
+  cuda::ResidentProgram* const p = program();
+  if (!p || p->launched()) return;
+  if (!p->empty()) p->launch(counter_.as<unsigned>(), stream_);
+  if (p->open_norm()) launch_norm(*p->open_norm());
+  p->forget_norm();
+}
+
 void CudaOps::end() {
   if (state_ == State::idle) return;
+  if (state_ == State::recording) close_program();
   const State ended = state_;
   if (ended == State::recording) {
     state_ = State::plain;  // whatever fails now, the capture is over
     cudaGraph_t graph = nullptr;
     check(cudaStreamEndCapture(stream_, &graph), "record a pass");
+    if (program_ && program_->launched()) program_->send(stream_);
+    recording_->program = std::move(program_);
     const cudaError_t code = cudaGraphInstantiate(&recording_->graph, graph, 0);
     cudaGraphDestroy(graph);
     if (code != cudaSuccess) recording_->graph = nullptr;
@@ -118,6 +154,11 @@ void CudaOps::end() {
   state_ = State::idle;
   check(cudaStreamSynchronize(stream_), "run a pass");
   if (ended == State::plain && recording_) recording_->seen = true;
+  if (ended == State::recording && recording_->program && !recording_->program->whole()) {
+    why_not_resident_ = recording_->program->why();  // this pass was right, but the next ones have a quicker way
+    compose_name();
+    forget_recordings();
+  }
   deliver();
   std::copy_n(pick_staging_.as<Likeliest>(), picked_.size(), picked_.begin());
 }

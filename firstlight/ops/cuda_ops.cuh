@@ -5,6 +5,7 @@
 #include <cuda_runtime_api.h>
 
 #include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -14,6 +15,7 @@
 #include "firstlight/ops/cuda_ops.h"
 #include "firstlight/ops/cuda_pass.cuh"
 #include "firstlight/ops/matvec_cuda.cuh"
+#include "firstlight/ops/resident_cuda.cuh"
 
 namespace firstlight {
 
@@ -56,8 +58,9 @@ class CudaOps final : public Ops {
   struct Recording {
     bool seen = false;  ///< ran plainly once, so that all memory has its size
     cudaGraphExec_t graph = nullptr;
-    std::vector<Delivery> deliveries;  ///< to.data: null
-    std::vector<int64_t> offsets;      ///< of each one's destination from PassRows::logits
+    std::unique_ptr<cuda::ResidentProgram> program;  ///< what of the graph is one kernel; maybe null
+    std::vector<Delivery> deliveries;                ///< to.data: null
+    std::vector<int64_t> offsets;                    ///< of each one's destination from PassRows::logits
     size_t n_picked = 0;
   };
   /// The bf16 copy that a producer made beside its f32 result.
@@ -78,18 +81,26 @@ class CudaOps final : public Ops {
   __nv_bfloat16* twin_for(Matrix<float> out);
   void written(Matrix<float> out);  // its twin, if any, is stale
   const float2* angles(std::span<const double> inverse_frequencies, const cuda::RowSet& set);
-  void attend_singles(const cuda::AttendParams& params, const cuda::RowSet& set);
+  cuda::SinglesParams singles(const cuda::AttendParams& params, const cuda::RowSet& set);
   int64_t pages_bound(const cuda::RowSet& set) const;
+  void compose_name();
+  void begin_program();
+  /// The program that takes this pass's ops up; null if there is none.
+  cuda::ResidentProgram* program() { return state_ == State::recording ? program_.get() : nullptr; }
+  /// Before an op is launched as a kernel of its own: what the program has taken goes ahead of it. Ops behind take no
+  /// further part; one that could have says that the program is not whole.
+  void close_program();
+  void launch_norm(const cuda::ResidentNorm& norm);
 
   const Device device_;
   const CudaOpsOptions options_;
-  std::string name_;
+  std::string name_, gpu_name_, why_no_library_, why_not_resident_;
   cuda::GpuShape gpu_;
   cudaStream_t stream_ = nullptr;
   cuda::CublasLt cublaslt_;
   cuda::PassTables pass_;
   cuda::DeviceScratch twin_memory_, products_, partials_, arrivals_, logits_, picks_, angle_memory_[2],
-      frequency_memory_;
+      frequency_memory_, counter_;
   cuda::PinnedScratch staging_, pick_staging_;
   Twin twin_;
   std::vector<double> frequencies_;
@@ -100,6 +111,7 @@ class CudaOps final : public Ops {
   Matrix<float> pass_logits_;
   std::span<Likeliest> pass_likeliest_, picked_;
   Recording* recording_ = nullptr;
+  std::unique_ptr<cuda::ResidentProgram> program_;  // of the recording under way
   std::map<PassShape, Recording> recordings_;
   std::vector<Delivery> deliveries_;
   int64_t staged_floats_ = 0;

@@ -100,8 +100,9 @@ bool CudaOps::multiply_by_library(Matrix<const float> x, const Weight& w, const 
                     out.stride % 4 == 0 && w.rows % 8 == 0;
   if (!fits || x.rows <= cuda::kMatvecRows) return false;
   if (!cublaslt_.ready()) {
-    if (name_.find("cuBLASLt") != std::string::npos && name_.find("no cuBLASLt") == std::string::npos) {
-      name_ = str(to_string(device_), ": own kernels alone, no cuBLASLt: ", cublaslt_.why());
+    if (why_no_library_.empty()) {
+      why_no_library_ = cublaslt_.why();
+      compose_name();
     }
     return false;
   }
@@ -151,6 +152,8 @@ void CudaOps::multiply(Matrix<const float> x, const Weight& w, const Weight* bia
                             .out_stride = out.stride};
   const bool fast =
       w.dtype == DType::bf16 && w.cols % 8 == 0 && aligned(w.data) && aligned(x.data) && x.stride % 4 == 0;
+  if (program() && program()->product(params, join)) return;
+  close_program();
   if (!fast) {
     cuda::matmul_plain(params, join, stream_);
   } else {

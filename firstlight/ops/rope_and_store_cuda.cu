@@ -7,6 +7,7 @@
 #include "firstlight/base/str.h"
 #include "firstlight/ops/cuda_kernel.cuh"
 #include "firstlight/ops/cuda_ops.cuh"
+#include "firstlight/ops/rope_cuda.cuh"
 
 namespace firstlight {
 
@@ -80,12 +81,12 @@ __global__ void rope_and_store_kernel(const __grid_constant__ RopeParams p) {
       b *= scale * norm_weight(norm, norm_bf16, half + i);
     }
     const float2 angle = p.angles[int64_t{row.angle} * half + i];
-    const float first = a * angle.x - b * angle.y, second = b * angle.x + a * angle.y;
-    head[i] = first;
-    head[half + i] = second;
+    const float2 turned = cuda::rotate(a, b, angle);
+    head[i] = turned.x;
+    head[half + i] = turned.y;
     if (slot) {
-      cuda::narrow(first, slot + i);
-      cuda::narrow(second, slot + half + i);
+      cuda::narrow(turned.x, slot + i);
+      cuda::narrow(turned.y, slot + half + i);
     }
   }
 }
@@ -130,6 +131,12 @@ void CudaOps::rope_and_store(Matrix<float> qkv, int n_heads, const Weight* q_nor
   if (set.n_rows == 0) return;
   const auto data = [](const Weight* weight) { return weight ? weight->data : nullptr; };
   const auto is_bf16 = [](const Weight* weight) { return weight && weight->dtype == DType::bf16; };
+  const float2* angles_of_rows = angles(inverse_frequencies, set);
+  if (!q_norm && !k_norm && set.in_place && set.n_rows == qkv.rows && program() &&
+      program()->rope(qkv, n_heads, angles_of_rows, set.rows, pass_.pages(), kv)) {
+    return;
+  }
+  close_program();
   const RopeParams params{qkv,
                           set.n_rows,
                           n_heads,
@@ -138,7 +145,7 @@ void CudaOps::rope_and_store(Matrix<float> qkv, int n_heads, const Weight* q_nor
                           is_bf16(q_norm),
                           is_bf16(k_norm),
                           eps,
-                          angles(inverse_frequencies, set),
+                          angles_of_rows,
                           set.rows,
                           pass_.pages(),
                           kv};
