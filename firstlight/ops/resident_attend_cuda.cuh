@@ -7,8 +7,13 @@
 
 namespace firstlight::cuda {
 
-/// Heads that can meet in the sums' memory; more borrow a stage for it.
-inline constexpr int kHeadsMetInSums = 4;
+/// Stages of the ring that a crew borrows: two pages of its four warps' keys and values.
+inline constexpr int kCrewStages = 2;
+
+/// Bytes in which both crews meet, a group of `heads` heads.
+__host__ __device__ constexpr int meeting_bytes(int heads, int head_dim) {
+  return 2 * kSinglesWarps * heads * (head_dim + 4) * 4;
+}
 
 /// What a block has to do in an attention: crew c takes item blockIdx.x + c * gridDim.x, and every 2 gridDim.x-th from
 /// there on. The same in all its warps.
@@ -23,38 +28,37 @@ struct AttendPlan {
   }
   __device__ int first(int crew) const { return static_cast<int>(blockIdx.x) + crew * static_cast<int>(gridDim.x); }
   __device__ bool has(int crew) const { return first(crew) < n_items; }
-  /// Stages of the ring: one a crew, one for both to meet in.
-  __device__ int n_stages(const SinglesParams& p) const {
-    if (!has(0)) return 0;
-    const int heads = min(kHeadsAtOnce, p.attend.n_heads / p.attend.kv.n_kv_heads);
-    return 1 + static_cast<int>(has(1)) + static_cast<int>(heads > kHeadsMetInSums);
-  }
+  __device__ int n_stages() const { return kCrewStages * (static_cast<int>(has(0)) + static_cast<int>(has(1))); }
 };
 
 /// The producer's part: it gives stages away.
 __device__ inline void lend_stages(const SinglesParams& p, Ring& ring) {
-  const int n = AttendPlan(p).n_stages(p);
+  const int n = AttendPlan(p).n_stages();
   for (int i = 0; i < n; ++i) {
     ring.shared.empty[ring.at.stage].wait(ring.at.parity ^ 1);
     if (threadIdx.x % 32 == 0) ring.shared.full[ring.at.stage].arrive();
-    ring.at.advance();
+    ring.advance();
   }
 }
 
 /// A crew's items. `ready`: see attend_item.
 template <int kDim, class Ready>
-__device__ void run_crew(const SinglesParams& p, const AttendPlan& plan, std::byte* keys, float* meeting_sums,
-                         const Ready& ready) {
-  constexpr int kStages = 128 / kDim;
-  static_assert(kSinglesWarps * KeyRing<kDim, kStages>::kBytes <= kStageBytes);
+__device__ void run_crew(const SinglesParams& p, const AttendPlan& plan, std::byte* keys, std::byte* more_keys,
+                         float* meeting_sums, const Ready& ready) {
+  constexpr int kStages = 256 / kDim, kWarpBytes = KeyRing<kDim, kStages>::kBytes;
+  static_assert(kSinglesWarps / kCrewStages * kWarpBytes <= kStageBytes && Meeting<kDim>::kStride == kDim + 4);
   static_assert(((kMostChunks + 1) * kHeadsAtOnce + kSinglesWarps * kHeadsAtOnce * kDim) * 4 <= kStageBytes);
   __shared__ float maxima[2][kSinglesWarps][kHeadsAtOnce], divisors[2][kSinglesWarps][kHeadsAtOnce];
   const int heads = min(kHeadsAtOnce, p.attend.n_heads / p.attend.kv.n_kv_heads), crew = crew_number();
   const Meeting<kDim> meeting{meeting_sums, maxima[crew], divisors[crew], heads};
+  // A warp's keys lie in the first stage or in the other; attend_item counts warps from where it is told.
+  const int warp = crew_thread() / 32, half = kSinglesWarps / kCrewStages;
+  const uint32_t keys_at =
+      shared_address(warp < half ? keys : more_keys) - static_cast<uint32_t>(warp < half ? 0 : half * kWarpBytes);
   Item item;
   for (int number = plan.first(crew); find_item(p, plan.each, number, item);
        number += 2 * static_cast<int>(gridDim.x)) {
-    attend_item<kDim, kStages>(p, item, shared_address(keys), meeting, ready);
+    attend_item<kDim, kStages>(p, item, keys_at, meeting, ready);
     if (item.n_chunks == 1 || !comes_last(p, item)) continue;
     float* scratch = reinterpret_cast<float*>(keys);
     item.n_heads <= 4 ? merge_chunks<kDim, 4>(p, item, scratch) : merge_chunks<kDim, 8>(p, item, scratch);
@@ -63,13 +67,13 @@ __device__ void run_crew(const SinglesParams& p, const AttendPlan& plan, std::by
 
 /// The consumers' part. `barrier`: has been arrived at, and not been waited for.
 template <int kDim>
-__device__ void run_attend(const SinglesParams& p, Ring& ring, const GridBarrier& barrier) {
+__device__ __forceinline__ RingPosition run_attend(const SinglesParams& p, Ring ring, const GridBarrier barrier) {
   const AttendPlan plan(p);
-  const int n_stages = plan.n_stages(p), crew = crew_number();
-  const bool crew_has = plan.has(crew), many_heads = p.attend.n_heads / p.attend.kv.n_kv_heads > kHeadsMetInSums;
-  RingPosition mine = ring.at, last = ring.at;
-  if (crew == 1 && n_stages > 1) mine.advance();
-  for (int i = 1; i < n_stages; ++i) last.advance();
+  const int n_stages = plan.n_stages(), crew = crew_number();
+  RingPosition mine = ring.at;
+  for (int i = 0; i < crew * kCrewStages; ++i) mine.advance(ring.n_stages);
+  RingPosition other = mine;
+  other.advance(ring.n_stages);
   bool waited = false;
   const auto ready = [&] {
     if (waited) return;
@@ -77,17 +81,12 @@ __device__ void run_attend(const SinglesParams& p, Ring& ring, const GridBarrier
     if (crew_thread() == 0) barrier.wait();
     sync_crew();
   };
-  if (crew_has) {
-    constexpr int kMeeting = kSinglesWarps * kHeadsMetInSums * Meeting<kDim>::kStride;  // floats
-    static_assert(2 * kMeeting * 4 <= static_cast<int>(sizeof(ResidentShared::sums) + sizeof(ResidentShared::more)));
-    static_assert(2 * 2 * kMeeting * 4 <= kStageBytes);
-    float* meeting = &ring.shared.sums[0][0][0][0] + crew * kMeeting;
+  if (plan.has(crew)) {
+    const int heads = min(kHeadsAtOnce, p.attend.n_heads / p.attend.kv.n_kv_heads);
     ring.shared.full[mine.stage].wait(mine.parity);
-    if (many_heads) {
-      ring.shared.full[last.stage].wait(last.parity);
-      meeting = reinterpret_cast<float*>(ring.stages + last.stage * kStageBytes) + crew * 2 * kMeeting;
-    }
-    run_crew<kDim>(p, plan, ring.stages + mine.stage * kStageBytes, meeting, ready);
+    ring.shared.full[other.stage].wait(other.parity);
+    run_crew<kDim>(p, plan, ring.stage(mine.stage), ring.stage(other.stage),
+                   reinterpret_cast<float*>(ring.x + crew * meeting_bytes(heads, kDim) / 2), ready);
   }
   ready();
   // What was written here by plain stores comes before what the copies will write here.
@@ -96,8 +95,9 @@ __device__ void run_attend(const SinglesParams& p, Ring& ring, const GridBarrier
   for (int i = 0; i < n_stages; ++i) {
     ring.shared.full[ring.at.stage].wait(ring.at.parity);
     if (threadIdx.x % 32 == 0) ring.shared.empty[ring.at.stage].arrive();
-    ring.at.advance();
+    ring.advance();
   }
+  return ring.at;
 }
 
 }  // namespace firstlight::cuda

@@ -2,30 +2,52 @@
 // The kernel that runs a resident program. Between the operations of a decoding step lie barriers of all blocks; but
 // weights are nobody's output, so one warp a block asks for them ahead of all barriers, as far as its ring reaches:
 // memory goes on working while the others meet, norm and attend.
+#include <algorithm>
+#include <cstdlib>
+
 #include "firstlight/ops/resident_attend_cuda.cuh"
 
 namespace firstlight::cuda {
 
 namespace {
 
-constexpr int kThreads = (kResidentWarps + 1) * 32;
-constexpr int kSharedBytes = kRingStages * kStageBytes + 128;
+/// Attention borrows four.
+constexpr int kLeastStages = 2 * kCrewStages;
+/// Two warpgroups of consumers and one of which a warp works: registers are given away by warpgroups, and with the 168
+/// that each would have the consumers spill, which costs 10 % of a step.
+constexpr int kThreads = kResidentWarps * 32 + 128;
 
-/// A warp's copy of an instruction into shared memory.
-__device__ __forceinline__ void fetch_instruction(const ResidentInstruction* from, ResidentInstruction& to) {
-  const uint4* pieces = reinterpret_cast<const uint4*>(from);
-  for (unsigned i = threadIdx.x % 32; i < sizeof(ResidentInstruction) / 16; i += 32) {
-    reinterpret_cast<uint4*>(&to)[i] = __ldg(pieces + i);
+/// A warp's copy of an instruction into shared memory, first into registers: memory may be slow.
+struct InstructionOnItsWay {
+  static constexpr int kPieces = sizeof(ResidentInstruction) / 16;
+  static_assert(kPieces <= 64);
+  uint4 pieces[2];
+  __device__ __forceinline__ void ask(const ResidentInstruction* from) {
+    const unsigned lane = threadIdx.x % 32;
+#pragma unroll
+    for (unsigned i = 0; i < 2; ++i) {
+      if (i * 32 + lane < kPieces) pieces[i] = __ldg(reinterpret_cast<const uint4*>(from) + i * 32 + lane);
+    }
   }
-  __syncwarp();
-}
+  __device__ __forceinline__ void put(ResidentInstruction& to) const {
+    const unsigned lane = threadIdx.x % 32;
+    __syncwarp();
+#pragma unroll
+    for (unsigned i = 0; i < 2; ++i) {
+      if (i * 32 + lane < kPieces) reinterpret_cast<uint4*>(&to)[i * 32 + lane] = pieces[i];
+    }
+    __syncwarp();
+  }
+};
 
 __device__ void produce(const ResidentInstruction* program, int n, Ring ring) {
   const uint64_t policy = policy_read_once();
   ResidentInstruction& now = ring.shared.fetched;
+  InstructionOnItsWay next;
+  next.ask(program);
   for (int i = 0; i < n; ++i) {
-    __syncwarp();
-    fetch_instruction(program + i, now);
+    next.put(now);
+    if (i + 1 < n) next.ask(program + i + 1);
     if (now.kind == ResidentInstruction::Kind::product) {
       fetch_product(now.product, ring, policy);
     } else {
@@ -35,34 +57,40 @@ __device__ void produce(const ResidentInstruction* program, int n, Ring ring) {
 }
 
 template <int kDim>
-__device__ void consume(const ResidentInstruction* program, int n, Ring ring, unsigned* counter) {
+__device__ __forceinline__ void consume(const ResidentInstruction* program, int n, Ring ring, unsigned* counter) {
   GridBarrier barrier{counter};
   for (int i = 0; i < n; ++i) {
     const ResidentInstruction& now = ring.shared.instructions[i % 2];
     if (i > 0) barrier.arrive();
     // The other place was the instruction's before this; the next barrier's first half makes it everyone's.
     if (i + 1 < n && threadIdx.x / 32 == kResidentWarps - 1) {
-      fetch_instruction(program + i + 1, ring.shared.instructions[(i + 1) % 2]);
+      InstructionOnItsWay next;
+      next.ask(program + i + 1);
+      next.put(ring.shared.instructions[(i + 1) % 2]);
     }
     if (now.kind == ResidentInstruction::Kind::attend) {
-      run_attend<kDim>(now.attend, ring, barrier);
+      ring.at = run_attend<kDim>(now.attend, ring, barrier);
       continue;
     }
     barrier.wait_all();
-    run_product(now.product, ring);
+    ring.at = run_product(now.product, ring);
   }
 }
 
 template <int kDim>
 __global__ void __launch_bounds__(kThreads, 1)
-    resident_kernel(const ResidentInstruction* program, int n, unsigned* counter) {
+    resident_kernel(const ResidentInstruction* program, int n, unsigned* counter, const ResidentShape shape) {
   extern __shared__ __align__(128) std::byte stages[];
   __shared__ alignas(128) std::byte memory[sizeof(ResidentShared)];
   ResidentShared& shared = *reinterpret_cast<ResidentShared*>(memory);
   const int warp = static_cast<int>(threadIdx.x) / 32;
-  if (warp == 0) fetch_instruction(program, shared.instructions[0]);
+  if (warp == 0) {
+    InstructionOnItsWay first;
+    first.ask(program);
+    first.put(shared.instructions[0]);
+  }
   if (threadIdx.x == 0) {
-    for (int s = 0; s < kRingStages; ++s) {
+    for (int s = 0; s < shape.n_stages; ++s) {
       shared.full[s].init(1);
       shared.empty[s].init(kResidentWarps);
     }
@@ -70,11 +98,13 @@ __global__ void __launch_bounds__(kThreads, 1)
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
   }
   __syncthreads();
-  const Ring ring{stages, shared, {}};
-  if (warp == kResidentWarps) {
-    produce(program, n, ring);
-  } else {
+  const Ring ring{stages, stages + shape.n_stages * kStageBytes, shared, shape.n_stages, shape.x_bytes, {}};
+  if (warp < kResidentWarps) {
+    take_registers<232>();
     consume<kDim>(program, n, ring, counter);
+  } else {
+    give_registers<40>();
+    if (warp == kResidentWarps) produce(program, n, ring);
   }
 }
 
@@ -82,18 +112,39 @@ auto kernel_for(int head_dim) { return head_dim == 64 ? resident_kernel<64> : re
 
 }  // namespace
 
+/// The kernel's own shared memory, rounded up.
+constexpr int kStaticBytes = static_cast<int>((sizeof(ResidentShared) + 1024 + 127) / 128 * 128);
+
 bool ResidentProgram::fits(const GpuShape& gpu) {
   for (const int head_dim : {64, 128}) {
     const auto kernel = kernel_for(head_dim);
+    const int bytes = gpu.shared_bytes - kStaticBytes;
     int n_blocks = 0;
-    if (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes) != cudaSuccess ||
-        cudaOccupancyMaxActiveBlocksPerMultiprocessor(&n_blocks, kernel, kThreads, kSharedBytes) != cudaSuccess ||
+    if (bytes < kLeastStages * kStageBytes + meeting_bytes(kHeadsAtOnce, head_dim) ||
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes) != cudaSuccess ||
+        cudaOccupancyMaxActiveBlocksPerMultiprocessor(&n_blocks, kernel, kThreads, static_cast<size_t>(bytes)) !=
+            cudaSuccess ||
         n_blocks < 1) {
       cudaGetLastError();
       return false;
     }
   }
   return gpu.n_sms > 0;
+}
+
+/// As many stages as leave x room that wants it: at least where attention meets.
+ResidentShape ResidentProgram::shape() const {
+  const int bytes = gpu_.shared_bytes - kStaticBytes;
+  int x_bytes = 0;
+  for (const ResidentInstruction& i : list_) {
+    if (i.kind == ResidentInstruction::Kind::attend) {
+      const AttendParams& a = i.attend.attend;
+      x_bytes = std::max(x_bytes, meeting_bytes(std::min(kHeadsAtOnce, a.n_heads / a.kv.n_kv_heads), a.kv.head_dim));
+    }
+  }
+  const int most = getenv("FL_STAGES") ? atoi(getenv("FL_STAGES")) : kMostStages;
+  const int n_stages = std::min(most, (bytes - x_bytes) / kStageBytes);
+  return {n_stages, bytes - n_stages * kStageBytes};
 }
 
 void ResidentProgram::launch(unsigned* counter, cudaStream_t stream) {
@@ -105,12 +156,12 @@ void ResidentProgram::launch(unsigned* counter, cudaStream_t stream) {
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(gpu_.n_sms));
   config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = kSharedBytes;
+  config.dynamicSmemBytes = static_cast<size_t>(gpu_.shared_bytes - kStaticBytes);
   config.stream = stream;
   config.attrs = &attribute;
   config.numAttrs = 1;
   check(cudaLaunchKernelEx(&config, kernel_for(head_dim_), memory_.as<const ResidentInstruction>(),
-                           static_cast<int>(list_.size()), counter),
+                           static_cast<int>(list_.size()), counter, shape()),
         "a resident program");
 }
 

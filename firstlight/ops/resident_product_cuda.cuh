@@ -13,46 +13,56 @@ namespace firstlight::cuda {
 
 inline constexpr int kStageSteps = 4;  ///< of 32 of k, of a warp
 
-/// The block's shared memory beside the ring.
+/// The block's shared memory beside the ring and x.
 struct ResidentShared {
-  MemoryBarrier full[kRingStages], empty[kRingStages];
+  MemoryBarrier full[kMostStages], empty[kMostStages];
   ResidentInstruction instructions[2], fetched;  ///< the consumers', this one and the next; the producer's
   float norm_parts[kMatvecRows][32];
-  /// Of two units in turn: [part][warp][x row][w row]. Attention of up to 4 heads meets here.
-  alignas(16) float sums[2][2][kResidentWarps][16 * kMatvecRows];
-  float more[128];
+  float sums[2][kResidentWarps][16 * kMatvecRows];  ///< of a unit: [part][warp][x row][w row]
 };
 
 struct Ring {
   std::byte* stages;
+  std::byte* x;  ///< behind the stages: what a product stages of x; where attention's warps meet
   ResidentShared& shared;
+  int n_stages, x_bytes;
   RingPosition at;
-  __device__ std::byte* stage() const { return stages + at.stage * kStageBytes; }
+  __device__ std::byte* stage(int i) const { return stages + i * kStageBytes; }
+  __device__ std::byte* stage() const { return stage(at.stage); }
+  __device__ __forceinline__ void advance() { at.advance(n_stages); }
 };
 
-/// The producer warp's part of a product.
-__device__ inline void fetch_product(const ResidentProduct& p, Ring& ring, uint64_t policy) {
-  const int lane = static_cast<int>(threadIdx.x) % 32, grid = static_cast<int>(gridDim.x);
+/// Calls fn(first row, rows, k, columns) for every stage of a block's part of a product, in order.
+template <class Fn>
+__device__ __forceinline__ void each_stage(const ResidentProduct& p, const Fn& fn) {
+  const int grid = static_cast<int>(gridDim.x);
   const int begin = (static_cast<int>(blockIdx.x) - p.first + grid) % grid;
   for (int unit = begin; unit < p.n_units; unit += grid) {
     const int row0 = p.row(unit, 0), row1 = p.row(unit, 1), n0 = p.n_rows(unit, 0), n1 = p.n_rows(unit, 1);
     for (int k = 0; k < p.k; k += kStageColumns) {
-      const unsigned bytes = static_cast<unsigned>(min(kStageColumns, p.k - k)) * 2;
-      for (int part = 0; part < 2; ++part) {
-        const int n = part ? n1 : n0;
-        if (n == 0) continue;
-        MemoryBarrier& full = ring.shared.full[ring.at.stage];
-        ring.shared.empty[ring.at.stage].wait(ring.at.parity ^ 1);
-        if (lane == 0) full.arrive_and_expect(bytes * static_cast<unsigned>(n));
-        __syncwarp();
-        if (lane < n) {
-          copy_bulk(shared_address(ring.stage()) + static_cast<uint32_t>(lane * kStagePitch),
-                    p.w + int64_t{(part ? row1 : row0) + lane} * p.k + k, bytes, full, policy);
-        }
-        ring.at.advance();
-      }
+      const int columns = min(kStageColumns, p.k - k);
+      fn(row0, n0, k, columns);
+      if (n1 > 0) fn(row1, n1, k, columns);
     }
   }
+}
+
+/// The producer warp's part of a product.
+__device__ inline void fetch_product(const ResidentProduct& p, Ring& ring, uint64_t policy) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, width = p.k;
+  const __nv_bfloat16* const w = p.w;
+  each_stage(p, [&](int row, int n, int k, int columns) {
+    MemoryBarrier& full = ring.shared.full[ring.at.stage];
+    const unsigned bytes = static_cast<unsigned>(columns) * 2;
+    ring.shared.empty[ring.at.stage].wait(ring.at.parity ^ 1);
+    if (lane == 0) full.arrive_and_expect(bytes * static_cast<unsigned>(n));
+    __syncwarp();
+    if (lane < n) {
+      copy_bulk(shared_address(ring.stage()) + static_cast<uint32_t>(lane * kStagePitch),
+                w + int64_t{row + lane} * width + k, bytes, full, policy);
+    }
+    ring.advance();
+  });
 }
 
 /// A lane's share of x of one stage, as loaded: row lane / 4, of each step 8 values; and the norm's weights.
@@ -97,22 +107,6 @@ __device__ __forceinline__ float2 two(uint32_t bf16s) {
   return make_float2(__uint_as_float(bf16s << 16), __uint_as_float(bf16s & 0xffff0000u));
 }
 
-__device__ __forceinline__ void split_x(const RawX& raw, bool normed, float scale, SplitX& to) {
-#pragma unroll
-  for (int s = 0; s < kStageSteps; ++s) {
-    float4 a = raw.x[s][0], b = raw.x[s][1];
-    if (normed) {
-      const float2 w0 = two(raw.norm[s].x), w1 = two(raw.norm[s].y), w2 = two(raw.norm[s].z), w3 = two(raw.norm[s].w);
-      a.x = a.x * scale * w0.x, a.y = a.y * scale * w0.y, a.z = a.z * scale * w1.x, a.w = a.w * scale * w1.y;
-      b.x = b.x * scale * w2.x, b.y = b.y * scale * w2.y, b.z = b.z * scale * w3.x, b.w = b.w * scale * w3.y;
-    }
-    split(a.x, a.y, to.high[s].x, to.low[s].x);
-    split(a.z, a.w, to.high[s].y, to.low[s].y);
-    split(b.x, b.y, to.high[s].z, to.low[s].z);
-    split(b.z, b.w, to.high[s].w, to.low[s].w);
-  }
-}
-
 /// Takes the ring's next stage in.
 __device__ __forceinline__ void multiply_stage(Ring& ring, const SplitX& x, const LaneK& lane_k, int n_columns,
                                                float (&sums)[2][4]) {
@@ -131,7 +125,7 @@ __device__ __forceinline__ void multiply_stage(Ring& ring, const SplitX& x, cons
   }
   __syncwarp();
   if (lane == 0) ring.shared.empty[ring.at.stage].arrive();
-  ring.at.advance();
+  ring.advance();
 #pragma unroll
   for (int s = 0; s < kStageSteps; ++s) {
     mma(sums[0], a[s].x, b[s].x, a[s].y, b[s].y, x.high[s].x, x.high[s].y);
@@ -141,8 +135,8 @@ __device__ __forceinline__ void multiply_stage(Ring& ring, const SplitX& x, cons
   }
 }
 
-/// The scale of row lane / 4, the bits of rms_norm_cuda.cu: its threads are dealt to these warps in turn.
-__device__ inline float norm_scale(const ResidentProduct& p, ResidentShared& shared) {
+/// Sums of squares of x's rows in parts, the bits of rms_norm_cuda.cu: its threads are dealt to these warps in turn.
+__device__ inline void sum_squares(const ResidentProduct& p, ResidentShared& shared) {
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   const int quads = p.k / 4, n_warps = norm_threads(quads) / 32, n = p.rows * n_warps;
   constexpr int kAtOnce = 4;
@@ -170,15 +164,99 @@ __device__ inline float norm_scale(const ResidentProduct& p, ResidentShared& sha
     }
   }
   sync_consumers();
-  const int row = min(lane / 4, p.rows - 1);
+}
+
+/// After sum_squares.
+__device__ __forceinline__ float norm_scale(const ResidentProduct& p, const ResidentShared& shared, int row) {
+  const int n_warps = norm_threads(p.k / 4) / 32;
   float sum = 0;
   for (int w = 0; w < n_warps; ++w) sum += shared.norm_parts[row][w];
   return rsqrtf(sum / static_cast<float>(p.k) + p.eps);
 }
 
+/// Eight values of x, normed and split.
+__device__ __forceinline__ void split_eight(float4 a, float4 b, uint4 norm, bool normed, float scale, uint4& high,
+                                            uint4& low) {
+  if (normed) {
+    const float2 w0 = two(norm.x), w1 = two(norm.y), w2 = two(norm.z), w3 = two(norm.w);
+    a.x = a.x * scale * w0.x, a.y = a.y * scale * w0.y, a.z = a.z * scale * w1.x, a.w = a.w * scale * w1.y;
+    b.x = b.x * scale * w2.x, b.y = b.y * scale * w2.y, b.z = b.z * scale * w3.x, b.w = b.w * scale * w3.y;
+  }
+  split(a.x, a.y, high.x, low.x);
+  split(a.z, a.w, high.y, low.y);
+  split(b.x, b.y, high.z, low.z);
+  split(b.z, b.w, high.w, low.w);
+}
+
+__device__ __forceinline__ void split_x(const RawX& raw, bool normed, float scale, SplitX& to) {
+#pragma unroll
+  for (int s = 0; s < kStageSteps; ++s) {
+    split_eight(raw.x[s][0], raw.x[s][1], raw.norm[s], normed, scale, to.high[s], to.low[s]);
+  }
+}
+
+/// Rows of staged x: [k / 8][high 16 bytes, low 16 bytes], so far apart that a quarter warp's loads hit each bank once.
+__device__ __forceinline__ int x_pitch(int k) { return k * 4 + 16; }
+
+/// All of x into shared memory, by all consumers. Few enough loads a thread are on their way while squares are summed.
+__device__ inline void stage_x(const ResidentProduct& p, Ring& ring) {
+  constexpr int kEarly = 2;
+  const int eighths = p.k / 8, n = p.rows * eighths, pitch = x_pitch(p.k);
+  const bool normed = p.norm != nullptr;
+  struct Eight {
+    float4 a, b;
+    uint4 norm;
+  };
+  const auto load = [&](int i) {
+    const int row = i / eighths, at = i % eighths;
+    const float4* from = reinterpret_cast<const float4*>(p.x + row * p.x_stride) + 2 * at;
+    Eight e{__ldcg(from), __ldcg(from + 1), make_uint4(0, 0, 0, 0)};
+    if (normed) e.norm = __ldg(reinterpret_cast<const uint4*>(p.norm) + at);
+    return e;
+  };
+  float scale = 1;
+  int scale_row = -1;
+  const auto store = [&](int i, const Eight& e) {
+    const int row = i / eighths, at = i % eighths;
+    if (normed && row != scale_row) scale = norm_scale(p, ring.shared, row), scale_row = row;
+    uint4* to = reinterpret_cast<uint4*>(ring.x + row * pitch + at * 32);
+    split_eight(e.a, e.b, e.norm, normed, scale, to[0], to[1]);
+  };
+  constexpr int kConsumers = kResidentWarps * 32;
+  const int first = static_cast<int>(threadIdx.x);
+  Eight early[kEarly];
+#pragma unroll
+  for (int j = 0; j < kEarly; ++j) {
+    if (first + j * kConsumers < n) early[j] = load(first + j * kConsumers);
+  }
+  if (normed) sum_squares(p, ring.shared);
+#pragma unroll
+  for (int j = 0; j < kEarly; ++j) {
+    if (first + j * kConsumers < n) store(first + j * kConsumers, early[j]);
+  }
+#pragma unroll 4
+  for (int i = first + kEarly * kConsumers; i < n; i += kConsumers) store(i, load(i));
+  sync_consumers();
+}
+
+__device__ __forceinline__ void take_x(const ResidentProduct& p, const Ring& ring, const LaneK& lane_k, int k0,
+                                       SplitX& to) {
+  const int row = static_cast<int>(threadIdx.x) % 32 / 4;
+  const std::byte* from = ring.x + row * x_pitch(p.k);
+#pragma unroll
+  for (int s = 0; s < kStageSteps; ++s) {
+    const int k = k0 + lane_k.of(s);
+    to.high[s] = to.low[s] = make_uint4(0, 0, 0, 0);
+    if (row < p.rows && k < p.k) {
+      to.high[s] = *reinterpret_cast<const uint4*>(from + k * 4);
+      to.low[s] = *reinterpret_cast<const uint4*>(from + k * 4 + 16);
+    }
+  }
+}
+
 /// What a thread of the last step of a unit has to know in time: its row's place in the pages.
 struct RopeLane {
-  RowOnDevice row;
+  RowOnDevice row{};
   std::byte* page = nullptr;
   __device__ __forceinline__ RopeLane(const ResidentProduct& p, int column) {
     if (p.join != ResidentJoin::rope || column >= p.rows) return;
@@ -216,6 +294,7 @@ __device__ inline void finish_unit(const ResidentProduct& p, int unit, const flo
                                    float (*shared)[kResidentWarps][16 * kMatvecRows], const RopeLane& rope_lane,
                                    float2 angle) {
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  sync_consumers();  // the unit before has been added up
 #pragma unroll
   for (int part = 0; part < 2; ++part) {
 #pragma unroll
@@ -248,35 +327,55 @@ __device__ inline void finish_unit(const ResidentProduct& p, int unit, const flo
 }
 
 /// The consumers' part of a product.
-__device__ inline void run_product(const ResidentProduct& p, Ring& ring) {
+#ifndef NOINL
+#define NOINL __forceinline__
+#endif
+#ifndef STAGED
+#define STAGED true
+#endif
+__device__ NOINL RingPosition run_product(const ResidentProduct& p, Ring ring) {
   const int lane = static_cast<int>(threadIdx.x) % 32, grid = static_cast<int>(gridDim.x);
   int unit = (static_cast<int>(blockIdx.x) - p.first + grid) % grid;
-  if (unit >= p.n_units) return;
+  if (unit >= p.n_units) return ring.at;
   const LaneK lane_k(p.join);
-  const bool there = lane / 4 < p.rows;
-  const float* row = p.x + lane / 4 * p.x_stride;
-  RawX raw;
-  load_x(p, row, there, lane_k, 0, raw);
   const int column = static_cast<int>(threadIdx.x) % 128 / 16, r = static_cast<int>(threadIdx.x) % 16;
   const RopeLane rope_lane(p, column);
-  const bool normed = p.norm != nullptr;
-  const float scale = normed ? norm_scale(p, ring.shared) : 1;
-  for (int turn = 0; unit < p.n_units; unit += grid, turn ^= 1) {
+  const bool there = lane / 4 < p.rows, normed = p.norm != nullptr,
+             staged = STAGED && p.rows * x_pitch(p.k) <= ring.x_bytes;
+  const float* row = p.x + lane / 4 * p.x_stride;
+  RawX raw;
+  float scale = 1;
+  if (staged) {
+    stage_x(p, ring);
+  } else {
+    load_x(p, row, there, lane_k, 0, raw);
+    if (normed) {
+      sum_squares(p, ring.shared);
+      scale = norm_scale(p, ring.shared, min(lane / 4, p.rows - 1));
+    }
+  }
+  for (; unit < p.n_units; unit += grid) {
     float sums[2][2][4] = {};
     float2 angle = make_float2(1, 0);
     if (p.join == ResidentJoin::rope && column < p.rows && unit / p.per < p.n_heads + p.kv.n_kv_heads) {
       angle = __ldg(p.angles + int64_t{rope_lane.row.angle} * (p.kv.head_dim / 2) + unit % p.per * 16 + r);
     }
     const bool second = p.n_rows(unit, 1) > 0;
-    for (int k = 0; k < p.k; k += kStageColumns) {
+    const int width = p.k;
+    for (int k = 0; k < width; k += kStageColumns) {
       SplitX x;
-      split_x(raw, normed, scale, x);
-      load_x(p, row, there, lane_k, k + kStageColumns < p.k ? k + kStageColumns : 0, raw);
-      multiply_stage(ring, x, lane_k, p.k - k, sums[0]);
-      if (second) multiply_stage(ring, x, lane_k, p.k - k, sums[1]);
+      if (staged) {
+        take_x(p, ring, lane_k, k, x);
+      } else {
+        split_x(raw, normed, scale, x);
+        load_x(p, row, there, lane_k, k + kStageColumns < width ? k + kStageColumns : 0, raw);
+      }
+      multiply_stage(ring, x, lane_k, width - k, sums[0]);
+      if (second) multiply_stage(ring, x, lane_k, width - k, sums[1]);
     }
-    finish_unit(p, unit, sums, ring.shared.sums[turn], rope_lane, angle);
+    finish_unit(p, unit, sums, ring.shared.sums, rope_lane, angle);
   }
+  return ring.at;
 }
 
 }  // namespace firstlight::cuda

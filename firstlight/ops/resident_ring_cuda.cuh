@@ -11,8 +11,7 @@ inline constexpr int kResidentWarps = 8;                    ///< consumers; one 
 inline constexpr int kStageColumns = 1024;                  ///< of k
 inline constexpr int kStagePitch = 2 * kStageColumns + 64;  ///< bytes: 8 lanes' pieces of two rows hit each bank once
 inline constexpr int kStageBytes = 16 * kStagePitch;
-/// 198 KB: covers 5.7 us of an H200's read rate, more than a barrier of all blocks and a norm take.
-inline constexpr int kRingStages = 6;
+inline constexpr int kMostStages = 6;
 
 __device__ __forceinline__ uint32_t shared_address(const void* at) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(at));
@@ -47,8 +46,8 @@ struct MemoryBarrier {
 struct RingPosition {
   int stage = 0;
   unsigned parity = 0;
-  __device__ __forceinline__ void advance() {
-    if (++stage == kRingStages) stage = 0, parity ^= 1;
+  __device__ __forceinline__ void advance(int n_stages) {
+    if (++stage == n_stages) stage = 0, parity ^= 1;
   }
 };
 
@@ -61,6 +60,16 @@ __device__ __forceinline__ void copy_bulk(uint32_t to, const void* from, unsigne
       "l"(from), "r"(bytes), "r"(shared_address(&done)), "l"(policy)
       : "memory");
 }
+/// Threads of a warpgroup with this branch before them have that many registers from here on.
+template <int kRegisters>
+__device__ __forceinline__ void take_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+template <int kRegisters>
+__device__ __forceinline__ void give_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+
 __device__ __forceinline__ uint64_t policy_read_once() {
   uint64_t policy;
   asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
