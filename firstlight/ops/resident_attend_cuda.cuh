@@ -86,7 +86,7 @@ __device__ __forceinline__ RingPosition run_attend(const SinglesParams& p, Ring 
     ring.shared.full[mine.stage].wait(mine.parity);
     ring.shared.full[other.stage].wait(other.parity);
     run_crew<kDim>(p, plan, ring.stage(mine.stage), ring.stage(other.stage),
-                   reinterpret_cast<float*>(ring.x + crew * meeting_bytes(heads, kDim) / 2), ready);
+                   reinterpret_cast<float*>(ring.meeting + crew * meeting_bytes(heads, kDim) / 2), ready);
   }
   ready();
   // What was written here by plain stores comes before what the copies will write here.

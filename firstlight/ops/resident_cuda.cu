@@ -3,7 +3,6 @@
 // weights are nobody's output, so one warp a block asks for them ahead of all barriers, as far as its ring reaches:
 // memory goes on working while the others meet, norm and attend.
 #include <algorithm>
-#include <cstdlib>
 
 #include "firstlight/ops/resident_attend_cuda.cuh"
 
@@ -79,7 +78,7 @@ __device__ __forceinline__ void consume(const ResidentInstruction* program, int 
 
 template <int kDim>
 __global__ void __launch_bounds__(kThreads, 1)
-    resident_kernel(const ResidentInstruction* program, int n, unsigned* counter, const ResidentShape shape) {
+    resident_kernel(const ResidentInstruction* program, int n, unsigned* counter, int n_stages) {
   extern __shared__ __align__(128) std::byte stages[];
   __shared__ alignas(128) std::byte memory[sizeof(ResidentShared)];
   ResidentShared& shared = *reinterpret_cast<ResidentShared*>(memory);
@@ -90,7 +89,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     first.put(shared.instructions[0]);
   }
   if (threadIdx.x == 0) {
-    for (int s = 0; s < shape.n_stages; ++s) {
+    for (int s = 0; s < n_stages; ++s) {
       shared.full[s].init(1);
       shared.empty[s].init(kResidentWarps);
     }
@@ -98,7 +97,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
   }
   __syncthreads();
-  const Ring ring{stages, stages + shape.n_stages * kStageBytes, shared, shape.n_stages, shape.x_bytes, {}};
+  const Ring ring{stages, stages + n_stages * kStageBytes, shared, n_stages, {}};
   if (warp < kResidentWarps) {
     take_registers<232>();
     consume<kDim>(program, n, ring, counter);
@@ -132,19 +131,15 @@ bool ResidentProgram::fits(const GpuShape& gpu) {
   return gpu.n_sms > 0;
 }
 
-/// As many stages as leave x room that wants it: at least where attention meets.
-ResidentShape ResidentProgram::shape() const {
-  const int bytes = gpu_.shared_bytes - kStaticBytes;
-  int x_bytes = 0;
+/// As many stages as leave room for attention's warps to meet.
+int ResidentProgram::n_stages() const {
+  int meeting = 0;
   for (const ResidentInstruction& i : list_) {
-    if (i.kind == ResidentInstruction::Kind::attend) {
-      const AttendParams& a = i.attend.attend;
-      x_bytes = std::max(x_bytes, meeting_bytes(std::min(kHeadsAtOnce, a.n_heads / a.kv.n_kv_heads), a.kv.head_dim));
-    }
+    if (i.kind != ResidentInstruction::Kind::attend) continue;
+    const AttendParams& a = i.attend.attend;
+    meeting = std::max(meeting, meeting_bytes(std::min(kHeadsAtOnce, a.n_heads / a.kv.n_kv_heads), a.kv.head_dim));
   }
-  const int most = getenv("FL_STAGES") ? atoi(getenv("FL_STAGES")) : kMostStages;
-  const int n_stages = std::min(most, (bytes - x_bytes) / kStageBytes);
-  return {n_stages, bytes - n_stages * kStageBytes};
+  return std::min(kMostStages, (gpu_.shared_bytes - kStaticBytes - meeting) / kStageBytes);
 }
 
 void ResidentProgram::launch(unsigned* counter, cudaStream_t stream) {
@@ -161,7 +156,7 @@ void ResidentProgram::launch(unsigned* counter, cudaStream_t stream) {
   config.attrs = &attribute;
   config.numAttrs = 1;
   check(cudaLaunchKernelEx(&config, kernel_for(head_dim_), memory_.as<const ResidentInstruction>(),
-                           static_cast<int>(list_.size()), counter, shape()),
+                           static_cast<int>(list_.size()), counter, n_stages()),
         "a resident program");
 }
 

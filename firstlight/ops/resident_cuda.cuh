@@ -62,11 +62,6 @@ struct ResidentNorm {
   Matrix<float> out;
 };
 
-/// How a program divides shared memory.
-struct ResidentShape {
-  int n_stages, x_bytes;
-};
-
 /// Instructions in order; each waits for the one before it, in all blocks. A norm's result exists for the products that
 /// read it alone.
 class ResidentProgram {
@@ -98,7 +93,7 @@ class ResidentProgram {
  private:
   bool can_take() const { return !launched_ && list_.size() < kMostInstructions; }
   void wrote(const float* out);
-  ResidentShape shape() const;
+  int n_stages() const;
 
   static constexpr size_t kMostInstructions = 2048;
   const GpuShape gpu_;

@@ -13,7 +13,7 @@ namespace firstlight::cuda {
 
 inline constexpr int kStageSteps = 4;  ///< of 32 of k, of a warp
 
-/// The block's shared memory beside the ring and x.
+/// The block's shared memory beside the ring.
 struct ResidentShared {
   MemoryBarrier full[kMostStages], empty[kMostStages];
   ResidentInstruction instructions[2], fetched;  ///< the consumers', this one and the next; the producer's
@@ -23,9 +23,9 @@ struct ResidentShared {
 
 struct Ring {
   std::byte* stages;
-  std::byte* x;  ///< behind the stages: what a product stages of x; where attention's warps meet
+  std::byte* meeting;  ///< behind the stages: where attention's warps meet
   ResidentShared& shared;
-  int n_stages, x_bytes;
+  int n_stages;
   RingPosition at;
   __device__ std::byte* stage(int i) const { return stages + i * kStageBytes; }
   __device__ std::byte* stage() const { return stage(at.stage); }
@@ -170,7 +170,11 @@ __device__ inline void sum_squares(const ResidentProduct& p, ResidentShared& sha
 __device__ __forceinline__ float norm_scale(const ResidentProduct& p, const ResidentShared& shared, int row) {
   const int n_warps = norm_threads(p.k / 4) / 32;
   float sum = 0;
-  for (int w = 0; w < n_warps; ++w) sum += shared.norm_parts[row][w];
+#pragma unroll
+  for (int w = 0; w < 32; ++w) {  // all loads at once: one after the other they would take 0.6 us
+    const float part = shared.norm_parts[row][w];
+    sum += w < n_warps ? part : 0;
+  }
   return rsqrtf(sum / static_cast<float>(p.k) + p.eps);
 }
 
@@ -192,65 +196,6 @@ __device__ __forceinline__ void split_x(const RawX& raw, bool normed, float scal
 #pragma unroll
   for (int s = 0; s < kStageSteps; ++s) {
     split_eight(raw.x[s][0], raw.x[s][1], raw.norm[s], normed, scale, to.high[s], to.low[s]);
-  }
-}
-
-/// Rows of staged x: [k / 8][high 16 bytes, low 16 bytes], so far apart that a quarter warp's loads hit each bank once.
-__device__ __forceinline__ int x_pitch(int k) { return k * 4 + 16; }
-
-/// All of x into shared memory, by all consumers. Few enough loads a thread are on their way while squares are summed.
-__device__ inline void stage_x(const ResidentProduct& p, Ring& ring) {
-  constexpr int kEarly = 2;
-  const int eighths = p.k / 8, n = p.rows * eighths, pitch = x_pitch(p.k);
-  const bool normed = p.norm != nullptr;
-  struct Eight {
-    float4 a, b;
-    uint4 norm;
-  };
-  const auto load = [&](int i) {
-    const int row = i / eighths, at = i % eighths;
-    const float4* from = reinterpret_cast<const float4*>(p.x + row * p.x_stride) + 2 * at;
-    Eight e{__ldcg(from), __ldcg(from + 1), make_uint4(0, 0, 0, 0)};
-    if (normed) e.norm = __ldg(reinterpret_cast<const uint4*>(p.norm) + at);
-    return e;
-  };
-  float scale = 1;
-  int scale_row = -1;
-  const auto store = [&](int i, const Eight& e) {
-    const int row = i / eighths, at = i % eighths;
-    if (normed && row != scale_row) scale = norm_scale(p, ring.shared, row), scale_row = row;
-    uint4* to = reinterpret_cast<uint4*>(ring.x + row * pitch + at * 32);
-    split_eight(e.a, e.b, e.norm, normed, scale, to[0], to[1]);
-  };
-  constexpr int kConsumers = kResidentWarps * 32;
-  const int first = static_cast<int>(threadIdx.x);
-  Eight early[kEarly];
-#pragma unroll
-  for (int j = 0; j < kEarly; ++j) {
-    if (first + j * kConsumers < n) early[j] = load(first + j * kConsumers);
-  }
-  if (normed) sum_squares(p, ring.shared);
-#pragma unroll
-  for (int j = 0; j < kEarly; ++j) {
-    if (first + j * kConsumers < n) store(first + j * kConsumers, early[j]);
-  }
-#pragma unroll 4
-  for (int i = first + kEarly * kConsumers; i < n; i += kConsumers) store(i, load(i));
-  sync_consumers();
-}
-
-__device__ __forceinline__ void take_x(const ResidentProduct& p, const Ring& ring, const LaneK& lane_k, int k0,
-                                       SplitX& to) {
-  const int row = static_cast<int>(threadIdx.x) % 32 / 4;
-  const std::byte* from = ring.x + row * x_pitch(p.k);
-#pragma unroll
-  for (int s = 0; s < kStageSteps; ++s) {
-    const int k = k0 + lane_k.of(s);
-    to.high[s] = to.low[s] = make_uint4(0, 0, 0, 0);
-    if (row < p.rows && k < p.k) {
-      to.high[s] = *reinterpret_cast<const uint4*>(from + k * 4);
-      to.low[s] = *reinterpret_cast<const uint4*>(from + k * 4 + 16);
-    }
   }
 }
 
@@ -292,7 +237,7 @@ __device__ __forceinline__ float bias_of(const ResidentProduct& p, int i) {
 /// tile's 16 x 8 values; where the two tiles belong together, both.
 __device__ inline void finish_unit(const ResidentProduct& p, int unit, const float (&sums)[2][2][4],
                                    float (*shared)[kResidentWarps][16 * kMatvecRows], const RopeLane& rope_lane,
-                                   float2 angle) {
+                                   float2 angle, float before) {
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   sync_consumers();  // the unit before has been added up
 #pragma unroll
@@ -322,37 +267,26 @@ __device__ inline void finish_unit(const ResidentProduct& p, int unit, const flo
   }
   float* out = p.out + column * p.out_stride + p.row(unit, together ? 0 : second) + r;
   if (p.join == ResidentJoin::store) *out = total;
-  if (p.join == ResidentJoin::add) *out = __ldcg(out) + total;
+  if (p.join == ResidentJoin::add) *out = before + total;
   if (p.join == ResidentJoin::silu) *out = total / (1 + __expf(-total)) * total_of(1);
 }
 
 /// The consumers' part of a product.
-#ifndef NOINL
-#define NOINL __forceinline__
-#endif
-#ifndef STAGED
-#define STAGED true
-#endif
-__device__ NOINL RingPosition run_product(const ResidentProduct& p, Ring ring) {
+__device__ __forceinline__ RingPosition run_product(const ResidentProduct& p, Ring ring) {
   const int lane = static_cast<int>(threadIdx.x) % 32, grid = static_cast<int>(gridDim.x);
   int unit = (static_cast<int>(blockIdx.x) - p.first + grid) % grid;
   if (unit >= p.n_units) return ring.at;
   const LaneK lane_k(p.join);
   const int column = static_cast<int>(threadIdx.x) % 128 / 16, r = static_cast<int>(threadIdx.x) % 16;
   const RopeLane rope_lane(p, column);
-  const bool there = lane / 4 < p.rows, normed = p.norm != nullptr,
-             staged = STAGED && p.rows * x_pitch(p.k) <= ring.x_bytes;
+  const bool there = lane / 4 < p.rows, normed = p.norm != nullptr;
   const float* row = p.x + lane / 4 * p.x_stride;
   RawX raw;
   float scale = 1;
-  if (staged) {
-    stage_x(p, ring);
-  } else {
-    load_x(p, row, there, lane_k, 0, raw);
-    if (normed) {
-      sum_squares(p, ring.shared);
-      scale = norm_scale(p, ring.shared, min(lane / 4, p.rows - 1));
-    }
+  load_x(p, row, there, lane_k, 0, raw);
+  if (normed) {
+    sum_squares(p, ring.shared);
+    scale = norm_scale(p, ring.shared, min(lane / 4, p.rows - 1));
   }
   for (; unit < p.n_units; unit += grid) {
     float sums[2][2][4] = {};
@@ -360,20 +294,23 @@ __device__ NOINL RingPosition run_product(const ResidentProduct& p, Ring ring) {
     if (p.join == ResidentJoin::rope && column < p.rows && unit / p.per < p.n_heads + p.kv.n_kv_heads) {
       angle = __ldg(p.angles + int64_t{rope_lane.row.angle} * (p.kv.head_dim / 2) + unit % p.per * 16 + r);
     }
+    float before = 0;  // what the sums are added to
+    if (p.join == ResidentJoin::add) {
+      const int part = static_cast<int>(threadIdx.x) / 128;
+      if (column < p.rows && r < p.n_rows(unit, part)) {
+        before = __ldcg(p.out + column * p.out_stride + p.row(unit, part) + r);
+      }
+    }
     const bool second = p.n_rows(unit, 1) > 0;
     const int width = p.k;
     for (int k = 0; k < width; k += kStageColumns) {
       SplitX x;
-      if (staged) {
-        take_x(p, ring, lane_k, k, x);
-      } else {
-        split_x(raw, normed, scale, x);
-        load_x(p, row, there, lane_k, k + kStageColumns < width ? k + kStageColumns : 0, raw);
-      }
+      split_x(raw, normed, scale, x);
+      load_x(p, row, there, lane_k, k + kStageColumns < width ? k + kStageColumns : 0, raw);
       multiply_stage(ring, x, lane_k, width - k, sums[0]);
       if (second) multiply_stage(ring, x, lane_k, width - k, sums[1]);
     }
-    finish_unit(p, unit, sums, ring.shared.sums, rope_lane, angle);
+    finish_unit(p, unit, sums, ring.shared.sums, rope_lane, angle, before);
   }
   return ring.at;
 }
