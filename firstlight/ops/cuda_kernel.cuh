@@ -4,36 +4,75 @@
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <cstdint>
+#include <unordered_map>
 
 #include "firstlight/device/cuda.h"
 
 namespace firstlight::cuda {
 
+/// What a launch must know of a kernel and its GPU, asked once a thread.
+struct KernelFacts {
+  size_t static_bytes = 0;
+  int registers = 0, n_sms = 0;
+};
+inline const KernelFacts& facts_of(const void* kernel, const char* what) {
+  static thread_local std::unordered_map<const void*, KernelFacts> known;
+  const auto [at, is_new] = known.try_emplace(kernel);
+  if (is_new) {
+    cudaFuncAttributes attributes{};
+    check(cudaFuncGetAttributes(&attributes, kernel), what);
+    int device = 0, n_sms = 0;
+    check(cudaGetDevice(&device), what);
+    check(cudaDeviceGetAttribute(&n_sms, cudaDevAttrMultiProcessorCount, device), what);
+    at->second = {attributes.sharedSizeBytes, attributes.numRegs, n_sms};
+  }
+  return at->second;
+}
+
+/// The percentage of a multiprocessor's memory that its blocks of this launch need as shared memory. The rest is L1,
+/// where streaming loads in flight live (128256 x 4096: 245 us with a large L1, 325 with a small one); without a word
+/// from the launch a kernel behind one with much shared memory would keep that one's division.
+inline unsigned carveout(const KernelFacts& kernel, dim3 grid, int threads, size_t shared_bytes) {
+  constexpr size_t kShared = 228u << 10, kReserved = 1u << 10;  // of a multiprocessor; of a block, by the driver
+  const int64_t n_blocks = int64_t{grid.x} * grid.y * grid.z;
+  const int64_t room = std::min<int64_t>(2048, 65536 / std::max(kernel.registers, 16)) / threads;
+  const int64_t blocks =
+      std::clamp<int64_t>((n_blocks + kernel.n_sms - 1) / kernel.n_sms, 1, std::max<int64_t>(room, 1));
+  const size_t wanted = static_cast<size_t>(blocks) * (shared_bytes + kernel.static_bytes + kReserved);
+  return static_cast<unsigned>(wanted >= kShared ? 100 : (100 * wanted + kShared - 1) / kShared);
+}
+
 /// Launches so that the kernel may start while its predecessor on the stream ends (programmatic dependent launch):
 /// every kernel calls wait_for_predecessor() before it touches what others write, in every thread. What the pass's
-/// copy and the loader brought was there before any of them began.
+/// copy and the loader brought was there before any of them began. The grid is a multiple of `cluster` blocks, which
+/// run together.
 template <class... Params, class... Args>
-void launch(const char* what, void (*kernel)(Params...), dim3 grid, int threads, size_t shared_bytes,
-            cudaStream_t stream, Args... args) {
-  cudaLaunchAttribute attributes[2]{};
+void launch_clusters(const char* what, void (*kernel)(Params...), int cluster, dim3 grid, int threads,
+                     size_t shared_bytes, cudaStream_t stream, Args... args) {
+  cudaLaunchAttribute attributes[3]{};
   attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attributes[0].val.programmaticStreamSerializationAllowed = 1;
-  // As much L1 as the kernel leaves: streaming loads in flight live there, and a kernel behind one with much shared
-  // memory would keep that one's division (128256 x 4096: 245 us with a large L1, 325 with a small one).
-  constexpr size_t kShared = 228u << 10, kStatic = 12u << 10;
-  const size_t wanted = 2 * (shared_bytes + kStatic);  // two blocks on a multiprocessor
   attributes[1].id = cudaLaunchAttributePreferredSharedMemoryCarveout;
   attributes[1].val.sharedMemCarveout =
-      static_cast<unsigned>(wanted >= kShared ? 100 : (100 * wanted + kShared - 1) / kShared);
+      carveout(facts_of(reinterpret_cast<const void*>(kernel), what), grid, threads, shared_bytes);
+  attributes[2].id = cudaLaunchAttributeClusterDimension;
+  attributes[2].val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = dim3(static_cast<unsigned>(threads));
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
   config.attrs = attributes;
-  config.numAttrs = 2;
+  config.numAttrs = cluster > 1 ? 3 : 2;
   check(cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...), what);
+}
+
+template <class... Params, class... Args>
+void launch(const char* what, void (*kernel)(Params...), dim3 grid, int threads, size_t shared_bytes,
+            cudaStream_t stream, Args... args) {
+  launch_clusters(what, kernel, 1, grid, threads, shared_bytes, stream, args...);
 }
 
 __device__ __forceinline__ void wait_for_predecessor() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
