@@ -46,33 +46,24 @@ inline unsigned carveout(const KernelFacts& kernel, dim3 grid, int threads, size
 
 /// Launches so that the kernel may start while its predecessor on the stream ends (programmatic dependent launch):
 /// every kernel calls wait_for_predecessor() before it touches what others write, in every thread. What the pass's
-/// copy and the loader brought was there before any of them began. The grid is a multiple of `cluster` blocks, which
-/// run together.
+/// copy and the loader brought was there before any of them began.
 template <class... Params, class... Args>
-void launch_clusters(const char* what, void (*kernel)(Params...), int cluster, dim3 grid, int threads,
-                     size_t shared_bytes, cudaStream_t stream, Args... args) {
-  cudaLaunchAttribute attributes[3]{};
+void launch(const char* what, void (*kernel)(Params...), dim3 grid, int threads, size_t shared_bytes,
+            cudaStream_t stream, Args... args) {
+  cudaLaunchAttribute attributes[2]{};
   attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attributes[0].val.programmaticStreamSerializationAllowed = 1;
   attributes[1].id = cudaLaunchAttributePreferredSharedMemoryCarveout;
   attributes[1].val.sharedMemCarveout =
       carveout(facts_of(reinterpret_cast<const void*>(kernel), what), grid, threads, shared_bytes);
-  attributes[2].id = cudaLaunchAttributeClusterDimension;
-  attributes[2].val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = dim3(static_cast<unsigned>(threads));
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
   config.attrs = attributes;
-  config.numAttrs = cluster > 1 ? 3 : 2;
+  config.numAttrs = 2;
   check(cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...), what);
-}
-
-template <class... Params, class... Args>
-void launch(const char* what, void (*kernel)(Params...), dim3 grid, int threads, size_t shared_bytes,
-            cudaStream_t stream, Args... args) {
-  launch_clusters(what, kernel, 1, grid, threads, shared_bytes, stream, args...);
 }
 
 __device__ __forceinline__ void wait_for_predecessor() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
