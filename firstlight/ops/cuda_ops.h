@@ -15,7 +15,8 @@ struct CudaOpsOptions {
   bool graphs = true;
   /// Begin to load cuBLASLt at once, on a thread of its own; else at the first product of more than 8 rows.
   bool load_cublaslt = true;
-  /// Recorded passes of up to 8 rows are one resident kernel as far as they can be, not a kernel an op.
+  /// Recorded passes of up to 8 rows are one resident kernel as far as they can be, not a kernel an op. A norm is then
+  /// part of the products that read it: nothing else of the pass may read what rms_norm() wrote.
   bool resident = true;
 };
 
