@@ -185,7 +185,8 @@ TEST(Shard, TooLittleMemoryIsSaidBeforeAnythingIsWritten) {
   options.memory_bytes = 4u << 20;
   const std::string message = error_of(ErrorKind::bad_input, [&] { shard(source, scratch.path() / "out", options); });
   EXPECT_THAT(message, HasSubstr("--memory"));
-  options.memory_bytes = std::stoull(message.substr(message.find("give ") + 5));
+  EXPECT_THAT(message, HasSubstr("MiB is enough"));
+  options.memory_bytes = std::stoull(message.substr(message.find("at once: ") + 9)) << 20;
   shard(source, scratch.path() / "out", options);  // what it asked for is enough
   EXPECT_THAT(verify(scratch.path() / "out", 1, {}, {}).problems, IsEmpty());
 }
