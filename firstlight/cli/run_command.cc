@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // firstlight run: a prompt in, an answer out, and the time line from exec to the first token.
+#include <unistd.h>
+
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <nlohmann/json.hpp>
@@ -18,6 +20,7 @@ struct RunOptions {
   SessionOptions session;
   GenerateOptions generate;
   std::string prompt, prompt_file, ids_file, system;
+  bool prompt_given = false;
   bool raw = false;
   bool json = false;
 };
@@ -25,15 +28,22 @@ struct RunOptions {
 std::string prompt_text(const RunOptions& options) {
   if (!options.ids_file.empty()) return "";
   require_utf8(options.system, "--system");
-  if (!options.prompt_file.empty()) {
+  const bool piped = !options.prompt_given && options.prompt_file.empty() && ::isatty(STDIN_FILENO) == 0;
+  if (piped || options.prompt_file == "-") {
+    exit_at_once(true);
+    std::string text = read_standard_input();
+    exit_at_once(false);
+    require_utf8(text, "standard input");
+    if (!text.empty()) return text;
+  } else if (!options.prompt_file.empty()) {
     std::string text = read_text(options.prompt_file);
     require_utf8(text, str("'", options.prompt_file, "'"));
     return text;
   }
   if (options.prompt.empty())
     throw Error(ErrorKind::bad_input,
-                "run: the prompt is empty: give one with -p TEXT, --prompt-file FILE or --ids FILE");
-  require_utf8(options.prompt, "-p");
+                "run: the prompt is empty: give one as TEXT, with --prompt-file FILE, --ids FILE or from a pipe");
+  require_utf8(options.prompt, "the prompt");
   return options.prompt;
 }
 
@@ -125,8 +135,10 @@ void add_run(CLI::App& app, Action& chosen) {
       app.add_subcommand("run", "Generate an answer; ends with the time line from exec to the first token");
   options->session.add_to(*command);
   options->generate.add_to(*command);
-  CLI::Option* prompt = command->add_option("-p,--prompt", options->prompt, "The prompt");
-  CLI::Option* file = command->add_option("--prompt-file,--text", options->prompt_file, "Read the prompt from a file");
+  CLI::Option* prompt =
+      command->add_option("-p,--prompt,prompt", options->prompt, "The prompt; none: from standard input");
+  CLI::Option* file = command->add_option("--prompt-file,--text", options->prompt_file,
+                                          "Read the prompt from a file; -: from standard input");
   file->excludes(prompt);
   command->add_option("--ids", options->ids_file, "File with the prompt as a JSON list of token ids, taken as they are")
       ->excludes(prompt)
@@ -134,8 +146,11 @@ void add_run(CLI::App& app, Action& chosen) {
   command->add_option("--system", options->system, "System message");
   command->add_flag("--raw", options->raw, "Take the prompt as it is, without the chat template");
   command->add_flag("--json", options->json, "One JSON object on stdout");
-  command->footer("Example:\n  firstlight run smollm2-ranks -p \"Why is the sky blue?\" -n 100 --greedy");
-  command->callback([options, &chosen] { chosen = [options](Context& context) { return run(context, *options); }; });
+  command->footer("Example:\n  firstlight run smollm2-ranks \"Why is the sky blue?\" -n 100 --greedy");
+  command->callback([options, prompt, &chosen] {
+    options->prompt_given = prompt->count() > 0;
+    chosen = [options](Context& context) { return run(context, *options); };
+  });
 }
 
 }  // namespace firstlight::cli

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "firstlight/cli/token_ids.h"
 
+#include <iostream>
 #include <nlohmann/json.hpp>
 
 #include "firstlight/base/error.h"
@@ -8,6 +9,18 @@
 #include "firstlight/io/file.h"
 
 namespace firstlight::cli {
+
+std::string read_standard_input() {
+  constexpr size_t kLargestInput = 1u << 30;
+  std::string text;
+  std::vector<char> piece(1u << 20);
+  while (std::cin.read(piece.data(), static_cast<std::streamsize>(piece.size())) || std::cin.gcount() > 0) {
+    text.append(piece.data(), static_cast<size_t>(std::cin.gcount()));
+    if (text.size() > kLargestInput)
+      throw Error(ErrorKind::bad_input, str("standard input has more than ", kLargestInput, " bytes"));
+  }
+  return text;
+}
 
 std::vector<int> read_ids(const std::string& path, int vocab_size) {
   const nlohmann::json json = nlohmann::json::parse(read_text(path), nullptr, false);

@@ -9,6 +9,7 @@
 #include "firstlight/cli/context.h"
 #include "firstlight/cli/interrupt.h"
 #include "firstlight/cli/model_text.h"
+#include "firstlight/cli/token_ids.h"
 
 namespace firstlight::cli {
 
@@ -19,27 +20,13 @@ struct TokenizeOptions {
   bool json = false, plain = false, no_special = false;
 };
 
-constexpr size_t kLargestInput = 1u << 30;
-
-/// Throws Error{bad_input} for more than kLargestInput bytes: an endless input must not take the machine's memory.
-std::string read_all(std::istream& in) {
-  std::string text;
-  std::vector<char> piece(1u << 20);
-  while (in.read(piece.data(), static_cast<std::streamsize>(piece.size())) || in.gcount() > 0) {
-    text.append(piece.data(), static_cast<size_t>(in.gcount()));
-    if (text.size() > kLargestInput)
-      throw Error(ErrorKind::bad_input, str("standard input has more than ", kLargestInput, " bytes"));
-  }
-  return text;
-}
-
 int tokenize(Context& context, const TokenizeOptions& options) {
   context.json = options.json;
   const std::unique_ptr<Tokenizer> tokenizer = load_tokenizer(options.model);
   exit_at_once(true);
   std::ios::sync_with_stdio(false);
   if (!options.json) {
-    const std::string text = read_all(std::cin);
+    const std::string text = read_standard_input();
     require_utf8(text, "standard input");
     std::string out;
     for (const int id : tokenizer->encode(text, !options.no_special, !options.plain))

@@ -200,6 +200,21 @@ def closed_pipe(suite):
     return f"ended {seconds:.2f} s after the pipe was closed"
 
 
+def prompts_from_everywhere(suite):
+    """The same prompt as -p, as an argument, from a file, from standard input: the same answer."""
+    out = suite.tmp / "smollm2"
+    if not out.exists():
+        raise Skip("needs the conversion before it")
+    file = suite.tmp / "prompt.txt"
+    file.write_text("Name a colour.")
+    ways = [(["-p", "Name a colour."], b""), (["Name a colour."], b"ignored"), (["--prompt-file", file], b""), (["--prompt-file", "-"], b"Name a colour."), ([], b"Name a colour.")]
+    answers = {suite.run("run", out, *arguments, "--greedy", "-n", 8, stdin=text).out for arguments, text in ways}
+    assert len(answers) == 1, f"{answers}"
+    suite.run("run", out, stdin=b"", code=2)
+    suite.run("run", out, stdin=b"\xff\xfe", code=2)
+    return repr(answers.pop().strip())
+
+
 def chat_answers(suite):
     out = suite.tmp / "smollm2"
     if not out.exists():
@@ -237,6 +252,7 @@ def main():
     suite.check("Ctrl-C ends run with 130", ctrl_c_in_run, suite)
     suite.check("Ctrl-C keeps what run --json has", ctrl_c_in_json, suite)
     suite.check("a closed pipe ends run", closed_pipe, suite)
+    suite.check("a prompt comes from everywhere", prompts_from_everywhere, suite)
     suite.check("chat answers lines from a pipe", chat_answers, suite)
     suite.check("bench start compares", bench_start, suite)
     sys.exit(suite.end())
