@@ -11,7 +11,6 @@
 
 #include "firstlight/base/str.h"
 #include "firstlight/io/direct_file.h"
-#include "firstlight/io/mount.h"
 #include "firstlight/io/pread_reader.h"
 #include "firstlight/io/uring_reader.h"
 
@@ -34,13 +33,6 @@ std::string date(int64_t unix_s) {
   return text.data();
 }
 
-/// The file system, on this machine, under this kernel: a home directory may be shared, and an update changes speeds.
-std::string key_of(const Mount& mount) {
-  utsname system{};
-  uname(&system);
-  return str(mount.type, " ", mount.source, " ", system.nodename, " ", system.release);
-}
-
 /// Of the bytes that are cached pread needs next to no time.
 ReaderChoice decide(const ReaderSpeeds& speeds, double cached, const std::string& found, const std::string& basis) {
   const bool uring = speeds.io_uring * (1 - cached) > kAhead * speeds.pread;
@@ -55,6 +47,12 @@ std::string why_no_direct_read(std::span<const std::shared_ptr<const File>> file
 
 }  // namespace
 
+std::string speed_key(const Mount& mount) {
+  utsname system{};
+  uname(&system);
+  return str(mount.type, " ", mount.source, " ", system.nodename, " ", system.release);
+}
+
 ReaderChoice ReaderChooser::choose(std::span<const std::shared_ptr<const File>> files) const {
   const std::optional<Residency> cached = residency ? residency() : sample_residency(files);
   if (!cached) return {ReaderKind::pread, "the kernel does not tell what the page cache holds"};
@@ -65,7 +63,7 @@ ReaderChoice ReaderChooser::choose(std::span<const std::shared_ptr<const File>> 
   if (!why_not.empty()) return {ReaderKind::pread, str(found, "; io_uring: ", why_not)};
 
   const Mount mount = mount_of(files[0]->path());
-  const std::string where = str(mount.type, " ", mount.source), key = key_of(mount);
+  const std::string where = str(mount.type, " ", mount.source), key = speed_key(mount);
   const SpeedMemory remembered(memory);
   const auto now = static_cast<int64_t>(time(nullptr));
   std::string note;

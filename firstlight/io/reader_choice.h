@@ -8,6 +8,7 @@
 #include <stop_token>
 #include <string>
 
+#include "firstlight/io/mount.h"
 #include "firstlight/io/reader.h"
 #include "firstlight/io/reader_speeds.h"
 #include "firstlight/io/residency.h"
@@ -35,6 +36,10 @@ struct ReaderChooser {
   /// s with one. Throws Interrupted.
   ReaderChoice choose(std::span<const std::shared_ptr<const File>> files) const;
 };
+
+/// Under which speeds are remembered: the file system, on this machine, under this kernel (a home directory may be
+/// shared, and an update changes speeds).
+std::string speed_key(const Mount& mount);
 
 /// With n_threads threads (io_uring: at most 8, and 32 requests under way in all). Throws Error{unsupported} for
 /// io_uring where it is not to be had.

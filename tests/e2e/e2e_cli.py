@@ -14,7 +14,7 @@ import time
 
 from common import TINY, Skip, Suite, assert_same_tree, files_of, tree_digest
 
-COMMANDS = ["shard", "plan", "verify", "inspect", "load", "run", "chat", "score", "tokenize", "synth", "bench start"]
+COMMANDS = ["shard", "plan", "verify", "inspect", "load", "run", "chat", "score", "tokenize", "synth", "doctor", "bench start"]
 
 
 def helps(suite):
@@ -262,6 +262,20 @@ def readers(suite):
     return f"{sorted(answers)}"
 
 
+def doctor(suite):
+    found = suite.run("doctor", suite.tmp, "--json").json()
+    names = {finding["name"] for finding in found["findings"]}
+    assert {"kernel", "cores", "memory", "memory locks", "huge pages", "io_uring", "file system", "direct reads"} <= names, names
+    assert found["n_warnings"] == sum(finding["state"] == "warning" for finding in found["findings"])
+    assert suite.run("doctor", suite.tmp).out.count("\n") > len(names) / 2
+    suite.run("doctor", suite.tmp / "nowhere", code=3)
+    if platform.machine() != "x86_64":
+        raise Skip("the filter that forbids io_uring is for x86-64")
+    blocked = suite.run("doctor", suite.tmp, "--json", preexec_fn=forbid_io_uring).json()
+    uring = next(finding for finding in blocked["findings"] if finding["name"] == "io_uring")
+    assert uring["state"] == "warning" and "seccomp" in uring["value"] + uring["advice"], uring
+
+
 def main():
     suite = Suite()
     suite.check("every command has help with an example", helps, suite)
@@ -270,6 +284,7 @@ def main():
     suite.check("--json gives one object", json_output, suite)
     suite.check("readers agree, and a forbidden one is said", readers, suite)
     suite.check("inspect hashes stored bytes", inspect_hashes, suite)
+    suite.check("doctor says what forbids io_uring", doctor, suite)
     suite.check("synth makes a model", synth_is_a_model, suite)
     suite.check("a failed write is resumable", failed_write, suite)
     suite.check("a full disk is said first, and resumable", full_disk, suite)
