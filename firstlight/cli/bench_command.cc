@@ -16,6 +16,7 @@
 #include "firstlight/base/error.h"
 #include "firstlight/base/str.h"
 #include "firstlight/cli/session.h"
+#include "firstlight/cli/spread.h"
 
 namespace firstlight::cli {
 
@@ -85,11 +86,7 @@ Run measure(const std::vector<std::string>& arguments) {
   return run;
 }
 
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  const size_t n = values.size();
-  return n % 2 == 1 ? values[n / 2] : (values[n / 2 - 1] + values[n / 2]) / 2;
-}
+double median(const std::vector<double>& values) { return Spread(values).median; }
 
 struct Series {
   std::string name;
@@ -208,6 +205,7 @@ void add_bench(CLI::App& app, Action& chosen) {
   command->add_flag("--json", options->json, "One JSON object on stdout");
   command->footer("Example:\n  firstlight bench start smollm2-ranks -n 15");
   bench->footer("Example:\n  firstlight bench start smollm2-ranks -n 15");
+  add_bench_load(*bench, chosen);
   command->callback(
       [options, &chosen] { chosen = [options](Context& context) { return run_bench_start(context, *options); }; });
 }

@@ -12,9 +12,9 @@ import subprocess
 import sys
 import time
 
-from common import TINY, Skip, Suite, assert_same_tree, files_of, tree_digest
+from common import ROOT, TINY, Skip, Suite, assert_same_tree, files_of, tree_digest
 
-COMMANDS = ["shard", "plan", "verify", "inspect", "load", "run", "chat", "score", "tokenize", "synth", "doctor", "bench start"]
+COMMANDS = ["shard", "plan", "verify", "inspect", "load", "run", "chat", "score", "tokenize", "synth", "doctor", "bench start", "bench load"]
 
 
 def helps(suite):
@@ -276,6 +276,23 @@ def doctor(suite):
     assert uring["state"] == "warning" and "seccomp" in uring["value"] + uring["advice"], uring
 
 
+def bench_load(suite):
+    out, report = suite.tmp / "tiny", suite.tmp / "load.json"
+    got = suite.run("bench", "load", out, "-n", 1, "--pieces", "64KiB,1MiB", "--in-flight", 4, "--json").json()
+    assert any(row["is_floor"] for row in got["loads"]) and all(row["gb_per_s"] > 0 for row in got["loads"]), got["loads"]
+    assert {point["reader"] for point in got["sweep"]} >= {"pread"} and got["time_against_bytes"], got
+    assert "share of the floor" in suite.run("bench", "load", out, "-n", 1, "--no-sweep").out
+    suite.run("bench", "load", out, "--tp", 64, code=3), suite.run("bench", "load", out, "--pieces", "1000", code=2)
+    report.write_text(json.dumps(got))
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise Skip("bench load is right; its picture needs matplotlib") from None
+    picture = suite.tmp / "load.svg"
+    subprocess.run([sys.executable, ROOT / "tools" / "plot_load.py", report, "-o", picture], check=True)
+    assert picture.read_text().count("<path") > 20
+
+
 def main():
     suite = Suite()
     suite.check("every command has help with an example", helps, suite)
@@ -295,6 +312,7 @@ def main():
     suite.check("a closed pipe ends run", closed_pipe, suite)
     suite.check("chat answers lines from a pipe", chat_answers, suite)
     suite.check("bench start compares", bench_start, suite)
+    suite.check("bench load measures and is drawn", bench_load, suite)
     sys.exit(suite.end())
 
 
