@@ -11,6 +11,7 @@
 #include "firstlight/ckpt/load_fixture.h"
 #include "firstlight/ckpt/safetensors.h"
 #include "firstlight/io/fault_read.h"
+#include "firstlight/io/raw_ring.h"
 
 namespace firstlight {
 namespace {
@@ -27,15 +28,21 @@ class LoadFaultTest : public LoadTest {
     return str("bytes [", kDataBegin + leaf * kLeafBytes, ", ",
                kDataBegin + std::min((leaf + 1) * kLeafBytes, data_bytes), ")");
   }
-  void use(const std::shared_ptr<FaultyRead>& faulty, int n_threads = 2) {
-    options_.make_reader = [=](int) { return make_faulty_reader(faulty, n_threads); };
-  }
-  void use(Fault fault, int n_threads = 2) {
-    use(std::make_shared<FaultyRead>(std::vector<Fault>{std::move(fault)}), n_threads);
-  }
 
   LoadOptions options_;
   ManifestRank rank_;
+};
+
+/// Storage that fails below each of the readers.
+class LoadReaderFaultTest : public LoadFaultTest, public testing::WithParamInterface<const char*> {
+ protected:
+  void use(const std::shared_ptr<FaultyRead>& faulty) {
+    const bool uring = GetParam() == std::string_view("io_uring");
+    options_.make_reader = [=](int) {
+      return uring ? make_faulty_uring_reader(faulty, 2) : make_faulty_reader(faulty, 2);
+    };
+  }
+  void use(Fault fault) { use(std::make_shared<FaultyRead>(std::vector<Fault>{std::move(fault)})); }
 };
 
 TEST_F(LoadFaultTest, AFlippedBitAnywhereInAPartIsFoundAndItsFileAndRangeAreNamed) {
@@ -118,7 +125,7 @@ TEST_F(LoadFaultTest, TheGateOfADamagedLayerNeverOpens) {
   EXPECT_THROW(load->wait(), Error);  // and says so again
 }
 
-TEST_F(LoadFaultTest, AByteThatOnlyTheTransportFlippedIsToldFromADamagedFile) {
+TEST_P(LoadReaderFaultTest, AByteThatOnlyTheTransportFlippedIsToldFromADamagedFile) {
   use({.kind = Fault::Kind::flip,
        .amount = kDataBegin + 1000,
        .first_call = 1,
@@ -169,7 +176,7 @@ TEST_F(LoadFaultTest, ALinkOutOfTheCheckpointIsNotFollowed) {
   expect_error(ErrorKind::damaged, {part_path(0).filename(), "link"}, options_);
 }
 
-TEST_F(LoadFaultTest, AFileThatEndsEarlyWhileItIsReadIsDamaged) {
+TEST_P(LoadReaderFaultTest, AFileThatEndsEarlyWhileItIsReadIsDamaged) {
   const ManifestPart& part = rank_.parts[0];
   for (const uint64_t end : {uint64_t{100}, kDataBegin + 5, kDataBegin + part.data_bytes - 1}) {
     use({.kind = Fault::Kind::end_of_file, .amount = end, .file = part_path(0).filename()});
@@ -193,7 +200,7 @@ TEST_F(LoadFaultTest, AFileReplacedOrTouchedWhileItIsReadIsDamaged) {
   during([&] { fs::rename(part_path(0), out_ / "away"); });
 }
 
-TEST_F(LoadFaultTest, AnErrorOfAnyReadIsReportedWithFileAndRange) {
+TEST_P(LoadReaderFaultTest, AnErrorOfAnyReadIsReportedWithFileAndRange) {
   const auto counter = std::make_shared<FaultyRead>(std::vector<Fault>{});
   use(counter);
   ASSERT_FALSE(error_of(options_));
@@ -206,7 +213,7 @@ TEST_F(LoadFaultTest, AnErrorOfAnyReadIsReportedWithFileAndRange) {
   }
 }
 
-TEST_F(LoadFaultTest, StorageThatHangsEndsAtTheDeadline) {
+TEST_P(LoadReaderFaultTest, StorageThatHangsEndsAtTheDeadline) {
   for (const uint64_t call : {0, 3, 9}) {
     SCOPED_TRACE(str("call ", call));
     const auto faulty =
@@ -261,6 +268,9 @@ TEST_F(LoadFaultTest, PartsOfAnotherRankOrSwappedPartsDoNotPass) {
   fs::copy_file(out_ / other, part_path(0), fs::copy_options::overwrite_existing);
   expect_error(ErrorKind::damaged, {part_path(0).filename(), "rank-01"}, options_);
 }
+
+INSTANTIATE_TEST_SUITE_P(Readers, LoadReaderFaultTest, testing::Values("pread", "io_uring"),
+                         [](const auto& param) { return std::string(param.param); });
 
 }  // namespace
 }  // namespace firstlight

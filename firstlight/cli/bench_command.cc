@@ -16,13 +16,14 @@
 #include "firstlight/base/error.h"
 #include "firstlight/base/str.h"
 #include "firstlight/cli/session.h"
+#include "firstlight/cli/spread.h"
 
 namespace firstlight::cli {
 
 namespace {
 
 struct BenchStart {
-  std::string model, traditional_model, prompt = "Why is the sky blue?", ids_file, device = "auto";
+  std::string model, traditional_model, prompt = "Why is the sky blue?", ids_file, device = "auto", reader = "auto";
   int n = 15, tp = 0, threads = 0;
   bool json = false;
 };
@@ -85,11 +86,7 @@ Run measure(const std::vector<std::string>& arguments) {
   return run;
 }
 
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  const size_t n = values.size();
-  return n % 2 == 1 ? values[n / 2] : (values[n / 2 - 1] + values[n / 2]) / 2;
-}
+double median(const std::vector<double>& values) { return Spread(values).median; }
 
 struct Series {
   std::string name;
@@ -157,6 +154,7 @@ int run_bench_start(Context& context, const BenchStart& options) {
       "--traditional", "--verify", "off"};  // engines check nothing: the baseline does not pay for hashing
   first.insert(first.end(), common.begin(), common.end());
   second.insert(second.end(), common.begin(), common.end());
+  first.insert(first.end(), {"--reader", options.reader});  // the traditional path has but one
   Series ours{"firstlight", {}}, traditional{"traditional", {}};
   say(context, "one unmeasured run of each, so that files and program are in the page cache …");
   measure(first);
@@ -201,9 +199,13 @@ void add_bench(CLI::App& app, Action& chosen) {
   command->add_option("--tp", options->tp, "Tensor-parallel ranks")->check(CLI::Range(1, 1024));
   command->add_option("--threads", options->threads, "CPU threads")->check(CLI::Range(1, 4096));
   command->add_option("--device", options->device, "auto, cpu or cuda:N")->capture_default_str();
+  command->add_option("--reader", options->reader, "Of Firstlight's way: auto, pread or io_uring")
+      ->check(CLI::IsMember({"auto", "pread", "io_uring"}))
+      ->capture_default_str();
   command->add_flag("--json", options->json, "One JSON object on stdout");
   command->footer("Example:\n  firstlight bench start smollm2-ranks -n 15");
   bench->footer("Example:\n  firstlight bench start smollm2-ranks -n 15");
+  add_bench_load(*bench, chosen);
   command->callback(
       [options, &chosen] { chosen = [options](Context& context) { return run_bench_start(context, *options); }; });
 }

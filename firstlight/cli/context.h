@@ -39,6 +39,8 @@ void add_score(CLI::App& app, Action& chosen);
 void add_tokenize(CLI::App& app, Action& chosen);
 void add_synth(CLI::App& app, Action& chosen);
 void add_bench(CLI::App& app, Action& chosen);
+void add_bench_load(CLI::App& bench, Action& chosen);
+void add_doctor(CLI::App& app, Action& chosen);
 
 /// Parses and runs; returns the process's exit code and never throws.
 int run_program(int argc, char** argv, Context& context);

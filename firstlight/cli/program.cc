@@ -60,6 +60,7 @@ int run_program(int argc, char** argv, Context& context) {
   add_tokenize(app, chosen);
   add_synth(app, chosen);
   add_bench(app, chosen);
+  add_doctor(app, chosen);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {

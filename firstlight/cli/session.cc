@@ -11,6 +11,8 @@
 #include "firstlight/ckpt/checked_files.h"
 #include "firstlight/ckpt/slice_map.h"
 #include "firstlight/device/gpus.h"
+#include "firstlight/io/reader_choice.h"
+#include "firstlight/io/ring.h"
 
 namespace firstlight::cli {
 
@@ -29,8 +31,9 @@ void SessionOptions::add_to(CLI::App& command) {
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 40));
   command.add_option("--threads", threads, "CPU threads over all ranks (default: usable cores)")
       ->check(CLI::Range(1, 4096));
-  command.add_option("--reader", reader, "auto or pread")
-      ->check(CLI::IsMember({"auto", "pread"}))
+  command
+      .add_option("--reader", reader, "How weights are read: auto (measured), pread or io_uring (past the page cache)")
+      ->check(CLI::IsMember({"auto", "pread", "io_uring"}))
       ->capture_default_str();
   command
       .add_option("--verify", verify,
@@ -79,6 +82,28 @@ int choose_tp(const Manifest& manifest, int wanted) {
   return wanted != 0 ? wanted : manifest.tps.front().tp;
 }
 
+/// auto: what the page cache holds and the file system gives decides. Files that are not there are left to the load.
+ReaderChoice choose_reader(Context& context, const SessionOptions& options, const Manifest& manifest, int tp,
+                           int n_threads) {
+  if (options.reader == "pread") return {ReaderKind::pread, "--reader pread"};
+  if (options.reader == "io_uring") {
+    if (!why_no_io_uring().empty())
+      throw Error(ErrorKind::unsupported, str("--reader io_uring: ", why_no_io_uring(), "; auto and pread do without"));
+    return {ReaderKind::io_uring, "--reader io_uring"};
+  }
+  const Timeline::Scope scope(&context.timeline, "choice of reader");
+  std::vector<std::shared_ptr<const File>> files;
+  if (const ManifestTp* stored = manifest.find_tp(tp)) {
+    for (const ManifestRank& rank : stored->ranks) {
+      for (const ManifestPart& part : rank.parts) files.push_back(open_listed(options.model, manifest, part.file));
+    }
+  }
+  ReaderChooser chooser;
+  chooser.n_threads = n_threads;
+  chooser.stop = context.stop;
+  return chooser.choose(files);
+}
+
 }  // namespace
 
 Session::Session(Context& context, const SessionOptions& options, bool with_text, bool with_runner)
@@ -121,9 +146,13 @@ Session::Session(Context& context, const SessionOptions& options, bool with_text
     weights_dtype = options.dtype == "f32" || all_f32 ? DType::f32 : DType::bf16;
   }
   require_tp(config, tp_);
+  if (source_ && options.reader == "io_uring")
+    throw Error(ErrorKind::bad_input, "--reader io_uring: the traditional path reads by pread alone");
   opening->end();
   files.optional = options.text_optional;
   if (with_text) start_text(std::move(files));
+  ReaderChoice reader;  // made while the device's context comes up
+  if (!source_) reader = choose_reader(context, options, *manifest_, tp_, n_threads_);
   const DeviceChoice choice = device.get();
   device_ = choice.device;
   if (!choice.why.empty()) say(context, str("device: ", to_string(device_), " (", choice.why, ")"));
@@ -147,6 +176,7 @@ Session::Session(Context& context, const SessionOptions& options, bool with_text
   if (options.dtype == "f32") load.dtype = DType::f32;
   if (options.dtype == "bf16") load.dtype = DType::bf16;
   if (manifest_ && source_ && load.verify == Verify::full) load.checked_before = "full, before the load";
+  load.make_reader = [reader](int n) { return make_reader(reader, n); };
   load.stop = context.stop;
   load.timeline = &context.timeline;
   auto bar = std::make_shared<ProgressBar>(context);

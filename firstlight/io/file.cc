@@ -13,6 +13,7 @@
 
 #include "firstlight/base/error.h"
 #include "firstlight/base/str.h"
+#include "firstlight/io/descriptor.h"
 
 namespace firstlight {
 
@@ -33,27 +34,6 @@ int open_retrying(const char* path, int flags, mode_t mode = 0) {
   } while (fd < 0 && errno == EINTR);
   return fd;
 }
-
-/// Owns a descriptor that is being written; close() reports what only close finds out (NFS: ENOSPC, EDQUOT).
-class Descriptor {
- public:
-  explicit Descriptor(int fd) : fd_(fd) {}
-  ~Descriptor() {
-    if (fd_ >= 0) ::close(fd_);
-  }
-  Descriptor(const Descriptor&) = delete;
-  Descriptor& operator=(const Descriptor&) = delete;
-  int get() const { return fd_; }
-  /// 0 or errno. Never retried: on Linux the descriptor is gone even after EINTR.
-  int close() {
-    const int rc = ::close(fd_);
-    fd_ = -1;
-    return rc == 0 || errno == EINTR ? 0 : errno;
-  }
-
- private:
-  int fd_;
-};
 
 int write_all(int fd, std::span<const std::byte> data) {
   while (!data.empty()) {

@@ -7,12 +7,13 @@
 #include <cerrno>
 #include <condition_variable>
 #include <limits>
-#include <list>
 #include <mutex>
 #include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
+
+#include "firstlight/io/read_items.h"
 
 namespace firstlight {
 
@@ -22,18 +23,11 @@ namespace {
 
 using Clock = Reader::Clock;
 
-struct Item {
-  ReadRequest request;
-  std::shared_ptr<const ReadCallback> done;
-  int64_t result = 0;  // of a dropped item: what it completes with, without I/O
-};
-using Items = std::list<Item>;  // items change lists by splice: a cancel or a deadline never needs memory
-
 /// What a thread is busy with. Read or changed under the mutex only.
 struct Slot {
   enum class State { idle, reading, delivering, abandoned };
   State state = State::idle;
-  Items item;  // one while reading
+  ReadItems item;  // one while reading
 };
 
 }  // namespace
@@ -48,8 +42,8 @@ struct PreadReader::Impl {
   std::condition_variable work;  // for threads: queue, dropped or stopping changed
   std::condition_variable keep;  // for the keeper: dropped, deadline or stopping changed
   std::condition_variable all_done;
-  Items queue;
-  Items dropped;
+  ReadItems queue;
+  ReadItems dropped;
   std::vector<Slot> slots;   // one a thread
   uint64_t outstanding = 0;  // submitted, callback not yet returned
   Clock::time_point deadline = Clock::time_point::max();
@@ -59,7 +53,7 @@ struct PreadReader::Impl {
   std::thread keeper;  // from the first deadline or cancel on: speaks for threads that are stuck in the kernel
 
   /// Completes the one item of `item` with the mutex released.
-  void deliver(std::unique_lock<std::mutex>& lock, Items item, int64_t result) {
+  void deliver(std::unique_lock<std::mutex>& lock, ReadItems item, int64_t result) {
     lock.unlock();
     (*item.front().done)({item.front().request.id, result});
     item.clear();  // the callback and the file are let go before anyone is told that all is done
@@ -68,20 +62,9 @@ struct PreadReader::Impl {
   }
 
   void deliver_dropped(std::unique_lock<std::mutex>& lock) {
-    Items next = take_first(dropped);
+    ReadItems next = take_first(dropped);
     const int64_t result = next.front().result;
     deliver(lock, std::move(next), result);
-  }
-
-  static Items take_first(Items& from) {
-    Items one;
-    one.splice(one.end(), from, from.begin());
-    return one;
-  }
-
-  void drop(Items& items, int64_t result) {
-    for (Item& item : items) item.result = result;
-    dropped.splice(dropped.end(), items);
   }
 
   bool must_end(const Slot& slot) {
@@ -120,7 +103,7 @@ struct PreadReader::Impl {
         deliver_dropped(lock);
       } else if (!queue.empty()) {
         if (Clock::now() >= deadline) {  // the keeper is late, or could not be started
-          drop(queue, -ETIMEDOUT);
+          drop(queue, -ETIMEDOUT, dropped);
           continue;
         }
         slot.item = take_first(queue);
@@ -149,11 +132,11 @@ struct PreadReader::Impl {
       }
       if (stopping) return;
       if (Clock::now() >= deadline) {
-        drop(queue, -ETIMEDOUT);
+        drop(queue, -ETIMEDOUT, dropped);
         for (Slot& slot : slots) {
           if (slot.state != Slot::State::reading) continue;
           slot.state = Slot::State::abandoned;
-          drop(slot.item, -ETIMEDOUT);
+          drop(slot.item, -ETIMEDOUT, dropped);
         }
         if (!dropped.empty()) continue;
       }
@@ -178,7 +161,7 @@ struct PreadReader::Impl {
     {
       const std::lock_guard lock(mutex);
       stopping = true;
-      drop(queue, -ECANCELED);
+      drop(queue, -ECANCELED, dropped);
     }
     work.notify_all();
     keep.notify_all();
@@ -207,11 +190,11 @@ void PreadReader::submit(std::span<const ReadRequest> requests, const ReadCallba
   {
     const std::lock_guard lock(impl_->mutex);
     const bool late = Clock::now() >= impl_->deadline;
-    Items items;
+    ReadItems items;
     for (const ReadRequest& request : requests) items.push_back({request, callback, 0});
     impl_->outstanding += items.size();
     if (impl_->stopping || late) {
-      impl_->drop(items, impl_->stopping ? -ECANCELED : -ETIMEDOUT);
+      drop(items, impl_->stopping ? -ECANCELED : -ETIMEDOUT, impl_->dropped);
     } else {
       impl_->queue.splice(impl_->queue.end(), items);
     }
@@ -232,7 +215,7 @@ void PreadReader::set_deadline(Clock::time_point deadline) {
 void PreadReader::cancel() {
   {
     const std::lock_guard lock(impl_->mutex);
-    impl_->drop(impl_->queue, -ECANCELED);
+    drop(impl_->queue, -ECANCELED, impl_->dropped);
     if (!impl_->dropped.empty()) impl_->start_keeper();
   }
   impl_->work.notify_all();
@@ -245,6 +228,6 @@ void PreadReader::wait() {
 }
 
 std::string_view PreadReader::name() const { return impl_->name; }
-std::string_view PreadReader::why() const { return impl_->why; }
+std::string PreadReader::why() const { return impl_->why; }
 
 }  // namespace firstlight

@@ -23,7 +23,7 @@ class PreadReader final : public Reader {
  public:
   /// At least one thread. `raw` null: the kernel's pread.
   explicit PreadReader(int n_threads, std::shared_ptr<RawRead> raw = nullptr, std::string name = "pread",
-                       std::string why = "the only reader of this build");
+                       std::string why = "the default");
   ~PreadReader() override;
   PreadReader(const PreadReader&) = delete;
   PreadReader& operator=(const PreadReader&) = delete;
@@ -33,7 +33,7 @@ class PreadReader final : public Reader {
   void cancel() override;
   void wait() override;
   std::string_view name() const override;
-  std::string_view why() const override;
+  std::string why() const override;
 
  private:
   struct Impl;

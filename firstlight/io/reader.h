@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// Storage → memory as a queue of requests. Back ends: pread (threads), memory (tests), fault-injecting (tests);
-// io_uring and cuFile follow behind the same class.
+// Storage → memory as a queue of requests. Back ends: pread (threads), io_uring (past the page cache), and for tests
+// memory and injected faults; cuFile follows behind the same class.
 #pragma once
 #include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
 #include <span>
+#include <string>
 #include <string_view>
 
 #include "firstlight/io/file.h"
@@ -50,8 +51,12 @@ class Reader {
   /// callback.
   virtual void wait() = 0;
 
-  virtual std::string_view name() const = 0;  ///< "pread", …
-  virtual std::string_view why() const = 0;   ///< why this one was chosen, one line
+  /// Many requests to come end in these slots, which outlive the reader: it may pin and map them once instead of at
+  /// every read.
+  virtual void use_memory(std::span<const std::span<std::byte>> /*slots*/) {}
+
+  virtual std::string_view name() const = 0;  ///< "pread", "io_uring", …
+  virtual std::string why() const = 0;        ///< why this one was chosen and what it did, one line
 };
 
 }  // namespace firstlight

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+// What every Reader must do; what only one of them does is in its own test.
 #include "firstlight/io/reader.h"
 
 #include <gtest/gtest.h>
@@ -19,7 +20,9 @@
 #include "firstlight/io/fault_read.h"
 #include "firstlight/io/memory_reader.h"
 #include "firstlight/io/pread_reader.h"
+#include "firstlight/io/raw_ring.h"
 #include "firstlight/io/reader_testing.h"
+#include "firstlight/io/uring_reader.h"
 
 namespace firstlight {
 namespace {
@@ -28,8 +31,25 @@ using std::chrono::milliseconds;
 constexpr auto kNever = Reader::Clock::time_point::max();
 
 /// A file of `size` bytes byte_at(i), removed at the end of the test.
-class ReaderTest : public ::testing::Test {
+class ReaderTest : public ::testing::TestWithParam<const char*> {
  protected:
+  void SetUp() override {
+    if (uring() && !why_no_io_uring().empty()) GTEST_SKIP() << "io_uring: " << why_no_io_uring();
+  }
+  static bool uring() { return GetParam() == std::string_view("io_uring"); }
+  /// The kernel does the reads: for io_uring one at a time on each thread, past the page cache where that can be.
+  static std::unique_ptr<Reader> make_reader(int n_threads) {
+    if (!uring()) return std::make_unique<PreadReader>(n_threads);
+    UringOptions options;
+    options.n_threads = n_threads;
+    options.depth = 1;
+    options.direct_from = 1;
+    return make_uring_reader(options);
+  }
+  static std::unique_ptr<Reader> make_faulty_reader(std::shared_ptr<FaultyRead> faulty, int n_threads) {
+    return uring() ? make_faulty_uring_reader(std::move(faulty), n_threads)
+                   : firstlight::make_faulty_reader(std::move(faulty), n_threads);
+  }
   std::shared_ptr<const File> make_file(uint64_t size) {
     const fs::path path = fs::path(::testing::TempDir()) / str("reader_test.", ::getpid(), ".", paths_.size());
     std::vector<char> bytes(size);
@@ -73,15 +93,15 @@ std::vector<ReadRequest> cut(const std::shared_ptr<const File>& file, std::vecto
   return requests;
 }
 
-TEST_F(ReaderTest, EveryByteArrivesAtItsAddressAndEveryRequestCompletesOnce) {
+TEST_P(ReaderTest, EveryByteArrivesAtItsAddressAndEveryRequestCompletesOnce) {
   const auto file = make_file(300'001);
   for (const int n_threads : {1, 3}) {
     std::vector<std::byte> into;
     const auto requests = cut(file, into, 4097);
-    PreadReader reader(n_threads);
+    const auto reader = make_reader(n_threads);
     results_.clear();
-    reader.submit(requests, collect());
-    reader.wait();
+    reader->submit(requests, collect());
+    reader->wait();
     EXPECT_EQ(results_.size(), requests.size());
     EXPECT_EQ(doubles_, 0);
     for (const auto& request : requests) EXPECT_EQ(results_[request.id], static_cast<int64_t>(request.size));
@@ -89,19 +109,19 @@ TEST_F(ReaderTest, EveryByteArrivesAtItsAddressAndEveryRequestCompletesOnce) {
   }
 }
 
-TEST_F(ReaderTest, OneThreadServesInTheOrderOfSubmission) {
+TEST_P(ReaderTest, OneThreadServesInTheOrderOfSubmission) {
   const auto file = make_file(1000);
   std::vector<std::byte> into;
   const auto requests = cut(file, into, 10);
   std::vector<uint64_t> order;
-  PreadReader reader(1);
-  reader.submit(requests, [&](const ReadCompletion& completion) { order.push_back(completion.id); });
-  reader.wait();
+  const auto reader = make_reader(1);
+  reader->submit(requests, [&](const ReadCompletion& completion) { order.push_back(completion.id); });
+  reader->wait();
   ASSERT_EQ(order.size(), requests.size());
   EXPECT_TRUE(std::is_sorted(order.begin(), order.end()));
 }
 
-TEST_F(ReaderTest, ShortReadsInterruptionsAndBusyCallsAreContinued) {
+TEST_P(ReaderTest, ShortReadsInterruptionsAndBusyCallsAreContinued) {
   const auto file = make_file(50'000);
   const auto faulty = std::make_shared<FaultyRead>(std::vector<Fault>{
       {.kind = Fault::Kind::short_read, .amount = 777},
@@ -118,7 +138,7 @@ TEST_F(ReaderTest, ShortReadsInterruptionsAndBusyCallsAreContinued) {
   EXPECT_GT(faulty->n_calls(), 50'000u / 777);
 }
 
-TEST_F(ReaderTest, AnErrorEndsItsRequestAndNoOther) {
+TEST_P(ReaderTest, AnErrorEndsItsRequestAndNoOther) {
   const auto file = make_file(1000);
   const auto faulty = std::make_shared<FaultyRead>(
       std::vector<Fault>{{.kind = Fault::Kind::error, .amount = EIO, .first_call = 2, .n_calls = 1}});
@@ -130,39 +150,39 @@ TEST_F(ReaderTest, AnErrorEndsItsRequestAndNoOther) {
   for (const auto& request : requests) EXPECT_EQ(results_[request.id], request.id == 2 ? -EIO : 100) << request.id;
 }
 
-TEST_F(ReaderTest, TheEndOfTheFileInsideARequestIsSaid) {
+TEST_P(ReaderTest, TheEndOfTheFileInsideARequestIsSaid) {
   const auto file = make_file(1000);
   std::vector<std::byte> into(1000);
-  PreadReader reader(1);
+  const auto reader = make_reader(1);
   const std::vector<ReadRequest> requests{{0, file, 900, 101, into.data()},
                                           {1, file, 1000, 1, into.data()},
                                           {2, file, 5000, 10, into.data()},
                                           {3, file, 1000, 0, nullptr},
                                           {4, file, UINT64_MAX - 5, 10, into.data()}};
-  reader.submit(requests, collect());
-  reader.wait();
+  reader->submit(requests, collect());
+  reader->wait();
   EXPECT_EQ(results_, (std::map<uint64_t, int64_t>{{0, -ENODATA}, {1, -ENODATA}, {2, -ENODATA}, {3, 0}, {4, -EINVAL}}));
 }
 
-TEST_F(ReaderTest, ACallbackMaySubmitMore) {
+TEST_P(ReaderTest, ACallbackMaySubmitMore) {
   const auto file = make_file(1000);
   std::vector<std::byte> into(1000);
-  PreadReader reader(2);
+  const auto reader = make_reader(2);
   ReadCallback next = [&](const ReadCompletion& completion) {
     collect()(completion);
     if (completion.id == 99) return;
     const ReadRequest request{completion.id + 1, file, (completion.id + 1) * 10, 10,
                               into.data() + (completion.id + 1) * 10};
-    reader.submit({&request, 1}, next);
+    reader->submit({&request, 1}, next);
   };
   const ReadRequest first{0, file, 0, 10, into.data()};
-  reader.submit({&first, 1}, next);
-  reader.wait();
+  reader->submit({&first, 1}, next);
+  reader->wait();
   EXPECT_EQ(results_.size(), 100u);
   expect_pattern(into.data(), 0, 1000);
 }
 
-TEST_F(ReaderTest, CancelEndsWhatIsQueuedAndLetsWhatIsRunningFinish) {
+TEST_P(ReaderTest, CancelEndsWhatIsQueuedAndLetsWhatIsRunningFinish) {
   const auto file = make_file(1000);
   const auto faulty =
       std::make_shared<FaultyRead>(std::vector<Fault>{{.kind = Fault::Kind::stall, .first_call = 0, .n_calls = 1}});
@@ -184,7 +204,7 @@ TEST_F(ReaderTest, CancelEndsWhatIsQueuedAndLetsWhatIsRunningFinish) {
   expect_pattern(into.data(), 0, into.size());
 }
 
-TEST_F(ReaderTest, TheDeadlineEndsAlsoARequestThatIsStuckInTheKernel) {
+TEST_P(ReaderTest, TheDeadlineEndsAlsoARequestThatIsStuckInTheKernel) {
   const auto file = make_file(1000);
   const auto faulty =
       std::make_shared<FaultyRead>(std::vector<Fault>{{.kind = Fault::Kind::stall, .first_call = 1, .n_calls = 2}});
@@ -214,24 +234,24 @@ TEST_F(ReaderTest, TheDeadlineEndsAlsoARequestThatIsStuckInTheKernel) {
   expect_pattern(fresh.data(), 0, fresh.size());
 }
 
-TEST_F(ReaderTest, ADeadlineInThePastTakesNothingAndAFarOneChangesNothing) {
+TEST_P(ReaderTest, ADeadlineInThePastTakesNothingAndAFarOneChangesNothing) {
   const auto file = make_file(1000);
   std::vector<std::byte> into;
   const auto requests = cut(file, into, 100);
-  PreadReader reader(2);
-  reader.set_deadline(Reader::Clock::now() - milliseconds(1));
-  reader.submit(requests, collect());
-  reader.wait();
+  const auto reader = make_reader(2);
+  reader->set_deadline(Reader::Clock::now() - milliseconds(1));
+  reader->submit(requests, collect());
+  reader->wait();
   for (const auto& [id, result] : results_) EXPECT_EQ(result, -ETIMEDOUT) << id;
   EXPECT_EQ(results_.size(), 10u);
   results_.clear();
-  reader.set_deadline(Reader::Clock::now() + std::chrono::hours(1));
-  reader.submit(requests, collect());
-  reader.wait();
+  reader->set_deadline(Reader::Clock::now() + std::chrono::hours(1));
+  reader->submit(requests, collect());
+  reader->wait();
   for (const auto& [id, result] : results_) EXPECT_EQ(result, 100) << id;
 }
 
-TEST_F(ReaderTest, TheDestructorCancelsTheQueueAndWaitsForTheRest) {
+TEST_P(ReaderTest, TheDestructorCancelsTheQueueAndWaitsForTheRest) {
   const auto file = make_file(1000);
   const auto faulty =
       std::make_shared<FaultyRead>(std::vector<Fault>{{.kind = Fault::Kind::stall, .first_call = 0, .n_calls = 1}});
@@ -253,7 +273,7 @@ TEST_F(ReaderTest, TheDestructorCancelsTheQueueAndWaitsForTheRest) {
   EXPECT_EQ(doubles_, 0);
 }
 
-TEST_F(ReaderTest, TheDestructorEndsABusyFileAndAnAbandonedRequest) {
+TEST_P(ReaderTest, TheDestructorEndsABusyFileAndAnAbandonedRequest) {
   const auto file = make_file(1000);
   std::vector<std::byte> into;
   const auto requests = cut(file, into, 100);
@@ -280,7 +300,7 @@ TEST_F(ReaderTest, TheDestructorEndsABusyFileAndAnAbandonedRequest) {
   EXPECT_EQ(doubles_, 0);
 }
 
-TEST_F(ReaderTest, ManyThreadsMaySubmitCancelAndWaitTogether) {
+TEST_P(ReaderTest, ManyThreadsMaySubmitCancelAndWaitTogether) {
   const auto file = make_file(64'000);
   const auto faulty = std::make_shared<FaultyRead>(
       std::vector<Fault>{{.kind = Fault::Kind::short_read, .amount = 300},
@@ -311,7 +331,7 @@ TEST_F(ReaderTest, ManyThreadsMaySubmitCancelAndWaitTogether) {
   EXPECT_EQ(n_completions, 4 * 20 * 16);
 }
 
-TEST_F(ReaderTest, MemoryStandsInForAFilesStorage) {
+TEST_P(ReaderTest, MemoryStandsInForAFilesStorage) {
   const auto file = make_file(1000), other = make_file(1000);
   const auto memory = std::make_shared<MemoryRead>();
   std::vector<std::byte> content(600);
@@ -329,7 +349,7 @@ TEST_F(ReaderTest, MemoryStandsInForAFilesStorage) {
   EXPECT_EQ(reader->name(), "memory");
 }
 
-TEST_F(ReaderTest, AFlippedByteAndACutFileLookAsSuchOnlyWhereTheyWereAsked) {
+TEST_P(ReaderTest, AFlippedByteAndACutFileLookAsSuchOnlyWhereTheyWereAsked) {
   const auto file = make_file(1000);
   const auto faulty = std::make_shared<FaultyRead>(
       std::vector<Fault>{{.kind = Fault::Kind::flip, .amount = 250, .n_calls = 3},
@@ -346,6 +366,9 @@ TEST_F(ReaderTest, AFlippedByteAndACutFileLookAsSuchOnlyWhereTheyWereAsked) {
   into[250] ^= std::byte{1};
   expect_pattern(into.data(), 0, 900);
 }
+
+INSTANTIATE_TEST_SUITE_P(Readers, ReaderTest, ::testing::Values("pread", "io_uring"),
+                         [](const auto& param) { return std::string(param.param); });
 
 }  // namespace
 }  // namespace firstlight

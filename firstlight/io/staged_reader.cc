@@ -155,7 +155,10 @@ struct StagedReader::Impl {
     } catch (...) {
       cause = std::current_exception();
     }
+    std::vector<std::span<std::byte>> slots;
+    for (int i = 0; made && i < made->n_slots(); ++i) slots.push_back({made->slot(i), made->slot_bytes()});
     const std::lock_guard lock(mutex);
+    if (made && !stopping) below->use_memory(slots);  // later `below` may be gone
     staging = std::move(made);
     failure = cause;
     for (int i = 0; staging && i < staging->n_slots(); ++i) free_slots.push_back(i);
@@ -256,7 +259,7 @@ void StagedReader::wait() {
 }
 
 std::string_view StagedReader::name() const { return impl_->below->name(); }
-std::string_view StagedReader::why() const { return impl_->below->why(); }
+std::string StagedReader::why() const { return impl_->below->why(); }
 Reader& StagedReader::host_reader() { return *impl_->below; }
 
 void StagedReader::wait_until_ready() {

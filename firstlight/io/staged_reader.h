@@ -27,7 +27,7 @@ class StagedReader final : public Reader {
   void cancel() override;                                  ///< likewise
   void wait() override;
   std::string_view name() const override;
-  std::string_view why() const override;
+  std::string why() const override;
 
   /// The reader below, for requests that end in host memory.
   Reader& host_reader();

@@ -18,6 +18,7 @@
 #include "firstlight/base/error.h"
 #include "firstlight/base/str.h"
 #include "firstlight/io/fault_read.h"
+#include "firstlight/io/raw_ring.h"
 #include "firstlight/io/reader_testing.h"
 
 namespace firstlight {
@@ -54,7 +55,8 @@ class LateStaging final : public Staging {
   int n_finished_ = 0;
 };
 
-class StagedReaderTest : public testing::Test {
+/// Over pread and over io_uring.
+class StagedReaderTest : public testing::TestWithParam<const char*> {
  protected:
   void SetUp() override {
     path_ = fs::path(testing::TempDir()) / str("staged_reader_test.", ::getpid());
@@ -90,6 +92,10 @@ class StagedReaderTest : public testing::Test {
     for (const auto& [id, result] : results_) counts[std::min<int64_t>(result, 0)] += 1;
     return counts;
   }
+  static std::unique_ptr<Reader> make_faulty_reader(std::shared_ptr<FaultyRead> faulty, int n_threads) {
+    return GetParam() == std::string_view("io_uring") ? make_faulty_uring_reader(std::move(faulty), n_threads)
+                                                      : firstlight::make_faulty_reader(std::move(faulty), n_threads);
+  }
   static std::unique_ptr<StagedReader> make(std::vector<Fault> faults, int n_slots, uint64_t slot_bytes,
                                             int fail_start = -1, int fail_finish = -1) {
     return make_over(std::make_shared<FaultyRead>(std::move(faults)), n_slots, slot_bytes, fail_start, fail_finish);
@@ -109,7 +115,7 @@ class StagedReaderTest : public testing::Test {
   std::map<uint64_t, int64_t> results_;
 };
 
-TEST_F(StagedReaderTest, ARequestCompletesOnceAndWhenItsBytesHaveArrived) {
+TEST_P(StagedReaderTest, ARequestCompletesOnceAndWhenItsBytesHaveArrived) {
   for (const uint64_t each : {777u, 1000u, 1001u, 50'000u, 200'000u}) {  // shorter and longer than a slot
     std::fill(into_.begin(), into_.end(), std::byte{0});
     results_.clear();
@@ -125,7 +131,7 @@ TEST_F(StagedReaderTest, ARequestCompletesOnceAndWhenItsBytesHaveArrived) {
   }
 }
 
-TEST_F(StagedReaderTest, ARequestOfNoBytesCompletes) {
+TEST_P(StagedReaderTest, ARequestOfNoBytesCompletes) {
   const std::vector<ReadRequest> all = {{0, file_, 5, 0, into_.data()}};
   const auto reader = make({}, 2, 100);
   reader->submit(all, check(all));
@@ -133,7 +139,7 @@ TEST_F(StagedReaderTest, ARequestOfNoBytesCompletes) {
   EXPECT_EQ(results_.at(0), 0);
 }
 
-TEST_F(StagedReaderTest, AnErrorOfOnePieceIsTheRequestsAndOthersGoOn) {
+TEST_P(StagedReaderTest, AnErrorOfOnePieceIsTheRequestsAndOthersGoOn) {
   const auto all = requests(20'000);
   const auto reader = make({{.kind = Fault::Kind::error, .amount = EIO, .first_call = 25, .n_calls = 1}}, 4, 1000);
   reader->submit(all, check(all));
@@ -142,7 +148,7 @@ TEST_F(StagedReaderTest, AnErrorOfOnePieceIsTheRequestsAndOthersGoOn) {
   EXPECT_EQ(reader->failure(), nullptr);
 }
 
-TEST_F(StagedReaderTest, AFileThatEndsEarlySaysSo) {
+TEST_P(StagedReaderTest, AFileThatEndsEarlySaysSo) {
   const auto all = requests(kSize);
   const auto reader = make({{.kind = Fault::Kind::end_of_file, .amount = 60'000}}, 4, 1000);
   reader->submit(all, check(all));
@@ -150,7 +156,7 @@ TEST_F(StagedReaderTest, AFileThatEndsEarlySaysSo) {
   EXPECT_EQ(results_.at(0), -ENODATA);
 }
 
-TEST_F(StagedReaderTest, AFailedCopyEndsAllThatFollowsAndKeepsItsCause) {
+TEST_P(StagedReaderTest, AFailedCopyEndsAllThatFollowsAndKeepsItsCause) {
   for (const bool at_start : {true, false}) {
     results_.clear();
     const auto all = requests(1000);
@@ -168,7 +174,7 @@ TEST_F(StagedReaderTest, AFailedCopyEndsAllThatFollowsAndKeepsItsCause) {
   }
 }
 
-TEST_F(StagedReaderTest, AStagingThatCannotBeMadeFailsEveryRequest) {
+TEST_P(StagedReaderTest, AStagingThatCannotBeMadeFailsEveryRequest) {
   StagedReader reader(make_faulty_reader(std::make_shared<FaultyRead>(std::vector<Fault>{}), 1),
                       []() -> std::unique_ptr<Staging> { throw Error(ErrorKind::device, "no ring"); });
   const auto all = requests(5000);
@@ -178,7 +184,7 @@ TEST_F(StagedReaderTest, AStagingThatCannotBeMadeFailsEveryRequest) {
   EXPECT_THROW(reader.wait_until_ready(), Error);
 }
 
-TEST_F(StagedReaderTest, RequestsWaitForASlowStaging) {
+TEST_P(StagedReaderTest, RequestsWaitForASlowStaging) {
   std::atomic<bool> go = false;
   StagedReader reader(make_faulty_reader(std::make_shared<FaultyRead>(std::vector<Fault>{}), 1), [&] {
     while (!go) std::this_thread::sleep_for(milliseconds(1));
@@ -192,7 +198,7 @@ TEST_F(StagedReaderTest, RequestsWaitForASlowStaging) {
   EXPECT_EQ(by_result(), (std::map<int64_t, int>{{0, static_cast<int>(all.size())}}));
 }
 
-TEST_F(StagedReaderTest, CancelEndsWhatIsQueuedAndTheReaderGoesOn) {
+TEST_P(StagedReaderTest, CancelEndsWhatIsQueuedAndTheReaderGoesOn) {
   const auto faulty = std::make_shared<FaultyRead>(std::vector<Fault>{{.kind = Fault::Kind::stall, .n_calls = 2}});
   const auto all = requests(1000);
   const auto reader = make_over(faulty, 3, 1000);
@@ -210,7 +216,7 @@ TEST_F(StagedReaderTest, CancelEndsWhatIsQueuedAndTheReaderGoesOn) {
   EXPECT_EQ(by_result()[0], static_cast<int>(all.size()));
 }
 
-TEST_F(StagedReaderTest, TheDeadlineBoundsTheWaitThoughTheKernelHangs) {
+TEST_P(StagedReaderTest, TheDeadlineBoundsTheWaitThoughTheKernelHangs) {
   const auto faulty = std::make_shared<FaultyRead>(std::vector<Fault>{{.kind = Fault::Kind::stall}});
   const auto all = requests(1000);
   const auto reader = make_over(faulty, 3, 1000);
@@ -221,7 +227,7 @@ TEST_F(StagedReaderTest, TheDeadlineBoundsTheWaitThoughTheKernelHangs) {
   faulty->release();  // what was given up writes to its slots now; nobody reads them
 }
 
-TEST_F(StagedReaderTest, TheDestructorEndsWhatIsUnderWay) {
+TEST_P(StagedReaderTest, TheDestructorEndsWhatIsUnderWay) {
   for (int round = 0; round < 20; ++round) {
     results_.clear();
     const auto all = requests(500);
@@ -234,7 +240,7 @@ TEST_F(StagedReaderTest, TheDestructorEndsWhatIsUnderWay) {
   }
 }
 
-TEST_F(StagedReaderTest, ACallbackMaySubmit) {
+TEST_P(StagedReaderTest, ACallbackMaySubmit) {
   const auto all = requests(1000);
   const auto reader = make({}, 2, 1000);
   const auto last = check(all);
@@ -242,6 +248,9 @@ TEST_F(StagedReaderTest, ACallbackMaySubmit) {
   reader->wait();
   EXPECT_EQ(by_result()[0], static_cast<int>(all.size()));
 }
+
+INSTANTIATE_TEST_SUITE_P(Readers, StagedReaderTest, testing::Values("pread", "io_uring"),
+                         [](const auto& param) { return std::string(param.param); });
 
 }  // namespace
 }  // namespace firstlight

@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line itself: help, wrong arguments, JSON, a full disk, a closed pipe."""
+import ctypes
 import json
 import os
+import platform
 import resource
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
 
-from common import TINY, Skip, Suite, assert_same_tree, files_of, tree_digest
+from common import ROOT, TINY, Skip, Suite, assert_same_tree, files_of, tree_digest
 
-COMMANDS = ["shard", "plan", "verify", "inspect", "load", "run", "chat", "score", "tokenize", "synth", "bench start"]
+COMMANDS = ["shard", "plan", "verify", "inspect", "load", "run", "chat", "score", "tokenize", "synth", "doctor", "bench start", "bench load"]
 
 
 def helps(suite):
@@ -237,13 +240,83 @@ def bench_start(suite):
     assert any("ratio" in key for key in got), got.keys()
 
 
+def forbid_io_uring():
+    """What a container's seccomp profile does: io_uring_setup (425) is EPERM. For preexec_fn."""
+    ret_errno, allow = 0x00050001, 0x7FFF0000  # SECCOMP_RET_ERRNO | EPERM, SECCOMP_RET_ALLOW
+    # Load the call's number; jump by equality; return.
+    code = b"".join(struct.pack("HBBI", *line) for line in ((0x20, 0, 0, 0), (0x15, 0, 1, 425), (0x06, 0, 0, ret_errno), (0x06, 0, 0, allow)))
+    lines = ctypes.create_string_buffer(code)
+    program = struct.pack("HxxxxxxP", 4, ctypes.addressof(lines))
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(38, 1, 0, 0, 0) != 0 or libc.prctl(22, 2, program, 0, 0) != 0:  # no new privileges, then the filter
+        os._exit(99)
+
+
+def readers(suite):
+    """All readers give the same answer; one that is forbidden is not taken, and that is said."""
+    out, ids = suite.tmp / "tiny", suite.tmp / "ids.json"
+    ids.write_text("[1, 2, 3]")
+    answers = {}
+    for reader in ("auto", "pread", "io_uring"):
+        done = suite.run("run", out, "--tp", 2, "--ids", ids, "-n", 8, "--greedy", "--ignore-eos", "--json", "--reader", reader, code={0, 2})
+        if done.code == 2:
+            assert reader == "io_uring" and "--reader io_uring: " in done.err, done.err
+            continue
+        got = done.json()
+        assert got["load"]["reader"] == reader or reader == "auto", got["load"]
+        answers[reader] = got["ids"]
+    assert len(set(map(str, answers.values()))) == 1, answers
+    why = suite.run("load", out, "--json").json()["load"]["why"]
+    assert "page cache" in why, why
+    suite.run("load", TINY / "llama3", "--reader", "io_uring", code=2)
+    if platform.machine() != "x86_64":
+        raise Skip("the filter that forbids io_uring is for x86-64")
+    forbidden = suite.run("load", out, "--reader", "io_uring", code=2, preexec_fn=forbid_io_uring)
+    assert "forbidden" in forbidden.err and "seccomp" in forbidden.err, forbidden.err
+    assert suite.run("load", out, "--json", preexec_fn=forbid_io_uring).json()["load"]["reader"] == "pread"
+    return f"{sorted(answers)}"
+
+
+def doctor(suite):
+    found = suite.run("doctor", suite.tmp, "--json").json()
+    names = {finding["name"] for finding in found["findings"]}
+    assert {"kernel", "cores", "memory", "memory locks", "huge pages", "io_uring", "file system", "direct reads"} <= names, names
+    assert found["n_warnings"] == sum(finding["state"] == "warning" for finding in found["findings"])
+    assert suite.run("doctor", suite.tmp).out.count("\n") > len(names) / 2
+    suite.run("doctor", suite.tmp / "nowhere", code=3)
+    if platform.machine() != "x86_64":
+        raise Skip("the filter that forbids io_uring is for x86-64")
+    blocked = suite.run("doctor", suite.tmp, "--json", preexec_fn=forbid_io_uring).json()
+    uring = next(finding for finding in blocked["findings"] if finding["name"] == "io_uring")
+    assert uring["state"] == "warning" and "seccomp" in uring["value"] + uring["advice"], uring
+
+
+def bench_load(suite):
+    out, report = suite.tmp / "tiny", suite.tmp / "load.json"
+    got = suite.run("bench", "load", out, "-n", 1, "--pieces", "64KiB,1MiB", "--in-flight", 4, "--json").json()
+    assert any(row["is_floor"] for row in got["loads"]) and all(row["gb_per_s"] > 0 for row in got["loads"]), got["loads"]
+    assert {point["reader"] for point in got["sweep"]} >= {"pread"} and got["time_against_bytes"], got
+    assert "share of the floor" in suite.run("bench", "load", out, "-n", 1, "--no-sweep").out
+    suite.run("bench", "load", out, "--tp", 64, code=3), suite.run("bench", "load", out, "--pieces", "1000", code=2)
+    report.write_text(json.dumps(got))
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise Skip("bench load is right; its picture needs matplotlib") from None
+    picture = suite.tmp / "load.svg"
+    subprocess.run([sys.executable, ROOT / "tools" / "plot_load.py", report, "-o", picture], check=True)
+    assert picture.read_text().count("<path") > 20
+
+
 def main():
     suite = Suite()
     suite.check("every command has help with an example", helps, suite)
     suite.check("--version", version, suite)
     suite.check("wrong arguments end with a message", wrong_arguments, suite)
     suite.check("--json gives one object", json_output, suite)
+    suite.check("readers agree, and a forbidden one is said", readers, suite)
     suite.check("inspect hashes stored bytes", inspect_hashes, suite)
+    suite.check("doctor says what forbids io_uring", doctor, suite)
     suite.check("synth makes a model", synth_is_a_model, suite)
     suite.check("a failed write is resumable", failed_write, suite)
     suite.check("a full disk is said first, and resumable", full_disk, suite)
@@ -255,6 +328,7 @@ def main():
     suite.check("a prompt comes from everywhere", prompts_from_everywhere, suite)
     suite.check("chat answers lines from a pipe", chat_answers, suite)
     suite.check("bench start compares", bench_start, suite)
+    suite.check("bench load measures and is drawn", bench_load, suite)
     sys.exit(suite.end())
 
 

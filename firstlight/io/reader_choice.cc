@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "firstlight/io/reader_choice.h"
+
+#include <sys/utsname.h>
+#include <time.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstdio>
+
+#include "firstlight/base/str.h"
+#include "firstlight/io/direct_file.h"
+#include "firstlight/io/pread_reader.h"
+#include "firstlight/io/uring_reader.h"
+
+namespace firstlight {
+
+namespace {
+
+constexpr double kWarm = 0.9;                   // from here on the page cache is read, whatever the storage can do
+constexpr double kAhead = 1.05;                 // io_uring must win by this: pread leaves the files in the page cache
+constexpr uint64_t kWorthMeasuring = 1u << 30;  // 64 MiB of probe are 6 % of it
+
+std::string rate(double bytes_per_s) { return human_bytes(bytes_per_s) + "/s"; }
+
+std::string date(int64_t unix_s) {
+  const auto t = static_cast<time_t>(unix_s);
+  struct tm parts {};
+  gmtime_r(&t, &parts);
+  std::array<char, 32> text{};
+  strftime(text.data(), text.size(), "%Y-%m-%d", &parts);
+  return text.data();
+}
+
+/// Of the bytes that are cached pread needs next to no time.
+ReaderChoice decide(const ReaderSpeeds& speeds, double cached, const std::string& found, const std::string& basis) {
+  const bool uring = speeds.io_uring * (1 - cached) > kAhead * speeds.pread;
+  return {uring ? ReaderKind::io_uring : ReaderKind::pread,
+          str(found, "; io_uring ", rate(speeds.io_uring), ", pread ", rate(speeds.pread), ", ", basis)};
+}
+
+std::string why_no_direct_read(std::span<const std::shared_ptr<const File>> files) {
+  if (!why_no_io_uring().empty()) return why_no_io_uring();
+  return files.empty() ? "there is nothing to read" : DirectFile(files[0]).why_not();
+}
+
+}  // namespace
+
+std::string speed_key(const Mount& mount) {
+  utsname system{};
+  uname(&system);
+  return str(mount.type, " ", mount.source, " ", system.nodename, " ", system.release);
+}
+
+ReaderChoice ReaderChooser::choose(std::span<const std::shared_ptr<const File>> files) const {
+  const std::optional<Residency> cached = residency ? residency() : sample_residency(files);
+  if (!cached) return {ReaderKind::pread, "the kernel does not tell what the page cache holds"};
+  const std::string found =
+      str("page cache: ", std::lround(100 * cached->cached), " % of ", cached->n_samples, " samples");
+  if (cached->cached >= kWarm) return {ReaderKind::pread, found};
+  const std::string why_not = why_no_direct ? why_no_direct() : why_no_direct_read(files);
+  if (!why_not.empty()) return {ReaderKind::pread, str(found, "; io_uring: ", why_not)};
+
+  const Mount mount = mount_of(files[0]->path());
+  const std::string where = str(mount.type, " ", mount.source), key = speed_key(mount);
+  const SpeedMemory remembered(memory);
+  const auto now = static_cast<int64_t>(time(nullptr));
+  std::string note;
+  if (const auto before = remembered.recall(key, now, note)) {
+    return decide(before->speeds, cached->cached, found,
+                  str("measured on ", where, " on ", date(before->unix_s), " ('", memory.native(), "')"));
+  }
+  if (!note.empty()) note = "; " + note;
+  uint64_t total = 0;
+  for (const auto& file : files) total += file->size();
+  if (total < kWorthMeasuring) {
+    return {ReaderKind::pread, str(found, "; ", human_bytes(static_cast<double>(total)),
+                                   " are too few to measure io_uring on ", where, note)};
+  }
+  const auto speeds = measure ? measure() : measure_readers(files, n_threads, stop);
+  if (!speeds) return {ReaderKind::pread, str(found, "; no cold 64 MiB to measure io_uring on ", where, note)};
+  const std::string failed = remembered.remember(key, {*speeds, now});
+  if (!failed.empty()) note += "; not remembered: " + failed;
+  return decide(*speeds, cached->cached, found, str("measured now on ", where, note));
+}
+
+std::unique_ptr<Reader> make_reader(const ReaderChoice& choice, int n_threads) {
+  if (choice.kind == ReaderKind::pread) return std::make_unique<PreadReader>(n_threads, nullptr, "pread", choice.why);
+  UringOptions options;
+  options.n_threads = std::clamp(n_threads, 1, 8);
+  options.depth = 32 / options.n_threads;
+  options.why = choice.why;
+  return make_uring_reader(options);
+}
+
+}  // namespace firstlight

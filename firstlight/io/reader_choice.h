@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+// Which reader reads these files, and why not the others.
+#pragma once
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <stop_token>
+#include <string>
+
+#include "firstlight/io/mount.h"
+#include "firstlight/io/reader.h"
+#include "firstlight/io/reader_speeds.h"
+#include "firstlight/io/residency.h"
+
+namespace firstlight {
+
+enum class ReaderKind { pread, io_uring };
+
+struct ReaderChoice {
+  ReaderKind kind = ReaderKind::pread;
+  std::string why;  ///< one line: what was found and measured
+};
+
+struct ReaderChooser {
+  int n_threads = 1;
+  fs::path memory = SpeedMemory::default_path();  ///< where speeds are remembered; empty: nowhere
+  std::stop_token stop;
+  /// What the choice rests on, as found on this machine; a test puts other findings there.
+  std::function<std::optional<Residency>()> residency;
+  std::function<std::string()> why_no_direct;  ///< "", or why io_uring cannot read the files past the page cache
+  std::function<std::optional<ReaderSpeeds>()> measure;
+
+  /// Files that are nearly all in the page cache: pread, without a probe. Else what was measured on their file system,
+  /// now or before; too few bytes to be worth measuring, or no answer: pread. Takes 0.1 ms without a probe, at most 0.5
+  /// s with one. Throws Interrupted.
+  ReaderChoice choose(std::span<const std::shared_ptr<const File>> files) const;
+};
+
+/// Under which speeds are remembered: the file system, on this machine, under this kernel (a home directory may be
+/// shared, and an update changes speeds).
+std::string speed_key(const Mount& mount);
+
+/// With n_threads threads (io_uring: at most 8, and 32 requests under way in all). Throws Error{unsupported} for
+/// io_uring where it is not to be had.
+std::unique_ptr<Reader> make_reader(const ReaderChoice& choice, int n_threads);
+
+}  // namespace firstlight

@@ -1,0 +1,218 @@
+// SPDX-License-Identifier: Apache-2.0
+// The choice of a reader: from findings that the test makes up, and from a file that really is, or is not, in the page
+// cache.
+#include "firstlight/io/reader_choice.h"
+
+#include <fcntl.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <fstream>
+#include <vector>
+
+#include "firstlight/base/error.h"
+#include "firstlight/base/str.h"
+#include "firstlight/io/mount.h"
+#include "firstlight/io/ring.h"
+
+namespace firstlight {
+namespace {
+
+using testing::HasSubstr;
+using testing::Not;
+
+class ReaderChoiceTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    directory_ = fs::path(testing::TempDir()) / str("reader_choice_test.", ::getpid());
+    fs::create_directories(directory_);
+    chooser_.memory = directory_ / "cache/readers";
+    chooser_.residency = [this] { return residency_; };
+    chooser_.why_no_direct = [this] { return why_no_direct_; };
+    chooser_.measure = [this] {
+      ++n_measured_;
+      return speeds_;
+    };
+    files_ = {make_file("huge", uint64_t{2} << 30)};
+  }
+  void TearDown() override { fs::remove_all(directory_); }
+
+  /// With a hole for content.
+  std::shared_ptr<const File> make_file(const std::string& name, uint64_t size) {
+    std::ofstream(directory_ / name).put('x');
+    fs::resize_file(directory_ / name, size);
+    return File::open(directory_ / name);
+  }
+  ReaderChoice choose() { return chooser_.choose(files_); }
+  void write_memory(const std::string& text) {
+    fs::create_directories(chooser_.memory.parent_path());
+    std::ofstream(chooser_.memory, std::ios::trunc) << text;
+  }
+
+  fs::path directory_;
+  ReaderChooser chooser_;
+  std::vector<std::shared_ptr<const File>> files_;
+  std::optional<Residency> residency_ = Residency{32, 0.0};
+  std::string why_no_direct_;
+  std::optional<ReaderSpeeds> speeds_ = ReaderSpeeds{1.0e9, 2.0e9};
+  int n_measured_ = 0;
+};
+
+TEST_F(ReaderChoiceTest, AWarmPageCacheIsReadByPreadAndNothingIsMeasured) {
+  residency_->cached = 0.95;
+  EXPECT_EQ(choose().kind, ReaderKind::pread);
+  EXPECT_THAT(choose().why, HasSubstr("95 % of 32 samples"));
+  EXPECT_EQ(n_measured_, 0);
+}
+
+TEST_F(ReaderChoiceTest, ColdFilesGoToTheFasterReaderAndTheFiguresAreSaid) {
+  const ReaderChoice choice = choose();
+  EXPECT_EQ(choice.kind, ReaderKind::io_uring);
+  EXPECT_THAT(choice.why, HasSubstr("io_uring 2.00 GB/s, pread 1.00 GB/s, measured now on "));
+  fs::remove(chooser_.memory);
+  speeds_ = ReaderSpeeds{1.0e9, 1.02e9};  // not enough to do without the page cache next time
+  EXPECT_EQ(choose().kind, ReaderKind::pread);
+  fs::remove(chooser_.memory);
+  speeds_ = ReaderSpeeds{0, 0};
+  EXPECT_EQ(choose().kind, ReaderKind::pread);
+}
+
+TEST_F(ReaderChoiceTest, WhatIsCachedCountsForPread) {
+  residency_->cached = 0.4;  // 0.6 GB at 1 GB/s against 1 GB at 2
+  EXPECT_EQ(choose().kind, ReaderKind::io_uring);
+  residency_->cached = 0.6;
+  EXPECT_EQ(choose().kind, ReaderKind::pread);
+}
+
+TEST_F(ReaderChoiceTest, AMeasurementIsMadeOnceAndRememberedForTheFileSystem) {
+  EXPECT_EQ(choose().kind, ReaderKind::io_uring);
+  speeds_ = ReaderSpeeds{9e9, 1e9};
+  const ReaderChoice again = choose();
+  EXPECT_EQ(again.kind, ReaderKind::io_uring);
+  EXPECT_EQ(n_measured_, 1);
+  EXPECT_THAT(again.why, HasSubstr("measured on "));
+  EXPECT_THAT(again.why, HasSubstr(chooser_.memory.native()));
+  fs::remove(chooser_.memory);
+  EXPECT_EQ(choose().kind, ReaderKind::pread);
+  EXPECT_EQ(n_measured_, 2);
+}
+
+TEST_F(ReaderChoiceTest, AMemoryThatIsBrokenOrForeignIsIgnoredSaidAndReplaced) {
+  choose();
+  std::ifstream in(chooser_.memory);
+  const std::string good{std::istreambuf_iterator<char>(in), {}};
+  const size_t body = good.find('\n') + 1;
+  for (const std::string& bad :
+       {std::string("{\"json\": 1}\n"), "firstlight readers 2\n" + good.substr(body), good + "1e9 nan 12 ext4 x\n",
+        good + "1000\n", good.substr(0, body) + "-5" + good.substr(body), std::string(2 << 20, 'x'), std::string()}) {
+    SCOPED_TRACE(bad.substr(0, 80));
+    n_measured_ = 0;
+    write_memory(bad);
+    EXPECT_THAT(choose().why, HasSubstr("ignored"));
+    EXPECT_EQ(n_measured_, 1);
+    EXPECT_THAT(choose().why, Not(HasSubstr("ignored")));
+    EXPECT_EQ(n_measured_, 1);
+  }
+}
+
+TEST_F(ReaderChoiceTest, AMemoryIsOfOneFileSystemAndGrowsOld) {
+  const SpeedMemory memory(chooser_.memory);
+  EXPECT_EQ(memory.remember("ext4 /dev/a host 6", {{1e9, 2e9}, 1000}), "");
+  EXPECT_EQ(memory.remember("lustre x@tcp:/a b host 6", {{3e9, 4e9}, 2000}), "");
+  EXPECT_EQ(memory.remember("ext4 /dev/a host 6", {{5e9, 6e9}, 3000}), "");
+  std::string note;
+  EXPECT_EQ(memory.recall("ext4 /dev/a host 6", 3001, note)->speeds.io_uring, 6e9);
+  EXPECT_EQ(memory.recall("lustre x@tcp:/a b host 6", 3001, note)->speeds.pread, 3e9);
+  EXPECT_FALSE(memory.recall("ext4 /dev/b host 6", 3001, note));
+  EXPECT_TRUE(memory.recall("ext4 /dev/a host 6", 3000 + 30 * 86400, note));
+  EXPECT_FALSE(memory.recall("ext4 /dev/a host 6", 3001 + 30 * 86400, note));
+  EXPECT_FALSE(memory.recall("ext4 /dev/a host 6", 2999, note)) << "from the future";
+  EXPECT_EQ(note, "");
+}
+
+TEST_F(ReaderChoiceTest, AMemoryThatCannotBeWrittenCostsNothingButIsSaid) {
+  chooser_.memory = "/proc/firstlight/readers";
+  EXPECT_THAT(choose().why, HasSubstr("not remembered"));
+  chooser_.memory = "";
+  const ReaderChoice choice = choose();
+  EXPECT_EQ(choice.kind, ReaderKind::io_uring);
+  EXPECT_THAT(choice.why, HasSubstr("no home directory"));
+}
+
+TEST_F(ReaderChoiceTest, WhereNothingCanBeMeasuredPreadReadsAndTheReasonIsSaid) {
+  why_no_direct_ = "forbidden by somebody";
+  EXPECT_EQ(choose().kind, ReaderKind::pread);
+  EXPECT_THAT(choose().why, HasSubstr("io_uring: forbidden by somebody"));
+  why_no_direct_.clear();
+  speeds_ = std::nullopt;
+  EXPECT_THAT(choose().why, HasSubstr("no cold 64 MiB"));
+  files_ = {make_file("small", 500'000'000)};
+  EXPECT_THAT(choose().why, HasSubstr("500 MB are too few to measure"));
+  residency_ = std::nullopt;
+  EXPECT_THAT(choose().why, HasSubstr("does not tell"));
+  EXPECT_EQ(choose().kind, ReaderKind::pread);
+}
+
+TEST_F(ReaderChoiceTest, ResidencyIsWhatTheKernelHasCached) {
+  const uint64_t size = 24u << 20;
+  {
+    const std::vector<char> bytes(size, 'x');
+    std::ofstream(directory_ / "real", std::ios::binary).write(bytes.data(), static_cast<std::streamsize>(size));
+  }
+  const auto file = File::open(directory_ / "real");
+  ASSERT_EQ(::fsync(file->fd()), 0);
+  const std::vector<std::shared_ptr<const File>> files{file};
+  EXPECT_EQ(sample_residency(files)->cached, 1.0);
+  EXPECT_EQ(sample_residency(files)->n_samples, 32);
+  EXPECT_EQ(sample_residency({}).has_value(), false);
+  ASSERT_EQ(posix_fadvise(file->fd(), 0, 0, POSIX_FADV_DONTNEED), 0);
+  if (*cached_share(*file, 0, size) > 0.1) GTEST_SKIP() << "the file system keeps its pages";
+  EXPECT_LT(sample_residency(files)->cached, 0.1);
+  std::vector<std::byte> half(size / 2);
+  posix_fadvise(file->fd(), 0, 0, POSIX_FADV_RANDOM);  // no read-ahead into the other half
+  file->read(0, half);
+  EXPECT_NEAR(sample_residency(files)->cached, 0.5, 0.1);
+  EXPECT_NEAR(*cached_share(*file, 0, size / 2), 1.0, 0.01);
+}
+
+TEST_F(ReaderChoiceTest, BothReadersAreMeasuredOnAColdFileAndSkippedOnAWarmOne) {
+  if (!why_no_io_uring().empty()) GTEST_SKIP() << "io_uring: " << why_no_io_uring();
+  const uint64_t size = 96u << 20;
+  {
+    const std::vector<char> bytes(size, 'x');
+    std::ofstream(directory_ / "real", std::ios::binary).write(bytes.data(), static_cast<std::streamsize>(size));
+  }
+  const std::vector<std::shared_ptr<const File>> files{File::open(directory_ / "real")};
+  ASSERT_EQ(::fsync(files[0]->fd()), 0);
+  EXPECT_FALSE(measure_readers(files, 2, {}).has_value());
+  ASSERT_EQ(posix_fadvise(files[0]->fd(), 0, 0, POSIX_FADV_DONTNEED), 0);
+  if (*cached_share(*files[0], 0, size) > 0.1) GTEST_SKIP() << "the file system keeps its pages";
+  std::stop_source stopped;
+  stopped.request_stop();
+  EXPECT_THROW(measure_readers(files, 2, stopped.get_token()), Interrupted);
+  const auto speeds = measure_readers(files, 2, {});
+  ASSERT_TRUE(speeds.has_value());
+  EXPECT_GT(speeds->pread, 1e6);
+  EXPECT_GT(speeds->io_uring, 1e6);
+}
+
+TEST(Mount, TheLongestMountPointThatHoldsThePathWins) {
+  const std::string table =
+      "22 1 254:0 / / rw,relatime - ext4 /dev/vda rw\n"
+      "30 22 0:25 / /data rw shared:5 - lustre 10.0.0.1@tcp:/fsx rw,flock\n"
+      "31 22 0:26 / /data/with\\040space rw master:1 propagate_from:2 - nfs4 host:/a\\040b rw\n"
+      "no dash\n"
+      "32 22 0:27 / /data rw - overlay upper rw\n";
+  EXPECT_EQ(find_mount(table, "/data/x").type, "overlay") << "mounted over";
+  EXPECT_EQ(find_mount(table, "/database").source, "/dev/vda");
+  EXPECT_EQ(find_mount(table, "/data/with space/x").source, "host:/a b");
+  EXPECT_EQ(find_mount(table, "/").type, "ext4");
+  EXPECT_EQ(find_mount("", "/x").type, "");
+  EXPECT_FALSE(mount_of("/not/there/at/all").type.empty());
+}
+
+}  // namespace
+}  // namespace firstlight

@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "firstlight/io/reader_speeds.h"
+
+#include <unistd.h>
+
+#include <array>
+#include <atomic>
+#include <chrono>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <sstream>
+#include <system_error>
+
+#include "firstlight/base/error.h"
+#include "firstlight/base/str.h"
+#include "firstlight/device/buffer.h"
+#include "firstlight/io/pread_reader.h"
+#include "firstlight/io/reader_choice.h"
+#include "firstlight/io/residency.h"
+
+namespace firstlight {
+
+namespace {
+
+constexpr uint64_t kTurnBytes = 16u << 20;
+constexpr uint64_t kPieceBytes = 2u << 20;  // so that a turn keeps eight requests under way
+constexpr auto kTurnTime = std::chrono::milliseconds(100);
+constexpr int64_t kRememberedFor_s = 30 * 24 * 3600;
+constexpr const char* kFirstLine = "firstlight readers 1";
+
+struct Extent {
+  std::shared_ptr<const File> file;
+  uint64_t offset = 0;
+};
+
+/// Four stretches of a turn's length that are not in the page cache, far from each other.
+std::vector<Extent> cold_extents(std::span<const std::shared_ptr<const File>> files) {
+  std::vector<Extent> all, four;
+  for (const auto& file : files) {
+    for (uint64_t at = 0; at + kTurnBytes <= file->size(); at += kTurnBytes) all.push_back({file, at});
+  }
+  for (size_t quarter = 0; quarter < 4; ++quarter) {
+    for (size_t i = all.size() * quarter / 4; i < all.size() * (quarter + 1) / 4; ++i) {
+      const auto cached = cached_share(*all[i].file, all[i].offset, kTurnBytes);
+      if (!cached || *cached > 0.02) continue;
+      four.push_back(all[i]);
+      break;
+    }
+  }
+  return four;
+}
+
+/// Bytes that came within the time, and the seconds they took.
+struct Turn {
+  uint64_t bytes = 0;
+  double seconds = 0;
+};
+
+Turn read_once(Reader& reader, const Extent& extent, const Buffer& into) {
+  std::vector<ReadRequest> requests;
+  for (uint64_t at = 0; at < kTurnBytes; at += kPieceBytes) {
+    requests.push_back({requests.size(), extent.file, extent.offset + at, kPieceBytes, into.data() + at});
+  }
+  std::atomic<uint64_t> bytes = 0;
+  const auto begin = Reader::Clock::now();
+  reader.set_deadline(begin + kTurnTime);
+  reader.submit(requests, [&](const ReadCompletion& done) {
+    if (done.result > 0) bytes += static_cast<uint64_t>(done.result);
+  });
+  reader.wait();
+  return {bytes, std::chrono::duration<double>(Reader::Clock::now() - begin).count()};
+}
+
+}  // namespace
+
+std::optional<ReaderSpeeds> measure_readers(std::span<const std::shared_ptr<const File>> files, int n_threads,
+                                            const std::stop_token& stop) {
+  const std::vector<Extent> extents = cold_extents(files);
+  if (extents.size() < 4) return std::nullopt;
+  const Buffer into({}, kTurnBytes);
+  std::memset(into.data(), 0, into.size());  // its pages are not part of the measurement
+  // A reader each turn: what one has given up at its deadline is nobody else's burden.
+  constexpr std::array kOrder{ReaderKind::io_uring, ReaderKind::pread, ReaderKind::pread, ReaderKind::io_uring};
+  Turn pread, uring;
+  for (size_t i = 0; i < kOrder.size(); ++i) {
+    if (stop.stop_requested()) throw Interrupted();
+    const auto reader = make_reader({kOrder[i], "measured"}, n_threads);
+    const Turn turn = read_once(*reader, extents[i], into);
+    Turn& sum = kOrder[i] == ReaderKind::pread ? pread : uring;
+    sum.bytes += turn.bytes;
+    sum.seconds += turn.seconds;
+  }
+  return ReaderSpeeds{static_cast<double>(pread.bytes) / pread.seconds,
+                      static_cast<double>(uring.bytes) / uring.seconds};
+}
+
+fs::path SpeedMemory::default_path() {
+  const char* cache = std::getenv("XDG_CACHE_HOME");
+  if (cache != nullptr && cache[0] == '/') return fs::path(cache) / "firstlight/readers";
+  const char* home = std::getenv("HOME");
+  if (home != nullptr && home[0] == '/') return fs::path(home) / ".cache/firstlight/readers";
+  return {};
+}
+
+std::vector<SpeedMemory::Entry> SpeedMemory::read(std::string& why_not) const {
+  std::vector<Entry> entries;
+  std::error_code failed;
+  if (path_.empty() || !fs::exists(path_, failed)) return entries;
+  try {
+    std::istringstream lines(read_text(path_, 1u << 20));
+    std::string line;
+    bool good = std::getline(lines, line) && line == kFirstLine;
+    while (good && std::getline(lines, line)) {
+      std::istringstream words(line);
+      Entry entry;
+      ReaderSpeeds& speeds = entry.speeds.speeds;
+      good = words >> speeds.pread >> speeds.io_uring >> entry.speeds.unix_s && words.get() == ' ' &&
+             std::getline(words, entry.key) && std::isfinite(speeds.pread) && std::isfinite(speeds.io_uring) &&
+             speeds.pread >= 0 && speeds.io_uring >= 0;
+      entries.push_back(std::move(entry));
+    }
+    if (good) return entries;
+    why_not = str("'", path_.native(), "' is not what this program writes there: ignored");
+  } catch (const Error& error) {
+    why_not = str(error.what(), ": ignored");
+  }
+  return {};
+}
+
+std::optional<RememberedSpeeds> SpeedMemory::recall(const std::string& key, int64_t now_s, std::string& why_not) const {
+  for (const Entry& entry : read(why_not)) {
+    const int64_t age = now_s - entry.speeds.unix_s;
+    if (entry.key == key && age >= 0 && age <= kRememberedFor_s) return entry.speeds;
+  }
+  return std::nullopt;
+}
+
+std::string SpeedMemory::remember(const std::string& key, RememberedSpeeds speeds) const {
+  if (path_.empty()) return "there is no home directory";
+  std::string ignored;
+  std::vector<Entry> entries = read(ignored);
+  std::erase_if(entries, [&](const Entry& entry) { return entry.key == key; });
+  entries.push_back({key, speeds});
+  std::error_code failed;
+  fs::create_directories(path_.parent_path(), failed);
+  // Renamed into place, so that nobody reads half of it; not fsynced, which a start would have to wait for.
+  const fs::path partial = str(path_.native(), ".", ::getpid());
+  std::ofstream out(partial, std::ios::trunc);
+  out << kFirstLine << "\n";
+  for (const Entry& entry : entries) {
+    out << std::llround(entry.speeds.speeds.pread) << " " << std::llround(entry.speeds.speeds.io_uring) << " "
+        << entry.speeds.unix_s << " " << entry.key << "\n";
+  }
+  out.close();
+  if (out) fs::rename(partial, path_, failed);
+  if (out && !failed) return "";
+  const std::string why = failed ? failed.message() : "it cannot be written";
+  fs::remove(partial, failed);
+  return str("'", path_.native(), "': ", why);
+}
+
+}  // namespace firstlight
