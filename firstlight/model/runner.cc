@@ -161,6 +161,9 @@ void check_options(const ModelConfig& config, const std::vector<RankWeights>& we
                 str("tp ", tp, " on GPUs: ranks exchange sums through host memory alone so far"));
   }
   if (options.max_batch_tokens < 1) throw Error(ErrorKind::bug, str("max_batch_tokens ", options.max_batch_tokens));
+  if (is_compressed(options.kv)) {
+    throw Error(ErrorKind::unsupported, str("KV cache as ", to_string(options.kv), ": no kernels attend to codes"));
+  }
   const uint64_t page = RankShape(config, tp).page_bytes(options.kv);
   if (options.n_pages < 0 || options.n_pages > INT32_MAX ||
       static_cast<uint64_t>(options.n_pages) > UINT64_MAX / page) {
