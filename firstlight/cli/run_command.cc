@@ -66,7 +66,8 @@ void report(Context& context, const RunOptions& options, Session& session, const
                 {"device", to_string(session.device())},
                 {"ops", session.runner().ops_name()},
                 {"threads", session.n_threads()},
-                {"max_context", session.max_context()}});
+                {"max_context", session.max_context()},
+                {"kv", to_json(session.kv_use())}});
     return;
   }
   say(context, "");
@@ -80,6 +81,7 @@ void report(Context& context, const RunOptions& options, Session& session, const
                 answer.tokens_per_s(), std::string(to_string(answer.finish)).c_str());
   say(context, rates.data());
   say(context, str("computed by ", session.runner().ops_name(), ", tp ", session.tp()));
+  say(context, describe(session.kv_use()));
 }
 
 int run(Context& context, const RunOptions& options) {
