@@ -47,7 +47,7 @@ class ExactRunner : public FakeRunner {
 };
 
 TEST(EngineCodes, ManySequencesKeepTheirExactPagesThroughPreemption) {
-  for (const auto& [n_pages, n_exact, budget] : {std::tuple{30, 40, 200}, {60, 100, 70}, {12, 12, 64}}) {
+  for (const auto& [n_pages, n_exact, budget] : {std::tuple{30, 40, 200}, {60, 25, 64}, {80, 11, 64}, {12, 12, 64}}) {
     ExactRunner runner(n_pages, n_exact, budget);
     Harness harness(runner, engine_options(budget, 256));
     std::mt19937 random(5);
