@@ -74,22 +74,56 @@ FIRSTLIGHT_INLINE void read_scales(const uint8_t* from, float* to) {
   }
 }
 
-template <int kBits>
-void plain_keys(const CodePage& page, int8_t* to) {
-  const int d = page.shape.head_dim;
-  for (int slot = 0; slot < kPageTokens; ++slot) {
-    const uint8_t* key = page.keys() + slot * page.shape.key_bytes();
-    for (int i = 0; i < d; ++i)
-      to[slot * d + i] = static_cast<int8_t>(tq::level<kBits>(tq::key_code(key, d, kBits, i)));
+/// Four codes of 2 or 3 bits at once: a byte holds four of 2 bits, or the magnitudes of four of 3 bits, whose signs are
+/// a nibble. Bytes of four levels, the first lowest.
+struct FourLevels {
+  uint32_t of2[256], of3[256], negative[16];
+  constexpr FourLevels() : of2(), of3(), negative() {
+    for (uint32_t byte = 0; byte < 256; ++byte) {
+      for (uint32_t j = 0; j < 4; ++j) {
+        of2[byte] |= static_cast<uint32_t>(static_cast<uint8_t>(tq::level<2>(byte >> (2 * j) & 3))) << (8 * j);
+        of3[byte] |= static_cast<uint32_t>(tq::level<3>(byte >> (2 * j) & 3)) << (8 * j);
+        if (byte < 16 && (byte >> j & 1) != 0) negative[byte] |= 0xffu << (8 * j);
+      }
+    }
   }
+};
+inline constexpr FourLevels kFourLevels;
+
+/// n groups of four codes of 2 bits.
+FIRSTLIGHT_INLINE void expand2(const uint8_t* codes, int64_t n, int8_t* to) {
+  for (int64_t i = 0; i < n; ++i) std::memcpy(to + 4 * i, &kFourLevels.of2[codes[i]], 4);
+}
+/// n groups of four codes of 3 bits; n is even.
+FIRSTLIGHT_INLINE void expand3(const uint8_t* magnitudes, const uint8_t* signs, int64_t n, int8_t* to) {
+  for (int64_t i = 0; i < n; i += 2) {
+    for (int64_t k = 0; k < 2; ++k) {
+      const uint32_t flip = kFourLevels.negative[signs[i / 2] >> (4 * k) & 15];
+      // Two's complement byte by byte; no level is 0, so no sum carries into the next byte.
+      const uint32_t four = (kFourLevels.of3[magnitudes[i + k]] ^ flip) + (flip & 0x01010101u);
+      std::memcpy(to + 4 * (i + k), &four, 4);
+    }
+  }
+}
+
+/// Keys or values of fewer than 4 bits: `n_fields` fields (tokens, or quads) of field_bytes hold n groups each.
+FIRSTLIGHT_INLINE const int8_t* expand_fields(const uint8_t* from, int bits, int64_t n_fields, int64_t field_bytes,
+                                              int64_t n, int8_t* to) {
+  for (int64_t field = 0; field < n_fields; ++field, from += field_bytes) {
+    int8_t* at = to + field * 4 * n;
+    bits == 2 ? expand2(from, n, at) : expand3(from, from + n, n, at);
+  }
+  return to;
 }
 
 /// The page's keys [64][head_dim], one level a byte: where they lie, or in `to`. Coordinates stand in order, those of 4
 /// bits the even ones before the odd ones (as nibbles fall apart); code_q stands likewise.
 FIRSTLIGHT_INLINE const int8_t* keys_of(const CodePage& page, int8_t* to) {
   if (page.shape.key_bits == 8) return reinterpret_cast<const int8_t*>(page.keys());
-  if (page.shape.key_bits == 3) return plain_keys<3>(page, to), to;
-  if (page.shape.key_bits == 2) return plain_keys<2>(page, to), to;
+  if (page.shape.key_bits < 4) {
+    return expand_fields(page.keys(), page.shape.key_bits, kPageTokens, page.shape.key_bytes(), page.shape.head_dim / 4,
+                         to);
+  }
   const int64_t half = page.shape.head_dim / 2;
   const uint8_t* from = page.keys();
   for (int slot = 0; slot < kPageTokens; ++slot, from += half, to += 2 * half) {
@@ -110,23 +144,13 @@ FIRSTLIGHT_INLINE const int8_t* keys_of(const CodePage& page, int8_t* to) {
   return to - kPageTokens * 2 * half;
 }
 
-template <int kBits>
-void plain_values(const CodePage& page, int8_t* to) {
-  const int d = page.shape.head_dim;
-  for (int quad = 0; quad < kPageTokens / tq::kQuad; ++quad) {
-    const uint8_t* from = page.values() + quad * page.shape.quad_bytes();
-    for (int i = 0; i < d; ++i) {
-      for (int j = 0; j < tq::kQuad; ++j)
-        *to++ = static_cast<int8_t>(tq::level<kBits>(tq::value_code(from, d, kBits, j, i)));
-    }
-  }
-}
-
 /// The page's values [16 quads][head_dim][4 tokens], one level a byte: where they lie, or in `to`.
 FIRSTLIGHT_INLINE const int8_t* values_of(const CodePage& page, int8_t* to) {
   if (page.shape.value_bits == 8) return reinterpret_cast<const int8_t*>(page.values());
-  if (page.shape.value_bits == 3) return plain_values<3>(page, to), to;
-  if (page.shape.value_bits == 2) return plain_values<2>(page, to), to;
+  if (page.shape.value_bits < 4) {
+    return expand_fields(page.values(), page.shape.value_bits, kPageTokens / tq::kQuad, page.shape.quad_bytes(),
+                         page.shape.head_dim, to);
+  }
   const int64_t n = int64_t{kPageTokens} / tq::kQuad * page.shape.head_dim;
   for (int64_t i = 0; i < n; i += kLanes) {
     const VU word = extend(load_raw<VH>(page.values() + 2 * i));  // nibbles 3 2 1 0
