@@ -214,8 +214,11 @@ void Session::choose_context(const ModelConfig& config, uint64_t arena_bytes, co
     runner_options_.n_pages = memory > exact ? static_cast<int64_t>((memory - exact) / page_bytes) : 0;
     max_context_ = std::min(wanted, runner_options_.n_pages * kPageTokens);
     if (max_context_ == 0)
-      throw Error(ErrorKind::bad_input, str("--kv-memory ", options.kv_memory, ": one page of 64 tokens takes ",
-                                            human_bytes(static_cast<double>(page_bytes + exact))));
+      throw Error(
+          ErrorKind::bad_input,
+          str("--kv-memory ", options.kv_memory, ": one page of 64 tokens takes ",
+              human_bytes(static_cast<double>(page_bytes)),
+              exact > 0 ? str(", the exact pages beside codes ", human_bytes(static_cast<double>(exact))) : ""));
   } else if (options.max_context == 0) {
     // The model's own maximum (131,072 tokens for Llama 3.1) may not fit: unless told, take what does. 10 % of the free
     // memory stays for others.

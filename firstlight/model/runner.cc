@@ -222,7 +222,11 @@ uint64_t scratch_bytes(const ModelConfig& config, int tp, const RunnerOptions& o
   const auto widest = static_cast<uint64_t>(std::max<int64_t>({shape.dim, shape.heads_cols(), shape.hidden_dim}));
   const uint64_t activations = shape.scratch_bytes(static_cast<int64_t>(rows));
   // What the arithmetic keeps: a packed copy of a product's input, angles, and a panel a thread.
-  const uint64_t packed = rows * (widest + static_cast<uint64_t>(config.head_dim)) * sizeof(float);
+  uint64_t packed = rows * (widest + static_cast<uint64_t>(config.head_dim)) * sizeof(float);
+  if (is_compressed(options.kv)) {  // queries as integers, and what a unit of each is worth
+    packed += rows * (static_cast<uint64_t>(shape.heads_cols()) * sizeof(int16_t) +
+                      static_cast<uint64_t>(shape.n_heads) * sizeof(float));
+  }
   const auto threads = static_cast<uint64_t>(options.n_threads > 0 ? options.n_threads : usable_cores());
   const uint64_t exchanged = tp == 1 ? 0 : (ranks + 1) * rows * static_cast<uint64_t>(config.dim) * sizeof(float);
   const uint64_t logits = static_cast<uint64_t>(config.vocab_size) * sizeof(float);
