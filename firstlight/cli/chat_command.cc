@@ -56,7 +56,7 @@ int chat(Context& context, const ChatOptions& options) {
       messages.resize(options.system.empty() ? 0 : 1);
       continue;
     }
-    if (line.empty()) continue;
+    if (line.find_first_not_of(" \t\r") == line.npos) continue;
     messages.push_back({"user", line});
     try {
       require_utf8(line, "this message");
@@ -64,7 +64,11 @@ int chat(Context& context, const ChatOptions& options) {
           generate(context, engine, options.generate.request(text.encode_chat(messages)), [&](std::string_view piece) {
             if (!options.json) print(piece);
           });
-      if (answer.finish == FinishReason::cancelled) throw Interrupted();
+      const bool cancelled = answer.finish == FinishReason::cancelled;
+      if (cancelled && (!options.json || answer.ids.empty())) {
+        print("\n");
+        throw Interrupted();
+      }
       if (options.json) {
         nlohmann::ordered_json turn = turn_json(answer);
         if (!load_told) {
@@ -72,6 +76,7 @@ int chat(Context& context, const ChatOptions& options) {
           turn["load"] = to_json(session.load().wait());
         }
         print_json(turn);
+        if (cancelled) return interrupted_exit_code();
       } else {
         print("\n");
       }

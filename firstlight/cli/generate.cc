@@ -29,8 +29,15 @@ void GenerateOptions::add_to(CLI::App& command) {
   command.add_option("--repetition-penalty", sampling.repetition_penalty, "1 is off")
       ->check(CLI::Range(0.01, 100.0))
       ->capture_default_str();
-  command.add_option("--seed", sampling.seed, "The same seed gives the same text")->capture_default_str();
-  command.add_option("--stop", stop, "End before this text (may be given several times)");
+  command.add_option("--seed", sampling.seed, "The same seed gives the same text")
+      ->check(CLI::Validator(
+          [](const std::string& text) {
+            const bool number = !text.empty() && text.size() <= 19 && text.find_first_not_of("0123456789") == text.npos;
+            return number ? std::string() : "a seed is a whole number of up to 19 digits";
+          },
+          "UINT"))
+      ->capture_default_str();
+  command.add_option("--stop", stop, "End before this text (may be given several times)")->allow_extra_args(false);
 }
 
 Request GenerateOptions::request(std::vector<int> prompt) const {

@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <new>
 #include <nlohmann/json.hpp>
+#include <system_error>
 
 #include "firstlight/base/error.h"
 #include "firstlight/base/str.h"
@@ -27,6 +28,12 @@ int fail(const Context& context, std::string_view kind, const std::string& what,
   return code;
 }
 
+/// "bench start ": the sub-commands that were understood.
+std::string command_of(const CLI::App& app) {
+  const auto given = app.get_subcommands();
+  return given.empty() ? "" : given[0]->get_name() + " " + command_of(*given[0]);
+}
+
 bool asks_json(int argc, char** argv) {
   for (int i = 1; i < argc; ++i) {
     if (std::string_view(argv[i]) == "--json") return true;
@@ -43,7 +50,7 @@ int run_program(int argc, char** argv, Context& context) {
   app.set_version_flag("--version", str("firstlight ", FIRSTLIGHT_VERSION));
   app.require_subcommand(1);
   app.footer(
-      "Example:\n  firstlight shard model.gguf -o model-ranks --tp 1\n  firstlight run model-ranks -p \"Why is the sky "
+      "Example:\n  firstlight shard model.gguf -o model-ranks --tp 1\n  firstlight run model-ranks \"Why is the sky "
       "blue?\"\n\n"
       "MODEL is a Hugging Face directory (safetensors), a .gguf file, or a rank checkpoint made by shard.\n"
       "Exit codes: 0 done, 2 bad input or unsupported, 3 not found, 4 damaged, 5 out of memory, 6 I/O or device, 70 "
@@ -67,7 +74,9 @@ int run_program(int argc, char** argv, Context& context) {
     if (e.get_exit_code() == 0) {  // --help, --version
       const int code = app.exit(e);
       // The process ends by _exit(): what is not written by now never is.
-      return std::fflush(stdout) == 0 && !std::ferror(stdout) ? code : exit_code(ErrorKind::io);
+      if (std::fflush(stdout) == 0 && !std::ferror(stdout)) return code;
+      return fail(context, "io", str("write 'standard output': ", std::generic_category().message(errno)),
+                  exit_code(ErrorKind::io));
     }
     context.json = asks_json(argc, argv);
     const bool bench_alone = app.got_subcommand("bench") && app.get_subcommand("bench")->get_subcommands().empty();
@@ -76,8 +85,7 @@ int run_program(int argc, char** argv, Context& context) {
                 str(unknown       ? str("there is no command '", argv[1], "'")
                     : bench_alone ? std::string("bench: say what to measure: firstlight bench start MODEL")
                                   : std::string(e.what()),
-                    "\n  see: firstlight ",
-                    app.get_subcommands().empty() ? "" : app.get_subcommands()[0]->get_name() + " ", "--help"),
+                    "\n  see: firstlight ", command_of(app), "--help"),
                 2);
   }
   context.json = asks_json(argc, argv);

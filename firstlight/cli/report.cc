@@ -71,6 +71,22 @@ std::string describe(const LoadReport& report) {
   return text;
 }
 
+nlohmann::ordered_json to_json(const KvUse& use) {
+  return {{"kind", to_string(use.kind)},
+          {"bytes", use.bytes},
+          {"exact_bytes", use.exact_bytes},
+          {"tokens", use.tokens},
+          {"bf16_tokens", use.bf16_tokens}};
+}
+
+std::string describe(const KvUse& use) {
+  std::string text = str("KV cache: ", to_string(use.kind), ", ", human_bytes(static_cast<double>(use.bytes)), " for ",
+                         use.tokens, " tokens");
+  if (!is_compressed(use.kind)) return text;
+  return text + str(", ", human_bytes(static_cast<double>(use.exact_bytes)),
+                    " of it exact pages (bf16); the same memory holds ", use.bf16_tokens, " tokens in bf16");
+}
+
 std::string draw_timeline(const std::vector<Phase>& phases, double end_s) {
   constexpr int kWidth = 40;
   size_t name_width = 5;

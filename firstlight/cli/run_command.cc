@@ -34,6 +34,7 @@ std::string prompt_text(const RunOptions& options) {
     std::string text = read_standard_input();
     exit_at_once(false);
     require_utf8(text, "standard input");
+    if (text.ends_with('\n')) text.pop_back();  // as echo ends it
     if (!text.empty()) return text;
   } else if (!options.prompt_file.empty()) {
     std::string text = read_text(options.prompt_file);
@@ -76,7 +77,8 @@ void report(Context& context, const RunOptions& options, Session& session, const
                 {"device", to_string(session.device())},
                 {"ops", session.runner().ops_name()},
                 {"threads", session.n_threads()},
-                {"max_context", session.max_context()}});
+                {"max_context", session.max_context()},
+                {"kv", to_json(session.kv_use())}});
     return;
   }
   say(context, "");
@@ -90,6 +92,7 @@ void report(Context& context, const RunOptions& options, Session& session, const
                 answer.tokens_per_s(), std::string(to_string(answer.finish)).c_str());
   say(context, rates.data());
   say(context, str("computed by ", session.runner().ops_name(), ", tp ", session.tp()));
+  say(context, describe(session.kv_use()));
 }
 
 int run(Context& context, const RunOptions& options) {

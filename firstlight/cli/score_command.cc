@@ -59,7 +59,7 @@ std::vector<TopToken> likeliest(std::span<const float> logits, double norm, int 
 
 /// One window: ids[begin, end) as a sequence of its own, `chunk` tokens a step so that the logits stay small.
 void score_window(Context& context, Runner& runner, std::span<const int> ids, int n_top, int chunk, Score& score) {
-  PageTable pages(runner.pool());
+  PageTable pages(runner.pool(), runner.exact_pool());
   if (!pages.try_reserve(static_cast<int64_t>(ids.size()))) {
     throw Error(ErrorKind::out_of_memory,
                 str("a window of ", ids.size(), " tokens does not fit the KV cache of ",
@@ -73,6 +73,7 @@ void score_window(Context& context, Runner& runner, std::span<const int> ids, in
     const auto tokens = ids.subspan(begin, std::min(static_cast<size_t>(chunk), ids.size() - begin));
     const SequenceChunk step{tokens, static_cast<int64_t>(begin), &pages, static_cast<int>(tokens.size())};
     runner.forward({&step, 1}, logits);
+    pages.release_exact(static_cast<int64_t>(begin + tokens.size()));
     for (size_t i = 0; i < tokens.size(); ++i) {
       const std::span<const float> row(logits.data() + i * vocab, vocab);
       const double norm = log_sum_exp(row);
@@ -131,7 +132,8 @@ int run_score(Context& context, ScoreOptions options) {
                 {"nll_mean", mean},
                 {"perplexity", std::exp(mean)},
                 {"logprobs", std::move(logprobs)},
-                {"top", std::move(top)}});
+                {"top", std::move(top)},
+                {"kv", to_json(session.kv_use())}});
     return 0;
   }
   if (counted == 0) {
@@ -145,6 +147,7 @@ int run_score(Context& context, ScoreOptions options) {
                 static_cast<long long>(window), mean, std::exp(mean));
   print(line.data());
   say(context, describe(load));
+  say(context, describe(session.kv_use()));
   return 0;
 }
 

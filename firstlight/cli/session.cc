@@ -23,8 +23,13 @@ void SessionOptions::add_to(CLI::App& command) {
   command.add_option("--device", device, "auto, cpu or cuda:N")->capture_default_str();
   command.add_option("--dtype", dtype, "Of the weights, when MODEL is no rank checkpoint: bf16 or f32")
       ->check(CLI::IsMember({"bf16", "f32"}));
-  command.add_option("--kv", kv, "KV cache: f32 or bf16 (default: as the weights)")
-      ->check(CLI::IsMember({"f32", "bf16"}));
+  std::vector<std::string> kinds;
+  for (const KvKind kind : kKvKinds) kinds.emplace_back(to_string(kind));
+  command
+      .add_option("--kv", kv,
+                  "KV cache: f32, bf16 (default: as the weights), or TurboQuant codes of so many bits: tq8, k8v4, tq4, "
+                  "k4v3, tq3, k3v2 (on the CPU)")
+      ->check(CLI::IsMember(kinds));
   command.add_option("--kv-memory", kv_memory,
                      "Bytes for the KV cache, such as 2GiB (default: one sequence of --max-context)");
   command.add_option("--max-context", max_context, "Tokens a sequence may have (default: the model's, or what fits)")
@@ -159,9 +164,15 @@ Session::Session(Context& context, const SessionOptions& options, bool with_text
 
   KvKind kv = weights_dtype == DType::f32 ? KvKind::f32 : KvKind::bf16;
   if (!options.kv.empty()) kv = *kv_kind_from(options.kv);
+  if (is_compressed(kv) && device_.kind == Device::Kind::cuda) {
+    throw Error(ErrorKind::unsupported,
+                str("--kv ", options.kv, ": codes are done on the CPU only; use --kv bf16, or --device cpu"));
+  }
+  if (is_compressed(kv)) runner_options_.n_exact_pages = exact_pages_for(1, runner_options_.max_batch_tokens);
   runner_options_.n_threads = n_threads_;
   extra_bytes_ =
-      static_cast<uint64_t>(options.logit_rows - 1) * static_cast<uint64_t>(config.vocab_size) * sizeof(float);
+      static_cast<uint64_t>(options.logit_rows - 1) * static_cast<uint64_t>(config.vocab_size) * sizeof(float) +
+      exact_bytes(config, tp_, runner_options_);
   // What a GPU's arithmetic keeps for itself: cuBLASLt's workspace, logits of 64 rows, inputs rounded to bf16.
   if (device_.kind == Device::Kind::cuda) extra_bytes_ += 256u << 20;
   choose_context(config, weight_bytes(config, tp_, weights_dtype), options, kv);
@@ -194,6 +205,15 @@ Session::~Session() {
   if (text_future_.valid()) text_future_.wait();
 }
 
+KvUse Session::kv_use() const {
+  const uint64_t exact = exact_bytes(config(), tp_, runner_options_);
+  const uint64_t pages =
+      static_cast<uint64_t>(runner_options_.n_pages) * kv_page_bytes(config(), tp_, runner_options_.kv);
+  const uint64_t bf16_pages = (pages + exact) / kv_page_bytes(config(), tp_, KvKind::bf16);
+  return {runner_options_.kv, pages + exact, exact, runner_options_.n_pages * kPageTokens,
+          static_cast<int64_t>(bf16_pages) * kPageTokens};
+}
+
 void Session::start_text(TextFiles files) {
   text_future_ = std::async(std::launch::async, [this, files = std::move(files)] {
     const Timeline::Scope scope(&context_->timeline, "tokenizer");
@@ -219,11 +239,16 @@ void Session::choose_context(const ModelConfig& config, uint64_t arena_bytes, co
   max_context_ = wanted;
   runner_options_.n_pages = pages_for(wanted);
   if (!options.kv_memory.empty()) {
-    runner_options_.n_pages = static_cast<int64_t>(parse_size(options.kv_memory, "--kv-memory") / page_bytes);
+    const uint64_t memory = parse_size(options.kv_memory, "--kv-memory");
+    const uint64_t exact = exact_bytes(config, tp_, runner_options_);
+    runner_options_.n_pages = memory > exact ? static_cast<int64_t>((memory - exact) / page_bytes) : 0;
     max_context_ = std::min(wanted, runner_options_.n_pages * kPageTokens);
     if (max_context_ == 0)
-      throw Error(ErrorKind::bad_input, str("--kv-memory ", options.kv_memory, ": one page of 64 tokens takes ",
-                                            human_bytes(static_cast<double>(page_bytes))));
+      throw Error(
+          ErrorKind::bad_input,
+          str("--kv-memory ", options.kv_memory, ": one page of 64 tokens takes ",
+              human_bytes(static_cast<double>(page_bytes)),
+              exact > 0 ? str(", the exact pages beside codes ", human_bytes(static_cast<double>(exact))) : ""));
   } else if (options.max_context == 0) {
     // The model's own maximum (131,072 tokens for Llama 3.1) may not fit: unless told, take what does. 10 % of the free
     // memory stays for others.

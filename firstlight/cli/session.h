@@ -24,7 +24,7 @@ struct SessionOptions {
   int tp = 0;  ///< 0: choose
   std::string device = "auto";
   std::string dtype;  ///< traditional path: f32, bf16 or "" (as stored)
-  std::string kv;     ///< f32, bf16 or "": as the weights
+  std::string kv;     ///< f32, bf16, a preset of codes (tq4, …) or "": as the weights
   std::string verify = "full";
   std::string kv_memory;
   std::string reader = "auto";
@@ -35,6 +35,15 @@ struct SessionOptions {
   bool text_optional = false;  ///< no option: a model without tokenizer will do
 
   void add_to(CLI::App& command);
+};
+
+/// The KV cache of a session: what it takes and what it holds.
+struct KvUse {
+  KvKind kind = KvKind::bf16;
+  uint64_t bytes = 0;        ///< of all pages, over all ranks
+  uint64_t exact_bytes = 0;  ///< of these, bf16 pages beside codes
+  int64_t tokens = 0;        ///< that fit
+  int64_t bf16_tokens = 0;   ///< that the same bytes would hold in bf16
 };
 
 class Session {
@@ -63,6 +72,7 @@ class Session {
   const Manifest* manifest() const { return manifest_ ? &*manifest_ : nullptr; }
   Device device() const { return device_; }
   int n_threads() const { return n_threads_; }
+  KvUse kv_use() const;
 
  private:
   void choose_context(const ModelConfig& config, uint64_t arena_bytes, const SessionOptions& options, KvKind kv);
@@ -87,6 +97,9 @@ class Session {
 nlohmann::ordered_json to_json(const LoadReport& report);
 /// One line for people: "loaded 269 MB in 31 ms: 8.7 GB/s by pread (…); every byte verified (…)".
 std::string describe(const LoadReport& report);
+nlohmann::ordered_json to_json(const KvUse& use);
+/// One line for people: "KV cache: tq4, 50 MB for 8192 tokens; the same memory holds 2176 in bf16".
+std::string describe(const KvUse& use);
 /// The phases as text bars over one time axis, a line each.
 std::string draw_timeline(const std::vector<Phase>& phases, double end_s);
 nlohmann::ordered_json to_json(const std::vector<Phase>& phases);

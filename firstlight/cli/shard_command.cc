@@ -230,6 +230,7 @@ void add_shard(CLI::App& app, Action& chosen) {
   command->add_option("-o,--out", options->out, "Directory of the rank checkpoint")->required();
   command->add_option("--tp", options->tps, "Tensor-parallel sizes, such as 1,2,4,8")
       ->delimiter(',')
+      ->allow_extra_args(false)
       ->required()
       ->check(CLI::Range(1, 1024));
   command

@@ -83,6 +83,15 @@ Engine::Impl::Impl(Runner& r, const Tokenizer* t, EngineOptions o) : runner(r), 
   max_tokens = std::min(context, runner.pool().n_pages() * kPageTokens);
   // Each running sequence gets at least one token a step.
   max_running = static_cast<size_t>(std::min(options.max_batch, options.prefill_chunk));
+  if (const PagePool* exact = runner.exact_pool()) {  // as many as never run out of exact pages: nobody waits for one
+    while (max_running > 0 &&
+           exact_pages_for(static_cast<int64_t>(max_running), options.prefill_chunk) > exact->n_pages())
+      --max_running;
+    if (max_running == 0) {
+      throw Error(ErrorKind::bad_input, str("prefill chunk: ", options.prefill_chunk, " tokens beside ",
+                                            exact->n_pages(), " exact KV pages; a smaller one would do"));
+    }
+  }
 }
 
 void Engine::Impl::check(const Request& request) const {
@@ -144,7 +153,7 @@ void Engine::Impl::admit() {
   PagePool& pool = runner.pool();
   while (!waiting.empty() && running.size() < max_running) {
     const SequencePtr sequence = waiting.front();
-    auto pages = std::make_unique<PageTable>(pool);
+    auto pages = std::make_unique<PageTable>(pool, runner.exact_pool());
     // Beside others, leave a page for each of them to grow into, or one of them would put it back at once.
     const int64_t needed = (sequence->n_tokens() + kPageTokens - 1) / kPageTokens;
     if (!running.empty() && pool.n_free() - needed < static_cast<int64_t>(running.size())) return;
@@ -255,6 +264,7 @@ void Engine::Impl::deliver(const std::vector<Work>& work) {
     if (each.sequence->cancelled) continue;
     // Counted only now: if a callback throws, the sequences behind it compute these tokens again, into the same slots.
     each.sequence->n_cached += each.n_tokens;
+    each.sequence->pages->release_exact(each.sequence->n_cached);
     if (each.wants_logits) accept(each.sequence, mine);
   }
 }

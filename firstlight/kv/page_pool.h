@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Book-keeping of the paged KV cache: which pages are free, and which belong to a sequence. The bytes lie with the back
-// end.
+// end. A compressed cache has two pools: pages of codes, which every token has, and exact pages (bf16) for the few
+// that matter most to a query.
 #pragma once
 #include <cstdint>
 #include <optional>
@@ -12,12 +13,37 @@ namespace firstlight {
 /// Tokens in a page.
 inline constexpr int kPageTokens = 64;
 
-/// How keys and values are stored.
-enum class KvKind { f32, bf16 };
+/// How keys and values are stored: as numbers, or as TurboQuant codes of so many bits (tq8: keys and values of 8, k8v4:
+/// keys of 8 and values of 4, …).
+enum class KvKind { f32, bf16, tq8, k8v4, tq4, k4v3, tq3, k3v2 };
+inline constexpr KvKind kKvKinds[] = {KvKind::f32, KvKind::bf16, KvKind::tq8, KvKind::k8v4,
+                                      KvKind::tq4, KvKind::k4v3, KvKind::tq3, KvKind::k3v2};
 std::string_view to_string(KvKind kind) noexcept;
 std::optional<KvKind> kv_kind_from(std::string_view name) noexcept;
-/// Bytes of one element as stored.
+/// Bytes of one element of f32 and bf16.
 int kv_element_bytes(KvKind kind) noexcept;
+
+/// Bits of a code; both 0 for f32 and bf16.
+struct KvBits {
+  int key = 0, value = 0;
+};
+KvBits kv_bits(KvKind kind) noexcept;
+inline bool is_compressed(KvKind kind) noexcept { return kv_bits(kind).key != 0; }
+/// One page of one layer, keys and values: [k, v][n_kv_heads][64][head_dim] numbers, or [n_kv_heads] pages of codes as
+/// quant/turboquant_page.h has them. Throws Error{unsupported} for a head_dim that codes do not come in.
+uint64_t kv_page_bytes(KvKind kind, int n_kv_heads, int head_dim);
+
+/// A query at a position in page number `last` of its sequence reads page `page` as bf16: the first page, where
+/// attention sinks, and the last three, 129 to 192 tokens. All others it reads as codes: so a result depends on the
+/// query's position, never on where chunks began. Without
+/// them the divergence at 4 bits is ten times higher.
+inline constexpr int64_t kExactTail = 3;
+constexpr bool is_exact(int64_t page, int64_t last) noexcept { return page == 0 || page + kExactTail > last; }
+/// Exact pages that sequences need at most, when a pass computes up to `pass_tokens` tokens of `n_sequences`: four
+/// each, one more for a chunk that begins within a page, and those that the pass itself fills.
+constexpr int64_t exact_pages_for(int64_t n_sequences, int64_t pass_tokens) noexcept {
+  return n_sequences * (kExactTail + 2) + pass_tokens / kPageTokens;
+}
 
 /// A fixed number of pages, handed out one at a time. Not thread-safe: the engine's thread owns it.
 class PagePool {
@@ -38,7 +64,8 @@ class PagePool {
 /// A sequence's pages in order: token t lies in page pages[t / 64], slot t % 64. Returns its pages on destruction.
 class PageTable {
  public:
-  explicit PageTable(PagePool& pool) : pool_(&pool) {}
+  /// `exact`: the pool of bf16 pages beside codes, or null. Both pools must outlive the table.
+  explicit PageTable(PagePool& pool, PagePool* exact = nullptr) : pool_(&pool), exact_pool_(exact) {}
   ~PageTable();
   PageTable(PageTable&&) noexcept;
   PageTable& operator=(PageTable&&) = delete;
@@ -47,9 +74,18 @@ class PageTable {
   const std::vector<int32_t>& pages() const noexcept { return pages_; }
   int64_t capacity() const noexcept { return static_cast<int64_t>(pages_.size()) * kPageTokens; }
 
+  /// The exact page beside each of pages(), −1 where there is none; empty without a pool of them.
+  const std::vector<int32_t>& exact() const noexcept { return exact_; }
+  /// Before a pass over tokens [begin, end), for which there is room: takes the exact pages that they are written to.
+  /// Gives none back, so the same tokens may be computed again. Throws Error{out_of_memory} if the pool runs dry
+  /// (exact_pages_for() says what never does), Error{bug} if `begin` would read an exact page that was given back.
+  void hold_exact(int64_t begin, int64_t end);
+  /// Gives back the exact pages that no token from `begin` on reads.
+  void release_exact(int64_t begin);
+
  private:
-  PagePool* pool_;
-  std::vector<int32_t> pages_;
+  PagePool *pool_, *exact_pool_;
+  std::vector<int32_t> pages_, exact_;
 };
 
 }  // namespace firstlight

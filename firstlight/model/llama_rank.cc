@@ -20,6 +20,22 @@ std::unique_ptr<Ops> make_ops(const RunnerOptions& options, Device device, int t
   return make_cuda_ops(device, {.graphs = tp == 1});
 }
 
+/// [layer][kv head][key, value]. Heads count over the model, so that a token has the same codes at every tp; where
+/// ranks outnumber key/value heads, several hold the same one.
+std::vector<turboquant::Signs> signs_of_rank(const ModelConfig& config, const RankWeights& weights, KvKind kind) {
+  constexpr uint64_t kSeed = 1;  // version 1 of the format: any other one would do as well
+  std::vector<turboquant::Signs> signs;
+  if (!is_compressed(kind)) return signs;
+  const int first = weights.rank * config.n_kv_heads / weights.tp;
+  for (int layer = 0; layer < config.n_layers; ++layer) {
+    for (int head = first; head < first + std::max(1, config.n_kv_heads / weights.tp); ++head) {
+      signs.push_back(turboquant::signs_of(kSeed, layer, head, turboquant::Side::key));
+      signs.push_back(turboquant::signs_of(kSeed, layer, head, turboquant::Side::value));
+    }
+  }
+  return signs;
+}
+
 std::span<float> flat(Matrix<float> m) { return {m.data, static_cast<size_t>(m.rows * m.cols)}; }
 
 }  // namespace
@@ -32,10 +48,7 @@ RankShape::RankShape(const ModelConfig& config, int tp)
       head_dim(config.head_dim),
       hidden_dim(config.hidden_dim / tp) {}
 
-uint64_t RankShape::layer_page_bytes(KvKind kind) const {
-  return 2ull * static_cast<uint64_t>(n_kv_heads) * kPageTokens * static_cast<uint64_t>(head_dim) *
-         static_cast<uint64_t>(kv_element_bytes(kind));
-}
+uint64_t RankShape::layer_page_bytes(KvKind kind) const { return kv_page_bytes(kind, n_kv_heads, head_dim); }
 
 uint64_t RankShape::page_bytes(KvKind kind) const { return layer_page_bytes(kind) * static_cast<uint64_t>(n_layers); }
 
@@ -56,6 +69,8 @@ LlamaRank::LlamaRank(const ModelConfig& config, RankWeights& weights, const Runn
       pool_(n_threads, 0),
       ops_(make_ops(options, weights.arena.device(), weights.tp, pool_)),
       kv_(weights.arena.device(), static_cast<uint64_t>(options.n_pages) * shape_.page_bytes(options.kv)),
+      exact_(weights.arena.device(), static_cast<uint64_t>(options.n_exact_pages) * shape_.page_bytes(KvKind::bf16)),
+      signs_(signs_of_rank(config, weights, options.kv)),
       scratch_(weights.arena.device(), shape_.scratch_bytes(options.max_batch_tokens)) {}
 
 void LlamaRank::forward(const Batch& batch, std::span<Likeliest> likeliest, Comm& comm) {
@@ -157,8 +172,14 @@ LlamaRank::Activations LlamaRank::carve(int64_t n) const {
 /// Page-major: a page's layers lie together, so the first tokens touch one run of memory and a page never used costs
 /// none.
 KvLayer LlamaRank::kv_layer(int i) const {
-  const uint64_t offset = static_cast<uint64_t>(i) * shape_.layer_page_bytes(kv_kind_);
-  return {kv_.data() + offset, shape_.page_bytes(kv_kind_), kv_kind_, shape_.n_kv_heads, shape_.head_dim};
+  const auto layer = static_cast<uint64_t>(i);
+  KvLayer kv{kv_.data() + layer * shape_.layer_page_bytes(kv_kind_), shape_.page_bytes(kv_kind_), kv_kind_,
+             shape_.n_kv_heads, shape_.head_dim};
+  if (!is_compressed(kv_kind_)) return kv;
+  kv.exact = exact_.data() + layer * shape_.layer_page_bytes(KvKind::bf16);
+  kv.exact_stride = shape_.page_bytes(KvKind::bf16);
+  kv.signs = signs_.data() + layer * 2 * static_cast<uint64_t>(shape_.n_kv_heads);
+  return kv;
 }
 
 }  // namespace firstlight

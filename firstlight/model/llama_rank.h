@@ -14,6 +14,7 @@
 #include "firstlight/model/llama_weights.h"
 #include "firstlight/model/runner.h"
 #include "firstlight/ops/ops.h"
+#include "firstlight/quant/turboquant.h"
 
 namespace firstlight {
 
@@ -75,7 +76,9 @@ class LlamaRank {
   const int spin_;
   ThreadPool pool_;
   std::unique_ptr<Ops> ops_;
-  Buffer kv_;  ///< [page][layer][k, v][n_kv_heads][64][head_dim]
+  Buffer kv_;     ///< [page][layer][k, v][n_kv_heads][64][head_dim], or [page][layer][n_kv_heads] pages of codes
+  Buffer exact_;  ///< beside codes: [exact page][layer][k, v][n_kv_heads][64][head_dim] bf16
+  std::vector<turboquant::Signs> signs_;  ///< of codes: [layer][n_kv_heads][key, value]
   Buffer scratch_;
 };
 

@@ -45,6 +45,8 @@ class LlamaRunner final : public Runner {
       : config_(config),
         max_batch_tokens_(options.max_batch_tokens),
         pool_(options.n_pages),
+        exact_pool_(options.n_exact_pages),
+        compressed_(is_compressed(options.kv)),
         tp_(static_cast<int>(weights.size())),
         crew_(tp_, 0) {
     const bool on_cpu = weights[0].arena.device().kind == Device::Kind::cpu;
@@ -79,6 +81,7 @@ class LlamaRunner final : public Runner {
 
   const ModelConfig& config() const override { return config_; }
   PagePool& pool() override { return pool_; }
+  PagePool* exact_pool() override { return compressed_ ? &exact_pool_ : nullptr; }
   std::string_view ops_name() const override { return ranks_[0]->ops_name(); }
 
  private:
@@ -111,10 +114,11 @@ class LlamaRunner final : public Runner {
       if (chunk.tokens.empty()) continue;
       const auto begin = static_cast<int64_t>(batch_.ids.size()), n = static_cast<int64_t>(chunk.tokens.size());
       batch_.ids.insert(batch_.ids.end(), chunk.tokens.begin(), chunk.tokens.end());
-      batch_.spans.push_back({begin, n, chunk.position, chunk.pages->pages().data()});
+      const AttentionSpan span{begin, n, chunk.position, chunk.pages->pages().data(), hold_exact(chunk)};
+      batch_.spans.push_back(span);
       if (chunk.n_logits == 0) continue;
       const int64_t skipped = n - chunk.n_logits;
-      batch_.wanted.push_back({begin + skipped, chunk.n_logits, chunk.position + skipped, chunk.pages->pages().data()});
+      batch_.wanted.push_back({begin + skipped, chunk.n_logits, chunk.position + skipped, span.pages, span.exact});
       n_wanted += chunk.n_logits;
     }
     if (static_cast<int64_t>(batch_.ids.size()) > max_batch_tokens_) {
@@ -122,6 +126,14 @@ class LlamaRunner final : public Runner {
                   str("a batch of ", batch_.ids.size(), " tokens: the runner was made for ", max_batch_tokens_));
     }
     return static_cast<size_t>(n_wanted);
+  }
+
+  /// The numbers of the chunk's exact pages, all held that it reads or writes; null without codes.
+  const int32_t* hold_exact(const SequenceChunk& chunk) {
+    if (!compressed_) return nullptr;
+    if (chunk.pages->exact().empty()) throw Error(ErrorKind::bug, "a sequence without exact pages beside its codes");
+    chunk.pages->hold_exact(chunk.position, chunk.position + static_cast<int64_t>(chunk.tokens.size()));
+    return chunk.pages->exact().data();
   }
 
   void run_rank(size_t rank) {
@@ -136,7 +148,8 @@ class LlamaRunner final : public Runner {
 
   const ModelConfig config_;
   const int max_batch_tokens_;
-  PagePool pool_;
+  PagePool pool_, exact_pool_;
+  const bool compressed_;
   const int tp_;
   std::vector<std::unique_ptr<LlamaRank>> ranks_;
   std::vector<std::unique_ptr<Comm>> comms_;
@@ -161,6 +174,15 @@ void check_options(const ModelConfig& config, const std::vector<RankWeights>& we
                 str("tp ", tp, " on GPUs: ranks exchange sums through host memory alone so far"));
   }
   if (options.max_batch_tokens < 1) throw Error(ErrorKind::bug, str("max_batch_tokens ", options.max_batch_tokens));
+  if (is_compressed(options.kv) && weights[0].arena.device().kind != Device::Kind::cpu) {
+    throw Error(ErrorKind::unsupported,
+                str("a KV cache of ", to_string(options.kv), " codes is done on the CPU only; a GPU takes bf16"));
+  }
+  const int64_t exact = is_compressed(options.kv) ? exact_pages_for(1, options.max_batch_tokens) : 0;
+  if (is_compressed(options.kv) ? options.n_exact_pages < exact : options.n_exact_pages != 0) {
+    throw Error(ErrorKind::bug, str(options.n_exact_pages, " exact KV pages beside ", to_string(options.kv),
+                                    ", expected ", exact, exact > 0 ? " at least" : ""));
+  }
   const uint64_t page = RankShape(config, tp).page_bytes(options.kv);
   if (options.n_pages < 0 || options.n_pages > INT32_MAX ||
       static_cast<uint64_t>(options.n_pages) > UINT64_MAX / page) {
@@ -190,13 +212,21 @@ uint64_t kv_page_bytes(const ModelConfig& config, int tp, KvKind kind) {
   return RankShape(config, tp).page_bytes(kind) * static_cast<uint64_t>(tp);
 }
 
+uint64_t exact_bytes(const ModelConfig& config, int tp, const RunnerOptions& options) {
+  return kv_page_bytes(config, tp, KvKind::bf16) * static_cast<uint64_t>(options.n_exact_pages);
+}
+
 uint64_t scratch_bytes(const ModelConfig& config, int tp, const RunnerOptions& options) {
   const RankShape shape(config, tp);
   const auto rows = static_cast<uint64_t>(std::max(1, options.max_batch_tokens)), ranks = static_cast<uint64_t>(tp);
   const auto widest = static_cast<uint64_t>(std::max<int64_t>({shape.dim, shape.heads_cols(), shape.hidden_dim}));
   const uint64_t activations = shape.scratch_bytes(static_cast<int64_t>(rows));
   // What the arithmetic keeps: a packed copy of a product's input, angles, and a panel a thread.
-  const uint64_t packed = rows * (widest + static_cast<uint64_t>(config.head_dim)) * sizeof(float);
+  uint64_t packed = rows * (widest + static_cast<uint64_t>(config.head_dim)) * sizeof(float);
+  if (is_compressed(options.kv)) {  // queries as integers, and what a unit of each is worth
+    packed += rows * (static_cast<uint64_t>(shape.heads_cols()) * sizeof(int16_t) +
+                      static_cast<uint64_t>(shape.n_heads) * sizeof(float));
+  }
   const auto threads = static_cast<uint64_t>(options.n_threads > 0 ? options.n_threads : usable_cores());
   const uint64_t exchanged = tp == 1 ? 0 : (ranks + 1) * rows * static_cast<uint64_t>(config.dim) * sizeof(float);
   const uint64_t logits = static_cast<uint64_t>(config.vocab_size) * sizeof(float);

@@ -17,9 +17,9 @@ namespace firstlight {
 
 /// Some consecutive tokens of one sequence.
 struct SequenceChunk {
-  std::span<const int> tokens;       ///< at positions [position, position + tokens.size())
-  int64_t position = 0;              ///< tokens already in the KV pages
-  const PageTable* pages = nullptr;  ///< has room for position + tokens.size() tokens
+  std::span<const int> tokens;  ///< at positions [position, position + tokens.size())
+  int64_t position = 0;         ///< tokens already in the KV pages
+  PageTable* pages = nullptr;   ///< has room for position + tokens.size() tokens; forward() takes exact pages
   /// Rows of logits wanted: the last `n_logits` tokens of the chunk (0: none, as in all but the last chunk of a
   /// prompt).
   int n_logits = 0;
@@ -27,7 +27,8 @@ struct SequenceChunk {
 
 struct RunnerOptions {
   KvKind kv = KvKind::bf16;
-  int64_t n_pages = 0;  ///< size of the page pool, pages of 64 tokens over all layers
+  int64_t n_pages = 0;        ///< size of the page pool, pages of 64 tokens over all layers
+  int64_t n_exact_pages = 0;  ///< of the pool of bf16 pages beside codes, exact_pages_for(); 0 for f32 and bf16
   int max_batch_tokens = 512;
   int n_threads = 0;                                          ///< over all ranks; 0: usable cores
   std::function<std::unique_ptr<Ops>(ThreadPool&)> make_ops;  ///< one a rank; default: by the weights' device
@@ -48,6 +49,9 @@ class Runner {
   virtual void forward_greedy(std::span<const SequenceChunk> batch, std::vector<Likeliest>& likeliest);
   virtual const ModelConfig& config() const = 0;
   virtual PagePool& pool() = 0;
+  /// The pool that the PageTables of a compressed cache take exact pages from, else null. The caller gives them back by
+  /// PageTable::release_exact() as a sequence moves on.
+  virtual PagePool* exact_pool() { return nullptr; }
   virtual std::string_view ops_name() const = 0;  ///< "cpu: avx512_bf16, 2 threads"
 };
 
@@ -56,6 +60,8 @@ std::unique_ptr<Runner> make_runner(const ModelConfig& config, std::vector<RankW
 
 /// Bytes of one page over all layers and all ranks.
 uint64_t kv_page_bytes(const ModelConfig& config, int tp, KvKind kind);
+/// Bytes of all exact pages over all layers and all ranks.
+uint64_t exact_bytes(const ModelConfig& config, int tp, const RunnerOptions& options);
 /// Scratch bytes over all ranks, from above: activations of max_batch_tokens, what the arithmetic packs, what ranks
 /// exchange, one row of logits (the logits themselves are the caller's).
 uint64_t scratch_bytes(const ModelConfig& config, int tp, const RunnerOptions& options);

@@ -16,11 +16,15 @@ FIRSTLIGHT_INLINE const std::byte* page_of(const AttentionJob& job, int64_t inde
          (int64_t{which} * kv.n_kv_heads + kv_head) * kPageTokens * kv.head_dim * element;
 }
 
-/// A thread's scratch for one block. Words of p hold floats, or pairs of bf16.
+/// A thread's scratch for one block. Words of p hold floats, or pairs of bf16. Those named low, and what follows them,
+/// are for codes only (codes_block-inl.h).
 struct BlockScratch {
   float *q, *scores, *p, *keys, *values, *out, *maximum, *divisor, *scale;
+  float *q_low, *low, *unit, *code_maximum;
+  int8_t* levels;
   static int64_t floats(int64_t d) {
-    return 2 * kBlockRows * d + kBlockRows * kPageTokens * 2 + 2 * kPageTokens * d + 3 * kBlockRows;
+    return 3 * kBlockRows * d + kBlockRows * kPageTokens * 3 + 2 * kPageTokens * d + 5 * kBlockRows +
+           kPageTokens * d / 4;
   }
   BlockScratch(void* at, int64_t d) {
     q = static_cast<float*>(at);
@@ -32,10 +36,15 @@ struct BlockScratch {
     maximum = out + kBlockRows * d;
     divisor = maximum + kBlockRows;
     scale = divisor + kBlockRows;
+    q_low = scale + kBlockRows;
+    low = q_low + kBlockRows * d;
+    unit = low + kBlockRows * kPageTokens;
+    code_maximum = unit + kBlockRows;
+    levels = reinterpret_cast<int8_t*>(code_maximum + kBlockRows);
   }
 };
 
-inline int64_t attend_scratch_bytes(int head_dim) { return BlockScratch::floats(head_dim) * 4; }
+inline int64_t attend_scratch_bytes(int head_dim) { return (BlockScratch::floats(head_dim) + 16) * 4; }
 
 /// Hides slots that lie after a row: slot s of the page is visible to row r iff s + first_slot ≤ r.
 FIRSTLIGHT_INLINE void mask(float* scores, int64_t n_slots, int64_t n_rows, int64_t first_slot) {
@@ -135,54 +144,85 @@ FIRSTLIGHT_INLINE const float* floats_of(const AttentionJob& job, int64_t page, 
   return to;
 }
 
+/// A block of rows of one head on its way over the pages.
+struct Block {
+  int head, kv_head;
+  int64_t row, rows, first, last;  ///< first row within the span, and the positions of the first and the last row
+  float factor;
+  int64_t padded() const { return (rows + kLanes - 1) / kLanes * kLanes; }
+  Block(const AttentionJob& job, int h, int64_t r, int64_t n)
+      : head(h),
+        kv_head(h / job.group),
+        row(r),
+        rows(n),
+        first(job.span->position + r),
+        last(first + n - 1),
+        factor(kLog2E / std::sqrt(static_cast<float>(job.kv->head_dim))) {}
+};
+
+FIRSTLIGHT_INLINE void begin_block(const Block& b, const BlockScratch& t, int64_t d) {
+  for (int64_t i = 0; i < b.padded(); ++i) t.maximum[i] = kMasked, t.divisor[i] = 0;
+  for (int64_t i = 0; i < d * kBlockRows; i += kLanes) store(t.out + i, VF{});
+}
+
+/// Adds one page of keys and values to the block's running softmax; t.q holds the packed queries.
 template <class Step>
-void attend_block_with(const AttentionJob& job, int head, int64_t row, int64_t rows, void* scratch_bytes) {
-  const int64_t d = job.kv->head_dim, first = job.span->position + row, last = first + rows - 1;
+void attend_page(const AttentionJob& job, const Block& b, const BlockScratch& t, int64_t page) {
   constexpr bool kPairs = Step::kValues == 2;
   using Word = typename Step::Word;
-  const int kv_head = head / job.group;
-  const BlockScratch t(scratch_bytes, d);
-  const float factor = kLog2E / std::sqrt(static_cast<float>(d));
-  const int64_t steps = (d + Step::kValues - 1) / Step::kValues;
-  const int64_t padded = (rows + kLanes - 1) / kLanes * kLanes;
-  pack_block<Step>(job.q + row * job.q_stride + head * d, job.q_stride, rows, d, reinterpret_cast<Word*>(t.q));
-  for (int64_t i = 0; i < padded; ++i) t.maximum[i] = kMasked, t.divisor[i] = 0;
-  for (int64_t i = 0; i < d * kBlockRows; i += kLanes) store(t.out + i, VF{});
-  for (int64_t page = 0; page * kPageTokens <= last; ++page) {
-    const int64_t n_slots = std::min<int64_t>(kPageTokens, last + 1 - page * kPageTokens);
-    TileColumns keys, values;
-    if constexpr (kPairs) {
+  const int64_t d = job.kv->head_dim, steps = (d + Step::kValues - 1) / Step::kValues;
+  const int64_t n_slots = std::min<int64_t>(kPageTokens, b.last + 1 - page * kPageTokens);
+  TileColumns keys, values;
+  if constexpr (kPairs) {
 #if FIRSTLIGHT_BF16_DOT
-      keys = {reinterpret_cast<const char*>(page_of(job, page, 0, kv_head)), d * 2, 4, n_slots};
-      interleave(reinterpret_cast<const uint16_t*>(page_of(job, page, 1, kv_head)), n_slots, d,
-                 reinterpret_cast<uint32_t*>(t.values));
-      values = {reinterpret_cast<const char*>(t.values), 4, d * 4, d};
+    keys = {reinterpret_cast<const char*>(page_of(job, page, 0, b.kv_head)), d * 2, 4, n_slots};
+    interleave(reinterpret_cast<const uint16_t*>(page_of(job, page, 1, b.kv_head)), n_slots, d,
+               reinterpret_cast<uint32_t*>(t.values));
+    values = {reinterpret_cast<const char*>(t.values), 4, d * 4, d};
 #endif
-    } else {
-      keys = {reinterpret_cast<const char*>(floats_of(job, page, 0, kv_head, n_slots, t.keys)), d * 4, 4, n_slots};
-      values = {reinterpret_cast<const char*>(floats_of(job, page, 1, kv_head, n_slots, t.values)), 4, d * 4, d};
-    }
-    for (int64_t sub = 0; sub * kTileRows < rows; ++sub) {
-      const int64_t at = sub * kTileRows;
-      if (page * kPageTokens > first + std::min(at + kTileRows, rows) - 1) continue;  // all of it lies after these rows
-      const int vectors = vectors_of(rows, sub);
-      float* scores = t.scores + at;
-      float* p = t.p + at;
-      tile_columns<Step>(vectors, reinterpret_cast<const Word*>(t.q) + at * steps, vectors * kLanes, keys,
-                         d / Step::kValues, d % Step::kValues != 0, scores, kBlockRows, nullptr);
-      if (page * kPageTokens + n_slots - 1 > first + at)
-        mask(scores, n_slots, vectors * kLanes, page * kPageTokens - first - at);
-      soften_rows(vectors, scores, n_slots, factor, t.maximum + at, t.divisor + at, t.scale + at, p, kPairs);
-      const int64_t value_steps = kPairs ? (n_slots + 1) / 2 : n_slots;
-      tile_columns<Step>(vectors, reinterpret_cast<const Word*>(p), kBlockRows, values, value_steps, false, t.out + at,
-                         kBlockRows, t.scale + at);
-    }
+  } else {
+    keys = {reinterpret_cast<const char*>(floats_of(job, page, 0, b.kv_head, n_slots, t.keys)), d * 4, 4, n_slots};
+    values = {reinterpret_cast<const char*>(floats_of(job, page, 1, b.kv_head, n_slots, t.values)), 4, d * 4, d};
   }
-  for (int64_t r = 0; r < padded; r += kLanes) {
+  for (int64_t sub = 0; sub * kTileRows < b.rows; ++sub) {
+    const int64_t at = sub * kTileRows;
+    if (page * kPageTokens > b.first + std::min(at + kTileRows, b.rows) - 1)
+      continue;  // all of it lies after these rows
+    const int vectors = vectors_of(b.rows, sub);
+    float* scores = t.scores + at;
+    float* p = t.p + at;
+    tile_columns<Step>(vectors, reinterpret_cast<const Word*>(t.q) + at * steps, vectors * kLanes, keys,
+                       d / Step::kValues, d % Step::kValues != 0, scores, kBlockRows, nullptr);
+    if (page * kPageTokens + n_slots - 1 > b.first + at)
+      mask(scores, n_slots, vectors * kLanes, page * kPageTokens - b.first - at);
+    soften_rows(vectors, scores, n_slots, b.factor, t.maximum + at, t.divisor + at, t.scale + at, p, kPairs);
+    const int64_t value_steps = kPairs ? (n_slots + 1) / 2 : n_slots;
+    tile_columns<Step>(vectors, reinterpret_cast<const Word*>(p), kBlockRows, values, value_steps, false, t.out + at,
+                       kBlockRows, t.scale + at);
+  }
+}
+
+/// out (+)= the block's sums, divided.
+template <bool kAdd>
+FIRSTLIGHT_INLINE void finish_block(const AttentionJob& job, const Block& b, const BlockScratch& t) {
+  const int64_t d = job.kv->head_dim;
+  for (int64_t r = 0; r < b.padded(); r += kLanes) {
     const VF inverse = splat(1.0f) / load(t.divisor + r);
     for (int64_t i = 0; i < d; ++i) store(t.out + i * kBlockRows + r, load(t.out + i * kBlockRows + r) * inverse);
   }
-  store_transposed<false>(t.out, rows, d, job.out + row * job.out_stride + head * d, job.out_stride);
+  store_transposed<kAdd>(t.out, b.rows, d, job.out + b.row * job.out_stride + b.head * d, job.out_stride);
+}
+
+template <class Step>
+void attend_block_with(const AttentionJob& job, int head, int64_t row, int64_t rows, void* scratch_bytes) {
+  const int64_t d = job.kv->head_dim;
+  const Block b(job, head, row, rows);
+  const BlockScratch t(scratch_bytes, d);
+  pack_block<Step>(job.q + row * job.q_stride + head * d, job.q_stride, rows, d,
+                   reinterpret_cast<typename Step::Word*>(t.q));
+  begin_block(b, t, d);
+  for (int64_t page = 0; page * kPageTokens <= b.last; ++page) attend_page<Step>(job, b, t, page);
+  finish_block<false>(job, b, t);
 }
 
 inline void attend_block(const AttentionJob& job, int head, int64_t row, int64_t rows, void* scratch) {

@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "firstlight/ops/cpu_ops.h"
 
+#include <algorithm>
+
 #include "firstlight/base/error.h"
 #include "firstlight/base/str.h"
+#include "firstlight/quant/turboquant.h"
 
 namespace firstlight {
 
@@ -69,12 +72,20 @@ const CpuKernels* kernels_of(CpuLevel level) {
   return kernels_baseline();
 }
 
+/// The codec's variants are the same to the bit: a level of the caller's choice gets its own all the same.
+const turboquant::Codec* codec_of(CpuLevel level) {
+  const auto all = turboquant::codecs();
+  const size_t wanted = level == CpuLevel::baseline ? 0 : level == CpuLevel::avx2 ? 1 : 2;
+  return all[std::min(wanted, all.size() - 1)];
+}
+
 }  // namespace
 
 CpuOps::CpuOps(ThreadPool& pool, CpuLevel level)
     : pool_(pool),
       kernels_(kernels_of(level)),
       name_(str("cpu: ", kernels_->name, ", ", pool.n_threads(), pool.n_threads() == 1 ? " thread" : " threads")),
+      codec_(codec_of(level)),
       of_thread_(static_cast<size_t>(pool.n_threads())) {}
 
 const float* CpuOps::floats(const Weight* weight, Scratch& scratch) const {

@@ -72,6 +72,13 @@ class CpuOps final : public Ops {
     int64_t rows = 0;  // 0: a single row over pages
     int64_t page_begin = 0, page_end = 0;
     int64_t partial = 0;  // where its partial sums go, in floats
+    int64_t n_parts = 0;  // of the first run: how many there are
+    bool exact = false;   // beside codes: over the exact pages
+  };
+
+  struct PageRun {
+    int64_t begin, end;
+    bool exact;
   };
 
   /// fn(item, thread) for every item, handed out in order to whichever thread is free; on the caller alone if `alone`.
@@ -94,12 +101,17 @@ class CpuOps final : public Ops {
   const float* floats(const Weight* weight, Scratch& scratch) const;
   void prepare_angles(std::span<const double> inverse_frequencies, std::span<const AttentionSpan> spans);
   void list_items(std::span<const AttentionSpan> spans, int n_heads, const KvLayer& kv);
+  void list_runs(int64_t pages, bool compressed);
+  void encode_row(const float* keys_and_values, int64_t position, const AttentionSpan& span, const KvLayer& kv);
+  void encode_queries(Matrix<const float> q, int n_heads, std::span<const AttentionSpan> spans, const KvLayer& kv,
+                      std::vector<AttentionJob>& jobs);
   void merge_rows(const std::vector<AttentionJob>& jobs, const KvLayer& kv, int n_heads);
 
   ThreadPool& pool_;
   const CpuKernels* kernels_;
   std::string name_;
-  Scratch bias_, q_norm_, k_norm_, packed_, partials_;
+  const turboquant::Codec* codec_;
+  Scratch bias_, q_norm_, k_norm_, packed_, partials_, code_q_, code_unit_;
   std::vector<Scratch> of_thread_;
 
   // Angles of the last batch: every layer asks for the same.
@@ -108,6 +120,7 @@ class CpuOps final : public Ops {
   std::vector<float> cos_, sin_;
 
   std::vector<AttentionItem> items_;
+  std::vector<PageRun> runs_;
 };
 
 }  // namespace firstlight

@@ -15,3 +15,4 @@
 
 #include "firstlight/base/half.h"
 #include "firstlight/ops/kernels.h"
+#include "firstlight/quant/turboquant_page.h"

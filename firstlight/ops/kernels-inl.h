@@ -11,6 +11,9 @@
 #include "firstlight/ops/matmul-inl.h"
 #include "firstlight/ops/attention-inl.h"
 #include "firstlight/ops/attention_row-inl.h"
+#include "firstlight/ops/codes-inl.h"
+#include "firstlight/ops/codes_row-inl.h"
+#include "firstlight/ops/codes_block-inl.h"
 #include "firstlight/ops/rows-inl.h"
 // clang-format on
 
@@ -24,8 +27,9 @@ constexpr CpuKernels table(std::string_view name) {
           .pack = pack,
           .matmul = matmul,
           .attend_scratch_bytes = attend_scratch_bytes,
-          .attend_block = attend_block,
-          .attend_row = attend_row,
+          .attend_block = attend_any_block,
+          .attend_row = attend_any_row,
+          .code_products = code_products,
           .merge_parts = merge_parts,
           .rms_norm = rms_norm,
           .rope_and_store = rope_and_store,

@@ -6,6 +6,7 @@
 #include <string_view>
 
 #include "firstlight/ops/ops.h"
+#include "firstlight/quant/turboquant_kernels.h"
 
 namespace firstlight {
 
@@ -25,7 +26,8 @@ struct Product {
   Epilogue epilogue = Epilogue::store;
 };
 
-/// Queries of one span against its pages. q and out point at the span's first row, first head.
+/// Queries of one span against its pages. q and out point at the span's first row, first head. A job over codes has its
+/// queries also rotated and as integers, in the order of the kernels' expanded keys, and a job over the exact pages.
 struct AttentionJob {
   const float* q = nullptr;
   int64_t q_stride = 0;
@@ -34,6 +36,11 @@ struct AttentionJob {
   int group = 1;  ///< query heads of a key/value head
   const AttentionSpan* span = nullptr;
   const KvLayer* kv = nullptr;
+  const int16_t* code_q = nullptr;   ///< [rows][n_heads][head_dim], from the span's first row on
+  const float* code_unit = nullptr;  ///< [rows][n_heads]: what one unit of code_q is worth
+  int n_heads = 0;                   ///< of code_q and code_unit
+  const turboquant::Codec* codec = nullptr;
+  const AttentionJob* exact = nullptr;
 };
 
 /// One row of qkv to normalise, rotate and store. cos and sin: head_dim / 2 values each, of this row's position.
@@ -66,13 +73,15 @@ struct CpuKernels {
   /// Columns [n_begin, n_end) of the block's rows; each sum runs over k in order, whatever the block holds beside it.
   void (*matmul)(const Product&, int64_t block, const void* packed, int64_t n_begin, int64_t n_end, void* scratch);
 
-  /// Attention of up to 64 rows [row, row + rows) of the span, one head.
+  /// Attention of up to 64 rows [row, row + rows) of the span, one head; over codes all rows lie in one page.
   int64_t (*attend_scratch_bytes)(int head_dim);
   void (*attend_block)(const AttentionJob&, int head, int64_t row, int64_t rows, void* scratch);
   /// Attention of one row, the `group` heads of one key/value head, over pages [page_begin, page_end): for each head
   /// head_dim sums not yet divided, the maximum, the divisor (head_dim + 2 floats) into `partial`. Sums in f32.
   void (*attend_row)(const AttentionJob&, int64_t row, int kv_head, int64_t page_begin, int64_t page_end,
                      float* partial);
+  /// Over codes, the exact integers Σ level * code_q of one row and query head with the 64 keys of a page.
+  void (*code_products)(const AttentionJob&, int64_t row, int head, int64_t page, int32_t* to);
   /// Merges n_parts partials of one head, `part_stride` floats apart, in order.
   void (*merge_parts)(const float* partial, int64_t n_parts, int64_t part_stride, int head_dim, float* out);
 

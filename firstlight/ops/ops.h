@@ -35,15 +35,25 @@ struct AttentionSpan {
   int64_t n_rows = 0;
   int64_t position = 0;            ///< position of the first row; keys [0, position + i] are visible to row i
   const int32_t* pages = nullptr;  ///< the sequence's page numbers; no span writes keys that another one reads
+  const int32_t* exact = nullptr;  ///< beside codes: the exact page of each page, where is_exact() asks for one
 };
 
+namespace turboquant {
+struct Signs;
+}
+
 /// One layer's keys and values of this rank: page p at p * page_stride, [2 (k, v), n_kv_heads, 64 slots, head_dim] each
-/// page.
+/// page; a kind of codes has [n_kv_heads] pages of quant/turboquant_page.h, and exact pages in bf16 beside them.
 struct KvLayer {
   std::byte* data = nullptr;
   uint64_t page_stride = 0;  ///< bytes from page to page of this layer
   KvKind kind = KvKind::bf16;
   int n_kv_heads = 0, head_dim = 0;
+  std::byte* exact = nullptr;  ///< of a kind of codes: the exact pages
+  uint64_t exact_stride = 0;
+  const turboquant::Signs* signs = nullptr;  ///< of a kind of codes: [n_kv_heads][key, value]
+  /// The exact pages as a layer of their own.
+  KvLayer exact_layer() const { return {exact, exact_stride, KvKind::bf16, n_kv_heads, head_dim}; }
 };
 
 /// The largest of a row of logits, the lowest id among equals.
@@ -103,12 +113,13 @@ class Ops {
   virtual void gate_up_silu(Matrix<const float> x, const Weight& gate_up, const Weight* bias, Matrix<float> out) = 0;
   /// For each row of qkv [n, (n_heads + 2 n_kv_heads) * head_dim]: RMS norm of each q and k head (weights may be null),
   /// rotation by positions[row] with inverse frequencies [head_dim / 2] (pairs i, i + head_dim/2: transformers' half
-  /// layout), q in place, k and v into the pages.
+  /// layout), q in place, k and v into the pages: as codes and, where the span names an exact page, in bf16. Throws
+  /// Error{bad_input} for a key or value that is not finite and would have to become codes.
   virtual void rope_and_store(Matrix<float> qkv, int n_heads, const Weight* q_norm, const Weight* k_norm, float eps,
                               std::span<const double> inverse_frequencies, std::span<const AttentionSpan> spans,
                               const KvLayer& kv) = 0;
   /// Causal attention over pages, q [n, n_heads * head_dim] (the first columns of qkv), scale 1/sqrt(head_dim); out [n,
-  /// n_heads * head_dim].
+  /// n_heads * head_dim]. Beside codes a row reads exact pages where is_exact() says so.
   virtual void attend(Matrix<const float> q, int n_heads, std::span<const AttentionSpan> spans, const KvLayer& kv,
                       Matrix<float> out) = 0;
   /// x += y.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Rotation of q and k, and the store of k and v into pages. Angles are f32 products of f32 frequencies and positions,
 // as the models were trained with; their cosines are computed once a batch, not once a layer.
+#include <algorithm>
 #include <cmath>
 
 #include "firstlight/base/error.h"
@@ -51,11 +52,15 @@ void CpuOps::rope_and_store(Matrix<float> qkv, int n_heads, const Weight* q_norm
   prepare_angles(inverse_frequencies, spans);
   const float* q_weights = floats(q_norm, q_norm_);
   const float* k_weights = floats(k_norm, k_norm_);
+  const bool compressed = is_compressed(kv.kind);
+  const KvLayer numbers = compressed ? kv.exact_layer() : kv;
   int64_t first_angle = 0;
   for (const AttentionSpan& span : spans) {
-    constexpr int64_t kRows = 8;  // a piece of work
-    share((span.n_rows + kRows - 1) / kRows, span.n_rows <= kRows, [&](int64_t piece, int) {
-      for (int64_t i = piece * kRows; i < std::min(span.n_rows, (piece + 1) * kRows); ++i) {
+    constexpr int64_t kRows = 8;  // a piece of work; it begins at a multiple: values' codes have one writer a quad
+    const int64_t skipped = span.position % kRows;
+    share((skipped + span.n_rows + kRows - 1) / kRows, span.n_rows <= kRows, [&](int64_t piece, int) {
+      const int64_t begin = std::max<int64_t>(0, piece * kRows - skipped);
+      for (int64_t i = begin; i < std::min(span.n_rows, (piece + 1) * kRows - skipped); ++i) {
         const int64_t position = span.position + i;
         const size_t angle = static_cast<size_t>((first_angle + i) * half);
         kernels_->rope_and_store({.qkv = qkv.row(span.row_begin + i),
@@ -65,9 +70,10 @@ void CpuOps::rope_and_store(Matrix<float> qkv, int n_heads, const Weight* q_norm
                                   .eps = eps,
                                   .cos = cos_.data() + angle,
                                   .sin = sin_.data() + angle,
-                                  .page = span.pages[position / kPageTokens],
+                                  .page = (compressed ? span.exact : span.pages)[position / kPageTokens],
                                   .slot = static_cast<int>(position % kPageTokens)},
-                                 kv);
+                                 numbers);
+        if (compressed) encode_row(qkv.row(span.row_begin + i) + int64_t{n_heads} * kv.head_dim, position, span, kv);
       }
     });
     first_angle += span.n_rows;

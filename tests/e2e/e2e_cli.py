@@ -46,6 +46,7 @@ def wrong_arguments(suite):
         (["score", out, "--ids", suite.tmp / "nowhere.json"], "nowhere.json", 3), (["inspect", suite.tmp / "nowhere"], "nowhere", 3),
         (["synth", "--like", "no-such-model", "-o", suite.tmp / "x"], "no-such-model", 2), (["verify", suite.tmp], str(suite.tmp), {2, 3}),
         (["load", TINY / "llama3" / "config.json"], "config.json", 2), (["run", out, "-p", "x", "--kv", "f7"], "f7", 2),
+        (["run", out, "-p", "x", "--kv", "tq4", "--device", "cpu"], "head_dim 16", 2),
         (["verify", TINY / "llama3" / "config.json"], "not a rank checkpoint", 2), (["run", out, "-p", ""], "prompt is empty", 2),
         (["run", out, "-p", "x", "--temperature", "hot"], "hot", 2), (["load", out, "--device", "toaster"], "toaster", 2),
     ]

@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+// The engine over a compressed cache: exact pages follow each sequence, and none is lost or missing.
+#include <gtest/gtest.h>
+
+#include <random>
+
+#include "firstlight/base/error.h"
+#include "firstlight/engine/engine_testing.h"
+
+namespace firstlight {
+namespace {
+
+/// Keeps each token in its page and in its exact page, and checks that what a row may read exactly is there.
+class ExactRunner : public FakeRunner {
+ public:
+  ExactRunner(int64_t n_pages, int64_t n_exact, int budget)
+      : FakeRunner(n_pages, kVocab, 4096, budget),
+        exact_(n_exact),
+        tokens_(static_cast<size_t>(n_pages) * kPageTokens, -1),
+        exact_tokens_(static_cast<size_t>(n_exact) * kPageTokens, -1) {}
+  PagePool* exact_pool() override { return &exact_; }
+  void forward(std::span<const SequenceChunk> batch, std::vector<float>& logits) override {
+    for (const SequenceChunk& chunk : batch) {
+      const auto n = static_cast<int64_t>(chunk.tokens.size());
+      chunk.pages->hold_exact(chunk.position, chunk.position + n);
+      for (int64_t i = 0; i < n; ++i) {
+        const int64_t t = chunk.position + i;
+        at(tokens_, chunk.pages->pages(), t) = at(exact_tokens_, chunk.pages->exact(), t) =
+            chunk.tokens[static_cast<size_t>(i)];
+        for (int64_t read = 0; read <= t; ++read) {
+          if (!is_exact(read / kPageTokens, t / kPageTokens)) continue;
+          if (at(exact_tokens_, chunk.pages->exact(), read) != at(tokens_, chunk.pages->pages(), read))
+            throw std::logic_error("an exact page does not hold its tokens");
+        }
+      }
+    }
+    FakeRunner::forward(batch, logits);
+  }
+
+ private:
+  static int& at(std::vector<int>& tokens, const std::vector<int32_t>& pages, int64_t t) {
+    const auto page = static_cast<size_t>(pages.at(static_cast<size_t>(t / kPageTokens)));
+    return tokens.at(page * kPageTokens + static_cast<size_t>(t % kPageTokens));
+  }
+  PagePool exact_;
+  std::vector<int> tokens_, exact_tokens_;
+};
+
+TEST(EngineCodes, ManySequencesKeepTheirExactPagesThroughPreemption) {
+  for (const auto& [n_pages, n_exact, budget] : {std::tuple{30, 40, 200}, {60, 25, 64}, {80, 11, 64}, {12, 12, 64}}) {
+    ExactRunner runner(n_pages, n_exact, budget);
+    Harness harness(runner, engine_options(budget, 256));
+    std::mt19937 random(5);
+    std::vector<std::pair<uint64_t, Request>> requests;
+    for (int i = 0; i < 25; ++i) {
+      const Request request =
+          request_of(prompt_of(1 + static_cast<int>(random() % 400), i), 1 + static_cast<int>(random() % 120));
+      requests.emplace_back(harness.submit(request), request);
+    }
+    harness.run();
+    for (const auto& [id, request] : requests) EXPECT_EQ(harness.outcomes[id].ids, reference(request)) << id;
+    EXPECT_EQ(runner.exact_pool()->n_free(), n_exact);
+    EXPECT_EQ(runner.pool().n_free(), n_pages);
+  }
+}
+
+TEST(EngineCodes, ACallbackThatThrowsHasItsNeighboursComputedAgain) {
+  ExactRunner runner(40, 40, 100);
+  Harness harness(runner, engine_options(100, 8));
+  int left = 200;
+  const auto throw_now_and_then = [&](const TokenEvent&) {
+    if (--left % 7 == 0) throw std::runtime_error("callback");
+  };
+  std::vector<std::pair<uint64_t, Request>> requests;
+  for (int i = 0; i < 4; ++i) {
+    const Request request = request_of(prompt_of(50 + 90 * i, i), 150);
+    requests.emplace_back(harness.submit(request, throw_now_and_then), request);
+  }
+  for (bool more = true; more;) {
+    try {
+      more = harness.engine.step();
+    } catch (const std::runtime_error& error) {
+      ASSERT_STREQ(error.what(), "callback");
+    }
+  }
+  for (const auto& [id, request] : requests) EXPECT_EQ(harness.outcomes[id].ids, reference(request)) << id;
+  EXPECT_EQ(runner.exact_pool()->n_free(), 40);
+}
+
+TEST(EngineCodes, APassThatOneSequenceCouldNotHoldIsRefused) {
+  ExactRunner runner(40, 12, 512);
+  try {
+    Engine engine(runner, nullptr, engine_options(512, 4));
+    ADD_FAILURE();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), ErrorKind::bad_input);
+  }
+}
+
+}  // namespace
+}  // namespace firstlight
