@@ -66,7 +66,7 @@ int chat(Context& context, const ChatOptions& options) {
           });
       const bool cancelled = answer.finish == FinishReason::cancelled;
       if (cancelled && (!options.json || answer.ids.empty())) {
-        print("\n");
+        if (!options.json) print("\n");
         throw Interrupted();
       }
       if (options.json) {
