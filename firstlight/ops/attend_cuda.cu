@@ -88,6 +88,10 @@ cuda::SinglesParams CudaOps::singles(const cuda::AttendParams& params, const cud
   const int heads = std::min(cuda::kHeadsAtOnce, params.n_heads / params.kv.n_kv_heads);
   cuda::SinglesParams singles{.attend = params, .rows = set.singles, .n_rows = set.n_single};
   // A row is cut into as many chunks as fill the GPU once, if it is long enough.
+  singles.group = params.n_heads / params.kv.n_kv_heads;
+  singles.heads = heads;
+  singles.of_group = cuda::ceil_div(singles.group, cuda::kHeadsAtOnce);
+  singles.head_blocks = blocks;
   singles.n_blocks = cuda::kSinglesAtOnce * gpu_.n_sms;
   singles.most_chunks = std::clamp(singles.n_blocks / blocks, 1, cuda::kMostChunks);
   const int64_t pages = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(pages_bound(set))));

@@ -7,13 +7,15 @@
 #include <cstdint>
 
 #include "firstlight/ops/cuda_pass.cuh"
+#include "firstlight/ops/matvec_cuda.cuh"
 
 namespace firstlight::cuda {
 
 struct AttendParams {
   Matrix<const float> q;
   Matrix<float> out;
-  __nv_bfloat16* twin = nullptr;  ///< out as bf16, rows of out.cols; maybe null
+  __nv_bfloat16* twin = nullptr;   ///< out as bf16, rows of out.cols; maybe null
+  __nv_bfloat16* terms = nullptr;  ///< the same in two terms, [2, kMatvecRows, out.cols]; single rows alone; maybe null
   int n_heads = 0;
   KvLayer kv;
   const int32_t* pages = nullptr;
@@ -25,6 +27,10 @@ struct SinglesParams {
   AttendParams attend;
   const RowOnDevice* rows = nullptr;
   int n_rows = 0;
+  int group = 0;           ///< query heads of a key/value head
+  int heads = 0;           ///< of these, that a block takes together
+  int of_group = 0;        ///< blocks for a group
+  int head_blocks = 0;     ///< blocks for a row
   int most_chunks = 0;     ///< of any row; with its pages this decides a row's chunks
   int n_chunks = 0;        ///< that the partials provide for
   int n_blocks = 0;        ///< that the GPU holds at a time: how many chunks one takes, which no bit depends on

@@ -119,6 +119,7 @@ __device__ void attend_item(const SinglesParams& p, const Item& item, uint32_t s
   load_query<kDim>(p.attend.q.data + item.row.row * p.attend.q.stride + (int64_t{item.first_head} + head) * kDim,
                    head < item.n_heads, q);
   Sums<kDim> sums;
+  int chunk = quotient(item.begin, item.per_chunk), chunk_end = item.begin + item.per_chunk;
   for (int page = item.begin, stage = 0; page < item.end; ++page) {
     const int ahead = page + kStages;
     const std::byte* next = ahead < item.end ? ring.keys_of(ahead) : nullptr;
@@ -137,9 +138,10 @@ __device__ void attend_item(const SinglesParams& p, const Item& item, uint32_t s
     if (next) ring.fetch(next + ring.to_values, ahead, ring.values_at(stage));
     copy_async_commit();
     stage = stage + 1 == kStages ? 0 : stage + 1;
-    if ((page + 1) % item.per_chunk == 0 || page + 1 == item.end) {
+    if (page + 1 == chunk_end || page + 1 == item.end) {
       put_down<kDim>(meeting, sums);
-      join_warps<kDim>(p, item, page / item.per_chunk, meeting);
+      join_warps<kDim>(p, item, chunk++, meeting);
+      chunk_end += item.per_chunk;
     }
   }
 }

@@ -8,6 +8,7 @@ namespace firstlight::cuda {
 __device__ __forceinline__ void deliver(const AttendParams& p, const RowOnDevice& row, int64_t column, float value) {
   p.out.data[row.row * p.out.stride + column] = value;
   if (p.twin) p.twin[row.row * p.out.cols + column] = __float2bfloat16_rn(value);
+  if (p.terms) put_terms(value, p.terms + row.row * p.out.cols + column, kMatvecRows * p.out.cols);
 }
 
 /// Shared memory in which a block's warps meet: their sums of a chunk.
@@ -52,7 +53,7 @@ __device__ __forceinline__ bool comes_last(const SinglesParams& p, const Item& i
   __shared__ bool lasts[2];
   bool& last = lasts[crew_number()];
   if (crew_thread() == 0) {
-    unsigned* arrivals = p.arrivals + int64_t{item.index} * n_head_blocks(p.attend) + item.head_block;
+    unsigned* arrivals = p.arrivals + int64_t{item.index} * p.head_blocks + item.head_block;
     unsigned before;  // what join_warps' barrier has ordered before this thread is seen before its arrival
     asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], 1;" : "=r"(before) : "l"(arrivals) : "memory");
     last = before + 1 == static_cast<unsigned>(item.n_items);

@@ -20,7 +20,7 @@ __global__ void __launch_bounds__(kSinglesWarps * 32, kSinglesAtOnce)
   extern __shared__ __align__(128) std::byte shared[];
   __shared__ float maxima[kSinglesWarps][kHeadsAtOnce], divisors[kSinglesWarps][kHeadsAtOnce];
   let_successor_start();
-  const int heads = min(kHeadsAtOnce, p.attend.n_heads / p.attend.kv.n_kv_heads);
+  const int heads = p.heads;
   const Meeting<kDim> meeting{reinterpret_cast<float*>(shared + kSinglesWarps * Ring<kDim>::kBytes), maxima, divisors,
                               heads};
   const int each = pages_each(p);
@@ -38,13 +38,13 @@ __global__ void __launch_bounds__(kSinglesWarps * 32, kSinglesAtOnce)
 
 template <int kDim>
 void start(const SinglesParams& p, cudaStream_t stream) {
-  const int heads = std::min(kHeadsAtOnce, p.attend.n_heads / p.attend.kv.n_kv_heads);
+  const int heads = p.heads;
   const size_t bytes = static_cast<size_t>(kSinglesWarps * Ring<kDim>::kBytes) +
                        static_cast<size_t>(kSinglesWarps * heads * Meeting<kDim>::kStride) * sizeof(float);
   check(cudaFuncSetAttribute(attend_singles_kernel<kDim>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                              static_cast<int>(bytes)),
         "allow attention its shared memory");
-  const int64_t most = int64_t{p.n_rows} * n_head_blocks(p.attend) * p.n_chunks;
+  const int64_t most = int64_t{p.n_rows} * p.head_blocks * p.n_chunks;
   launch("attention of single rows", attend_singles_kernel<kDim>,
          dim3(static_cast<unsigned>(std::min<int64_t>(p.n_blocks, most))), kSinglesWarps * 32, bytes, stream, p);
 }

@@ -102,6 +102,13 @@ __device__ __forceinline__ uint32_t pack(float a, float b) {
   return pack(__float2bfloat16_rn(a), __float2bfloat16_rn(b));
 }
 
+/// x as the sum of two bf16: what rounding keeps, and, `to_low` values on, what it loses, rounded.
+__device__ __forceinline__ void put_terms(float x, __nv_bfloat16* high, int64_t to_low) {
+  const __nv_bfloat16 h = __float2bfloat16_rn(x);
+  high[0] = h;
+  high[to_low] = __float2bfloat16_rn(x - __bfloat162float(h));
+}
+
 /// (a, b) as the sum of two bf16 pairs: what rounding to bf16 keeps, and what it loses, rounded.
 __device__ __forceinline__ void split(float a, float b, uint32_t& high, uint32_t& low) {
   const __nv_bfloat16 ha = __float2bfloat16_rn(a), hb = __float2bfloat16_rn(b);

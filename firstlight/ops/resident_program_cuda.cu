@@ -13,8 +13,6 @@ bool in_quads(const float* data, int64_t stride) { return aligned(data) && strid
 
 ResidentProduct plain_product(const MatvecParams& m, ResidentJoin join) {
   ResidentProduct p;
-  p.x = m.x;
-  p.x_stride = m.x_stride;
   p.w = static_cast<const __nv_bfloat16*>(m.w);
   p.bias = m.bias;
   p.bias_is_bf16 = m.bias_dtype == DType::bf16;
@@ -24,9 +22,9 @@ ResidentProduct plain_product(const MatvecParams& m, ResidentJoin join) {
   p.out = m.out;
   p.out_stride = m.out_stride;
   const bool pairs = join == ResidentJoin::silu;  // gate and up; else neighbours
-  p.per = p.n_units = ceil_div(m.n, pairs ? 16 : 32);
-  p.stride = pairs ? 16 : 32;
-  p.delta = pairs ? m.n : 16;
+  p.stride = pairs ? 8 : 16;
+  p.per = p.n_units = ceil_div(m.n, p.stride);
+  p.delta = pairs ? m.n : 8;
   p.limit = m.n;
   p.limit_delta = pairs ? m.n : 0;
   return p;
@@ -38,7 +36,11 @@ ResidentProgram::ResidentProgram(const GpuShape& gpu, cudaStream_t stream) : gpu
   memory_.reserve(kMostInstructions * sizeof(ResidentInstruction), stream);
 }
 
-const char* ResidentProgram::why() const { return "an op that it has no instruction for comes between its products"; }
+bool ResidentProgram::takes(const KvLayer& kv) {
+  return kv.kind == KvKind::bf16 && (kv.head_dim == 64 || kv.head_dim == 128);
+}
+
+const char* ResidentProgram::why() { return "an op that it has no instruction for comes between its products"; }
 
 bool ResidentProgram::norm(const ResidentNorm& norm) {
   const bool ok = can_take() && !open_norm() && norm.weight.dtype == DType::bf16 && aligned(norm.weight.data) &&
@@ -53,6 +55,9 @@ bool ResidentProgram::norm(const ResidentNorm& norm) {
 
 /// A matrix is told by its address: what shares memory with another shares its beginning.
 void ResidentProgram::wrote(const float* out) {
+  for (Made& made : made_) {
+    if (made.of == out) made.of = nullptr;
+  }
   if (out == lost_) lost_ = nullptr;
   if (out == norm_.out.data) {
     norm_ = {};
@@ -62,10 +67,57 @@ void ResidentProgram::wrote(const float* out) {
   }
 }
 
+void ResidentProgram::make_terms(const Made& made) {
+  ResidentInstruction* last = list_.empty() ? nullptr : &list_.back();
+  const auto* weights = static_cast<const __nv_bfloat16*>(made.weights);
+  if (last && last->kind == ResidentInstruction::Kind::product) {
+    ResidentProduct& p = last->product;
+    const bool sums_squares = !weights || p.join == ResidentJoin::store || p.join == ResidentJoin::add;
+    if (sums_squares && p.join != ResidentJoin::rope && !p.terms.data && p.out == made.of &&
+        p.out_stride == made.stride && p.rows == made.rows && p.limit == made.terms.k) {
+      p.terms = made.terms;
+      p.weights = weights;
+      return;
+    }
+  }
+  if (last && last->kind == ResidentInstruction::Kind::attend && !weights) {
+    AttendParams& a = last->attend.attend;
+    if (!a.terms && a.out.data == made.of && a.out.stride == made.stride && last->attend.n_rows == made.rows &&
+        a.out.cols == made.terms.k && int64_t{a.n_heads} * a.kv.head_dim == a.out.cols) {
+      a.terms = made.terms.data;
+      return;
+    }
+  }
+  ResidentInstruction instruction;
+  instruction.kind = ResidentInstruction::Kind::split;
+  instruction.split = {made.of, made.stride, made.rows, made.terms, weights};
+  list_.push_back(instruction);
+}
+
+ResidentTerms ResidentProgram::terms_of(const float* x, int64_t stride, int rows, int k, const ResidentNorm* norm) {
+  const void* weights = norm ? norm->weight.data : nullptr;
+  for (const Made& made : made_) {
+    if (made.of == x && made.stride == stride && made.rows == rows && made.terms.k == k && made.weights == weights)
+      return made.terms;
+  }
+  Made& made = made_[turn_ ^= 1];
+  if (k > made.capacity) {
+    const uint64_t bytes = uint64_t{kMatvecRows} * static_cast<uint64_t>(k) * 4;
+    of_terms_.push_back(std::make_unique<DeviceScratch>());
+    of_terms_.back()->reserve(bytes + kMatvecRows * static_cast<uint64_t>(ceil_div(k, 16)) * 4, nullptr);
+    made.capacity = k;
+    made.terms.data = of_terms_.back()->as<__nv_bfloat16>();
+  }
+  float* squares = reinterpret_cast<float*>(made.terms.data + int64_t{2} * kMatvecRows * made.capacity);
+  made = {{made.terms.data, weights ? squares : nullptr, k}, made.capacity, x, stride, rows, weights};
+  make_terms(made);
+  return made.terms;
+}
+
 bool ResidentProgram::product(const MatvecParams& m, Join join) {
   came_late_ = came_late_ || launched_;
   const bool of_norm = norm_.out.data && m.x == norm_.out.data;
-  const bool ok = can_take() && m.rows <= kMatvecRows && m.w_dtype == DType::bf16 && m.k % 8 == 0 && aligned(m.w) &&
+  const bool ok = can_take(2) && m.rows <= kMatvecRows && m.w_dtype == DType::bf16 && m.k % 8 == 0 && aligned(m.w) &&
                   in_quads(m.x, m.x_stride) && m.x != lost_;
   if (!ok || (of_norm && (m.rows != norm_.x.rows || m.k != norm_.x.cols || m.x_stride != norm_.out.stride)))
     return false;
@@ -77,14 +129,12 @@ bool ResidentProgram::product(const MatvecParams& m, Join join) {
                        : join == Join::add ? ResidentJoin::add
                                            : ResidentJoin::silu);
   if (of_norm) {
-    p.x = norm_.x.data;
-    p.x_stride = norm_.x.stride;
-    p.norm = static_cast<const __nv_bfloat16*>(norm_.weight.data);
+    p.x = terms_of(norm_.x.data, norm_.x.stride, m.rows, m.k, &norm_);
     p.eps = norm_.eps;
     norm_taken_ = true;
+  } else {
+    p.x = terms_of(m.x, m.x_stride, m.rows, m.k, nullptr);
   }
-  p.first = next_block_;
-  next_block_ = (next_block_ + p.n_units) % gpu_.n_sms;
   list_.push_back(instruction);
   wrote(m.out);
   return true;
@@ -95,15 +145,14 @@ bool ResidentProgram::rope(Matrix<float> qkv, int n_heads, const float2* angles,
   if (list_.empty() || launched_ || list_.back().kind != ResidentInstruction::Kind::product) return false;
   ResidentProduct& p = list_.back().product;
   const bool ok = p.join == ResidentJoin::store && p.out == qkv.data && p.out_stride == qkv.stride &&
-                  p.rows == qkv.rows && p.limit == qkv.cols && kv.kind == KvKind::bf16 &&
-                  (kv.head_dim == 64 || kv.head_dim == 128) && !open_norm();
+                  p.rows == qkv.rows && p.limit == qkv.cols && takes(kv) && !open_norm();
   if (!ok) return false;
-  const int before = p.n_units, half = kv.head_dim / 2;
+  const int half = kv.head_dim / 2;
   p.join = ResidentJoin::rope;
-  p.per = half / 16;
+  p.per = half / 8;
   p.n_units = (n_heads + 2 * kv.n_kv_heads) * p.per;
   p.step = kv.head_dim;
-  p.stride = 16;
+  p.stride = 8;
   p.delta = half;
   p.limit = INT_MAX;
   p.limit_delta = 0;
@@ -112,7 +161,6 @@ bool ResidentProgram::rope(Matrix<float> qkv, int n_heads, const float2* angles,
   p.pages = pages;
   p.kv = kv;
   p.n_heads = n_heads;
-  next_block_ = (next_block_ + p.n_units - before % gpu_.n_sms + gpu_.n_sms) % gpu_.n_sms;
   return true;
 }
 

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // A block a row. Bound by latency when rows are few: 1,024 threads take a row of 4,096 in one load each.
+#include <algorithm>
+
 #include "firstlight/base/error.h"
 #include "firstlight/base/str.h"
 #include "firstlight/ops/cuda_kernel.cuh"
 #include "firstlight/ops/cuda_ops.cuh"
-#include "firstlight/ops/norm_cuda.cuh"
 
 namespace firstlight {
 
@@ -41,7 +42,7 @@ __global__ void __launch_bounds__(1024)
   float squares = 0;
   for (int c = static_cast<int>(threadIdx.x); c < quads; c += threads) {
     const float4 v = from[c];
-    squares = cuda::add_squares(squares, v);
+    squares += (v.x * v.x + v.y * v.y) + (v.z * v.z + v.w * v.w);
   }
   const float scale = rsqrtf(cuda::block_sum(squares, shared) / static_cast<float>(x.cols) + eps);
   for (int c = static_cast<int>(threadIdx.x); c < quads; c += threads) {
@@ -67,7 +68,7 @@ void start(Matrix<const float> x, const Weight& weight, float eps, Matrix<float>
            cudaStream_t stream) {
   const bool quads = x.cols % 4 == 0 && in_quads(x.data, x.stride) && in_quads(out.data, out.stride);
   const int64_t wanted = quads ? x.cols / 4 : x.cols;
-  const int threads = cuda::norm_threads(static_cast<int>(wanted));
+  const int threads = static_cast<int>(std::clamp<int64_t>((wanted + 31) / 32 * 32, 32, 1024));
   cuda::launch("rms_norm", quads ? rms_norm_quads_kernel<T> : rms_norm_kernel<T>, dim3(static_cast<unsigned>(x.rows)),
                threads, 0, stream, x, static_cast<const T*>(weight.data), eps, out, twin);
 }

@@ -132,6 +132,7 @@ void CudaOps::rope_and_store(Matrix<float> qkv, int n_heads, const Weight* q_nor
   const auto data = [](const Weight* weight) { return weight ? weight->data : nullptr; };
   const auto is_bf16 = [](const Weight* weight) { return weight && weight->dtype == DType::bf16; };
   const float2* angles_of_rows = angles(inverse_frequencies, set);
+  if (q_norm || k_norm || !cuda::ResidentProgram::takes(kv)) never_resident();
   if (!q_norm && !k_norm && set.in_place && set.n_rows == qkv.rows && program() &&
       program()->rope(qkv, n_heads, angles_of_rows, set.rows, pass_.pages(), kv)) {
     return;
