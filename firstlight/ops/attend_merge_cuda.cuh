@@ -16,8 +16,7 @@ template <int kDim>
 struct Meeting {
   static constexpr int kStride = kDim + 4;  // heads 2t of lanes t in different banks
   float* sums;                              // [kSinglesWarps][heads][kStride]
-  float (*maxima)[kHeadsAtOnce];
-  float (*divisors)[kHeadsAtOnce];
+  float (*maxima)[kHeadsAtOnce], (*divisors)[kHeadsAtOnce];
   int heads;
   __device__ float& sum(int warp, int head, int i) const { return sums[(warp * heads + head) * kStride + i]; }
 };

@@ -61,7 +61,7 @@ __device__ void run_crew(const SinglesParams& p, const AttendPlan& plan, std::by
   }
 }
 
-/// The consumers' part. `barrier`: has been arrived at, and not been waited for.
+/// The consumers' part. `barrier`: has not been waited for.
 template <int kDim>
 __device__ __forceinline__ void run_attend(const SinglesParams& p, Ring& ring, const GridBarrier& barrier) {
   const AttendPlan plan(p);

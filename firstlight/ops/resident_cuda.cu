@@ -1,18 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 // The kernel that runs a resident program. Between the operations of a decoding step lie barriers of all blocks; but
 // weights are nobody's output, so one warp a block asks for them ahead of all barriers, as far as its ring reaches:
-// memory goes on working while the others meet, norm and attend.
+// memory goes on working while the others meet and attend. Eight warps multiply, three make results of their sums.
 #include <algorithm>
 #include <utility>
 
 #include "firstlight/ops/resident_attend_cuda.cuh"
+#include "firstlight/ops/resident_fetch_cuda.cuh"
 #include "firstlight/ops/resident_finish_cuda.cuh"
 
 namespace firstlight::cuda {
 
 namespace {
 
-/// Attention borrows four.
+/// Attention borrows as many: a crew's keys fill one.
 constexpr int kLeastStages = 2 * kCrewStages;
 /// Two warpgroups of consumers, and one of a producer and three finishers. Registers are given away by warpgroups, and
 /// with the 168 that each would have the consumers spill, which costs 10 % of a step.
