@@ -23,6 +23,7 @@ struct SourceTensor {
   DType dtype = DType::bf16;   ///< what read_rows gives without conversion: the stored type, f32 for quantised blocks
   bool quantised = false;
   uint64_t stored_bytes = 0;
+  bool only_loaded = false;  ///< `shard` keeps its type, whichever it is: nothing will compute with it
 };
 
 /// An auxiliary file of the checkpoint (config.json, tokenizer.json, generation_config.json, chat_template.jinja, …),
