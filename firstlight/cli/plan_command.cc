@@ -18,7 +18,7 @@ namespace {
 struct PlanCommand {
   std::string out, like, dtype = "bf16", part_size = "4GiB", links;
   double storage_gb_per_s = 0;
-  int tp = 0;
+  int tp = 0, n_layers = 0;
   bool json = false;
 };
 
@@ -36,6 +36,7 @@ LoadPlan plan_of(const PlanCommand& options) {
   }
   SynthOptions model;
   model.like = options.like;
+  model.n_layers = options.n_layers;
   model.dtype = options.dtype == "fp8" ? DType::f8_e4m3 : DType::bf16;
   return plan_source(*synth_source(model), options.tp != 0 ? options.tp : 1,
                      parse_size(options.part_size, "--part-size"));
@@ -121,6 +122,8 @@ void add_plan(CLI::App& app, Action& chosen) {
   command->add_option("--dtype", options->dtype, "With --like: bf16, or fp8 (the layers' matrices at one byte a value)")
       ->check(CLI::IsMember({"bf16", "fp8"}))
       ->capture_default_str();
+  command->add_option("--layers", options->n_layers, "With --like: layers in place of the model's own number")
+      ->check(CLI::Range(1, 1024));
   command->add_option("--part-size", options->part_size, "With --like: wanted size of a part")->capture_default_str();
   command->add_option("--tp", options->tp, "Tensor-parallel size (default: the smallest stored; with --like 1)")
       ->check(CLI::Range(1, 1024));
