@@ -45,6 +45,10 @@ void SessionOptions::add_to(CLI::App& command) {
                   "full: every byte of a rank checkpoint against its hash; off: headers and small files only")
       ->check(CLI::IsMember({"full", "off"}))
       ->capture_default_str();
+  command
+      .add_option("--deadline", deadline_s,
+                  "Seconds that loading may take before it fails, whatever the storage does (default: no limit)")
+      ->check(CLI::PositiveNumber);
   command.add_flag("--traditional", traditional,
                    "Load as other engines do: through host memory, converted, one rank after another");
 }
@@ -182,6 +186,7 @@ Session::Session(Context& context, const SessionOptions& options, bool with_text
   load.device = device_;
   load.verify = options.verify == "off" ? Verify::off : Verify::full;
   load.n_threads = n_threads_;
+  load.deadline_s = options.deadline_s;
   load.reserve_bytes = kv_page_bytes(config, tp_, kv) * static_cast<uint64_t>(runner_options_.n_pages) +
                        scratch_bytes(config, tp_, runner_options_) + extra_bytes_;
   if (options.dtype == "f32") load.dtype = DType::f32;

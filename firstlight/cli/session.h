@@ -26,6 +26,7 @@ struct SessionOptions {
   std::string dtype;  ///< traditional path: f32, bf16 or "" (as stored)
   std::string kv;     ///< f32, bf16, a preset of codes (tq4, …) or "": as the weights
   std::string verify = "full";
+  double deadline_s = 0;
   std::string kv_memory;
   std::string reader = "auto";
   int64_t max_context = 0;
