@@ -7,8 +7,10 @@
 #include "firstlight/base/str.h"
 #include "firstlight/ckpt/shard.h"
 #include "firstlight/ckpt/slice_map.h"
+#include "firstlight/cli/arguments.h"
 #include "firstlight/cli/context.h"
 #include "firstlight/cli/model_text.h"
+#include "firstlight/cli/session.h"
 #include "firstlight/device/buffer.h"
 #include "firstlight/text/tokenizer_image.h"
 
@@ -112,8 +114,7 @@ struct PlanCommand {
 int run_plan(Context& context, const PlanCommand& options) {
   context.json = options.json;
   const Manifest manifest = read_manifest(options.out);
-  if (manifest.tps.empty()) throw Error(ErrorKind::damaged, "the manifest lists no tp");
-  const LoadPlan plan = plan_load(options.out, options.tp != 0 ? options.tp : manifest.tps.front().tp);
+  const LoadPlan plan = plan_load(options.out, options.tp != 0 ? options.tp : default_tp(manifest, 1));
   nlohmann::ordered_json ranks = nlohmann::ordered_json::array();
   uint64_t bytes = 0, arena = 0;
   for (const PlanRank& rank : plan.ranks) {
@@ -232,15 +233,15 @@ void add_shard(CLI::App& app, Action& chosen) {
       ->delimiter(',')
       ->allow_extra_args(false)
       ->required()
-      ->check(CLI::Range(1, 1024));
+      ->check(whole_number(1, 1024));
   command
       ->add_option("--dtype", options->dtype,
                    "bf16, f32 or source (default: source; bf16 for a quantised GGUF; f16 becomes bf16)")
-      ->check(CLI::IsMember({"bf16", "f32", "source"}));
+      ->check(one_of({"bf16", "f32", "source"}));
   command->add_option("--memory", options->memory, "Bound of all buffers together, at least some MiB a thread")
       ->capture_default_str();
   command->add_option("--part-size", options->part_size, "Wanted size of a part")->capture_default_str();
-  command->add_option("--threads", options->threads, "Threads (default: usable cores)")->check(CLI::Range(1, 4096));
+  command->add_option("--threads", options->threads, "Threads (default: usable cores)")->check(whole_number(1, 4096));
   command->add_flag("--force", options->force,
                     "Start anew: what shard wrote in OUT before, any model, is removed first");
   command->add_flag("--json", options->json, "One JSON object on stdout");
@@ -256,8 +257,8 @@ void add_plan(CLI::App& app, Action& chosen) {
   CLI::App* command =
       app.add_subcommand("plan", "What loading a rank checkpoint would do: bytes, reads, alignment, does it fit");
   command->add_option("OUT", options->out, "Rank checkpoint")->required();
-  command->add_option("--tp", options->tp, "Tensor-parallel size (default: the smallest stored)")
-      ->check(CLI::Range(1, 1024));
+  command->add_option("--tp", options->tp, "Tensor-parallel size (default: what run takes on the CPU)")
+      ->check(whole_number(1, 1024));
   command->add_flag("--json", options->json, "One JSON object on stdout");
   command->footer("Example:\n  firstlight plan llama-ranks --tp 8");
   command->callback(
@@ -268,7 +269,7 @@ void add_verify(CLI::App& app, Action& chosen) {
   auto options = std::make_shared<VerifyCommand>();
   CLI::App* command = app.add_subcommand("verify", "Compare every byte of a rank checkpoint with its manifest");
   command->add_option("OUT", options->out, "Rank checkpoint")->required();
-  command->add_option("--threads", options->threads, "Threads (default: usable cores)")->check(CLI::Range(1, 4096));
+  command->add_option("--threads", options->threads, "Threads (default: usable cores)")->check(whole_number(1, 4096));
   command->add_flag("--json", options->json, "One JSON object on stdout");
   command->footer("Example:\n  firstlight verify llama-ranks");
   command->callback(
@@ -283,10 +284,12 @@ void add_synth(CLI::App& app, Action& chosen) {
   command->add_option("--like", options->options.like, str("One of ", names));
   command->add_option("--config", options->config_file, "… or the path of a config.json");
   command->add_option("-o,--out", options->out, "Directory to write")->required();
-  command->add_option("--seed", options->options.seed, "The same seed gives the same bytes")->capture_default_str();
+  command->add_option("--seed", options->options.seed, "The same seed gives the same bytes")
+      ->check(seed_number())
+      ->capture_default_str();
   command->add_option("--part-size", options->part_size, "Wanted size of a file")->capture_default_str();
   command->add_option("--threads", options->options.n_threads, "Threads (default: usable cores)")
-      ->check(CLI::Range(1, 4096));
+      ->check(whole_number(1, 4096));
   command->add_flag("--json", options->json, "One JSON object on stdout");
   command->footer("Example:\n  firstlight synth --like llama-3.2-1b -o synth-1b");
   command->callback(
