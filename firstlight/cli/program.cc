@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The command line as a whole: sub-commands, help, and how failures become exit codes.
+#include <unistd.h>
+
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <filesystem>
@@ -19,7 +21,8 @@ namespace firstlight::cli {
 namespace {
 
 int fail(const Context& context, std::string_view kind, const std::string& what, int code) {
-  std::fprintf(stderr, "firstlight: %s\n", printable(what).c_str());
+  const char* over = ::isatty(STDERR_FILENO) == 1 ? "\r\033[K" : "";  // a progress bar may stand there
+  std::fprintf(stderr, "%sfirstlight: %s\n", over, printable(what).c_str());
   if (context.json) {
     try {
       print_json({{"error", {{"kind", kind}, {"message", what}}}});
