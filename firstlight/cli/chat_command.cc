@@ -126,7 +126,7 @@ int chat(Context& context, const ChatOptions& options) {
   Chat chat(context, options, session, engine_options);
   say(context,
       "Write a message and press Enter. /reset forgets the conversation, /quit or Ctrl-D ends it. Ctrl-C stops an "
-      "answer, here it ends the conversation.");
+      "answer; before one has begun it ends the conversation, too.");
   const bool by_hand = ::isatty(STDIN_FILENO) == 1;
   const bool prompts = !options.json && by_hand;
   for (std::string line;;) {

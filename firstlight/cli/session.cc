@@ -233,8 +233,8 @@ void Session::start_text(TextFiles files) {
 }
 
 /// "Verified" is to mean all that a start depends on and what lies beside it: the small files of OUT, and the ranks'
-/// own configs and indices, which other readers open. SmolLM2: 0.1 ms (median of 40 on a busy machine) of a thread beside the load;
-/// tokenizer.json and its image, 2.1 and 1.3 MB, the text side hashes itself.
+/// own configs and indices, which other readers open. SmolLM2: 0.1 ms (median of 40 on a busy machine) of a thread
+/// beside the load; tokenizer.json and its image, 2.0 and 1.2 MB, the text side hashes itself.
 void Session::start_small_files(const fs::path& out, int tp, bool with_text) {
   small_files_ = start_future("small files", [this, out, tp, with_text] {
     const Timeline::Scope scope(&context_->timeline, "verify small files");
