@@ -7,8 +7,9 @@
 #include "firstlight/base/str.h"
 #include "firstlight/ckpt/shard.h"
 #include "firstlight/ckpt/synth_source.h"
-#include "firstlight/cli/context.h"
+#include "firstlight/cli/arguments.h"
 #include "firstlight/cli/load_floor.h"
+#include "firstlight/cli/session.h"
 #include "firstlight/device/buffer.h"
 
 namespace firstlight::cli {
@@ -31,8 +32,7 @@ LoadPlan plan_of(const PlanCommand& options) {
     throw Error(ErrorKind::bad_input, "plan: give one of OUT and --like NAME");
   if (options.like.empty()) {
     const Manifest manifest = read_manifest(options.out);
-    if (manifest.tps.empty()) throw Error(ErrorKind::damaged, "the manifest lists no tp");
-    return plan_load(options.out, options.tp != 0 ? options.tp : manifest.tps.front().tp);
+    return plan_load(options.out, options.tp != 0 ? options.tp : default_tp(manifest, 1));
   }
   SynthOptions model;
   model.like = options.like;
@@ -120,15 +120,15 @@ void add_plan(CLI::App& app, Action& chosen) {
   command->add_option("OUT", options->out, "Rank checkpoint");
   command->add_option("--like", options->like, "… or a model that synth knows, as if it had been cut");
   command->add_option("--dtype", options->dtype, "With --like: bf16, or fp8 (the layers' matrices at one byte a value)")
-      ->check(CLI::IsMember({"bf16", "fp8"}))
+      ->check(one_of({"bf16", "fp8"}))
       ->capture_default_str();
   command->add_option("--layers", options->n_layers, "With --like: layers in place of the model's own number")
-      ->check(CLI::Range(1, 1024));
+      ->check(whole_number(1, 1024));
   command->add_option("--part-size", options->part_size, "With --like: wanted size of a part")->capture_default_str();
-  command->add_option("--tp", options->tp, "Tensor-parallel size (default: the smallest stored; with --like 1)")
-      ->check(CLI::Range(1, 1024));
+  command->add_option("--tp", options->tp, "Tensor-parallel size (default: what run takes on the CPU; with --like 1)")
+      ->check(whole_number(1, 1024));
   command->add_option("--storage-gbs", options->storage_gb_per_s, "GB/s of the storage, for the floor")
-      ->check(CLI::PositiveNumber);
+      ->check(number(1e-3, 1e6));
   command->add_option("--links", options->links, "Links to GPUs and GB/s of each, for the floor, such as 8x55");
   command->add_flag("--json", options->json, "One JSON object on stdout");
   command->footer(

@@ -6,6 +6,7 @@
 #include "firstlight/base/error.h"
 #include "firstlight/base/str.h"
 #include "firstlight/ckpt/shard.h"
+#include "firstlight/cli/arguments.h"
 #include "firstlight/cli/ckpt_progress.h"
 #include "firstlight/cli/model_text.h"
 #include "firstlight/text/tokenizer_image.h"
@@ -146,15 +147,15 @@ void add_shard(CLI::App& app, Action& chosen) {
       ->delimiter(',')
       ->allow_extra_args(false)
       ->required()
-      ->check(CLI::Range(1, 1024));
+      ->check(whole_number(1, 1024));
   command
       ->add_option("--dtype", options->dtype,
                    "bf16, f32 or source (default: source; bf16 for a quantised GGUF; f16 becomes bf16)")
-      ->check(CLI::IsMember({"bf16", "f32", "source"}));
+      ->check(one_of({"bf16", "f32", "source"}));
   command->add_option("--memory", options->memory, "Bound of all buffers together, at least some MiB a thread")
       ->capture_default_str();
   command->add_option("--part-size", options->part_size, "Wanted size of a part")->capture_default_str();
-  command->add_option("--threads", options->threads, "Threads (default: usable cores)")->check(CLI::Range(1, 4096));
+  command->add_option("--threads", options->threads, "Threads (default: usable cores)")->check(whole_number(1, 4096));
   command->add_flag("--force", options->force,
                     "Start anew: what shard wrote in OUT before, any model, is removed first");
   command->add_flag("--json", options->json, "One JSON object on stdout");
@@ -169,7 +170,7 @@ void add_verify(CLI::App& app, Action& chosen) {
   auto options = std::make_shared<VerifyCommand>();
   CLI::App* command = app.add_subcommand("verify", "Compare every byte of a rank checkpoint with its manifest");
   command->add_option("OUT", options->out, "Rank checkpoint")->required();
-  command->add_option("--threads", options->threads, "Threads (default: usable cores)")->check(CLI::Range(1, 4096));
+  command->add_option("--threads", options->threads, "Threads (default: usable cores)")->check(whole_number(1, 4096));
   command->add_flag("--json", options->json, "One JSON object on stdout");
   command->footer("Example:\n  firstlight verify llama-ranks");
   command->callback(

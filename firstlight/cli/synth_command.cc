@@ -6,6 +6,7 @@
 #include "firstlight/base/error.h"
 #include "firstlight/base/str.h"
 #include "firstlight/ckpt/synth_source.h"
+#include "firstlight/cli/arguments.h"
 #include "firstlight/cli/ckpt_progress.h"
 #include "firstlight/cli/model_text.h"
 
@@ -74,19 +75,21 @@ void add_synth(CLI::App& app, Action& chosen) {
                    "Face directory)")
       ->delimiter(',')
       ->allow_extra_args(false)
-      ->check(CLI::Range(1, 1024));
+      ->check(whole_number(1, 1024));
   command
       ->add_option("--dtype", options->dtype,
                    "bf16, or fp8: the layers' matrices at one byte a value, to be loaded, not run (with --tp)")
-      ->check(CLI::IsMember({"bf16", "fp8"}))
+      ->check(one_of({"bf16", "fp8"}))
       ->capture_default_str();
   command->add_option("--layers", options->options.n_layers, "Layers in place of the model's own number")
-      ->check(CLI::Range(1, 1024));
-  command->add_option("--seed", options->options.seed, "The same seed gives the same bytes")->capture_default_str();
+      ->check(whole_number(1, 1024));
+  command->add_option("--seed", options->options.seed, "The same seed gives the same bytes")
+      ->check(seed_number())
+      ->capture_default_str();
   command->add_option("--part-size", options->part_size, "Wanted size of a file")->capture_default_str();
   command->add_option("--memory", options->memory, "With --tp: bound of all buffers together")->capture_default_str();
   command->add_option("--threads", options->options.n_threads, "Threads (default: usable cores)")
-      ->check(CLI::Range(1, 4096));
+      ->check(whole_number(1, 4096));
   command->add_flag("--json", options->json, "One JSON object on stdout");
   command->footer(
       "Examples:\n  firstlight synth --like llama-3.2-1b -o synth-1b\n  firstlight synth --like llama-3.1-405b --dtype "
