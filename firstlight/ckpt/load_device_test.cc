@@ -27,7 +27,7 @@ class BrokenStaging final : public Staging {
   uint64_t slot_bytes() const override { return below_->slot_bytes(); }
   std::byte* slot(int i) override { return below_->slot(i); }
   void start(int i, std::byte* into, uint64_t bytes) override { below_->start(i, into, bytes); }
-  void finish(int) override { throw Error(ErrorKind::device, "the link fell over"); }
+  bool finished(int) override { throw Error(ErrorKind::device, "the link fell over"); }
 
  private:
   std::unique_ptr<Staging> below_ = make_staging({}, {4, 1u << 20});

@@ -2,10 +2,12 @@
 #include "firstlight/io/staged_reader.h"
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <condition_variable>
 #include <deque>
 #include <mutex>
+#include <optional>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -32,26 +34,42 @@ struct Copying {
   int slot = 0;
 };
 
+/// What the finisher looks at in one go: copies end nearly in the order in which they began.
+constexpr size_t kPolled = 4;
+
+void relax() {
+#if defined(__x86_64__)
+  for (int i = 0; i < 32; ++i) __builtin_ia32_pause();  // about a microsecond
+#else
+  std::this_thread::yield();
+#endif
+}
+
 }  // namespace
 
-// Every piece is in one of: queue → a slot being read by `below` → copies → ended; queue → ended. What has ended is
-// counted by end() under the mutex; completions are delivered by the finisher alone, without the mutex.
+// Every piece is in one of: queue → a slot being read by `below` → (held in the slot →) copies → ended; queue → ended.
+// What has ended is counted by end() under the mutex; completions are delivered by the finisher alone, without the
+// mutex. Copies are started by the thread that has read, and their ends are polled for: to sleep until one ends and be
+// woken costs more than a copy takes (2 MiB: 38 µs).
 struct StagedReader::Impl {
   std::unique_ptr<Reader> below;
-  std::unique_ptr<Staging> staging;  // set once, by the finisher, before `ready`
+  std::unique_ptr<Staging> staging;  // set once, by the preparer, before `made`
   mutable std::mutex mutex;
   std::condition_variable work;     // for the finisher
   std::condition_variable changed;  // ready, or nothing outstanding
   std::deque<Piece> queue;
   std::vector<int> free_slots;
-  std::deque<Copying> copies;                   // in the order in which their copies were started, nearly
+  std::vector<std::optional<Piece>> held;  // of each slot: read, waits for its slot to be prepared or for release()
+  std::vector<bool> prepared;              // of each slot
+  std::deque<Copying> copies;              // in the order in which their copies were started, nearly
   std::deque<std::shared_ptr<Whole>> complete;  // to be delivered
   uint64_t outstanding = 0;                     // requests whose callback has not returned
   int n_reading = 0;                            // slots that `below` fills
   int n_lost = 0;                               // slots that a read which was given up may still write to
-  bool ready = false, late = false, stopping = false;
+  bool made = false, ready = false, holding = false, late = false, stopping = false;
+  Address address;
   std::exception_ptr failure;
-  std::thread finisher;
+  std::thread preparer, finisher;
 
   /// Under the mutex.
   void end(const Piece& piece, int64_t error) {
@@ -67,9 +85,17 @@ struct StagedReader::Impl {
     queue.clear();
   }
 
+  void drop_held(int64_t error) {
+    for (size_t slot = 0; slot < held.size(); ++slot) {
+      if (!held[slot]) continue;
+      end(*std::exchange(held[slot], std::nullopt), error);
+      free_slots.push_back(static_cast<int>(slot));
+    }
+  }
+
   /// Under the mutex: gives free slots to the next pieces. `below` takes requests without calling back.
   void pump() {
-    if (!ready) return;
+    if (!made) return;
     if (stopping) return drop_queue(-ECANCELED);
     if (failure) return drop_queue(-EREMOTEIO);
     if (late || n_lost == staging->n_slots()) return drop_queue(-ETIMEDOUT);
@@ -91,49 +117,97 @@ struct StagedReader::Impl {
 
   /// On a thread of `below`.
   void on_read(const Piece& piece, int slot, int64_t result) {
-    std::exception_ptr cause;
-    const bool read = result == static_cast<int64_t>(piece.size);
-    if (read) {
-      try {
-        staging->start(slot, piece.whole->request.into + piece.begin, piece.size);
-      } catch (...) {
-        cause = std::current_exception();
-      }
-    }
-    const std::lock_guard lock(mutex);
+    std::unique_lock lock(mutex);
     --n_reading;
-    if (read && !cause) {
-      copies.push_back({piece, slot});
-    } else {
-      if (cause && !failure) failure = cause;
-      if (result == -ETIMEDOUT) {
-        ++n_lost;
-        late = true;
+    if (result == static_cast<int64_t>(piece.size) && !failure && !stopping) {
+      if (prepared[static_cast<size_t>(slot)] && !holding) {
+        start(lock, piece, slot);
       } else {
-        free_slots.push_back(slot);
+        held[static_cast<size_t>(slot)] = piece;
       }
-      end(piece, cause ? -EREMOTEIO : result < 0 ? result : -EIO);
-      pump();
+      return;
     }
+    if (result == -ETIMEDOUT) {
+      ++n_lost;
+      late = true;
+    } else {
+      free_slots.push_back(slot);
+    }
+    end(piece, result < 0 ? result : failure ? -EREMOTEIO : stopping ? -ECANCELED : -EIO);
+    pump();
     work.notify_all();
   }
 
-  /// Waits for the first copy without the mutex, then frees its slot.
-  void finish_copy(std::unique_lock<std::mutex>& lock) {
-    const Copying copy = std::move(copies.front());
-    copies.pop_front();
+  /// Without the mutex meanwhile. The slot is neither free nor held: it is this thread's.
+  void start(std::unique_lock<std::mutex>& lock, const Piece& piece, int slot) {
+    ReadRequest& whole = piece.whole->request;
+    if (whole.into == nullptr && address) whole.into = address(whole.id);
+    std::byte* into = whole.into + piece.begin;
+    ++n_reading;  // as far as the finisher's end is concerned
     lock.unlock();
     std::exception_ptr cause;
     try {
-      staging->finish(copy.slot);
+      staging->start(slot, into, piece.size);
     } catch (...) {
       cause = std::current_exception();
     }
     lock.lock();
-    if (cause && !failure) failure = cause;
-    free_slots.push_back(copy.slot);
-    end(copy.piece, cause ? -EREMOTEIO : 0);
-    pump();
+    --n_reading;
+    if (cause) {
+      fail(cause);
+      free_slots.push_back(slot);
+      end(piece, -EREMOTEIO);
+      pump();
+    } else {
+      copies.push_back({piece, slot});
+    }
+    work.notify_all();
+  }
+
+  /// Under the mutex: what waits in slots can never be copied.
+  void fail(const std::exception_ptr& cause) {
+    if (!failure) failure = cause;
+    drop_held(-EREMOTEIO);
+  }
+
+  /// Under the mutex, which is given up now and then: starts what waited for nothing else any more.
+  void start_held(std::unique_lock<std::mutex>& lock) {
+    for (size_t slot = 0; slot < held.size(); ++slot) {
+      if (!held[slot] || !prepared[slot] || holding || failure || stopping) continue;
+      const Piece piece = *std::exchange(held[slot], std::nullopt);
+      start(lock, piece, static_cast<int>(slot));
+    }
+  }
+
+  /// Looks at the oldest copies without the mutex, then frees the slots of those that are done.
+  void poll_copies(std::unique_lock<std::mutex>& lock) {
+    std::array<int, kPolled> slots{};
+    const size_t n = std::min(copies.size(), kPolled);
+    for (size_t i = 0; i < n; ++i) slots[i] = copies[i].slot;
+    lock.unlock();
+    std::array<bool, kPolled> ended{};
+    std::array<std::exception_ptr, kPolled> causes{};
+    bool any = false;
+    for (size_t i = 0; i < n; ++i) {
+      try {
+        ended[i] = staging->finished(slots[i]);
+      } catch (...) {
+        causes[i] = std::current_exception();
+        ended[i] = true;
+      }
+      any = any || ended[i];
+    }
+    if (!any) relax();
+    lock.lock();
+    for (size_t i = n; any && i-- > 0;) {  // from the back: erasing moves what follows
+      if (!ended[i]) continue;
+      const Copying copy = std::move(copies[i]);
+      copies.erase(copies.begin() + static_cast<std::ptrdiff_t>(i));
+      free_slots.push_back(copy.slot);
+      end(copy.piece, causes[i] ? -EREMOTEIO : 0);
+      if (causes[i]) fail(causes[i]);
+    }
+    if (any) pump();
   }
 
   void deliver(std::unique_lock<std::mutex>& lock) {
@@ -145,27 +219,6 @@ struct StagedReader::Impl {
     whole.reset();  // the callback and the file are let go before anyone is told that all is done
     lock.lock();
     if (--outstanding == 0) changed.notify_all();
-  }
-
-  void make(const MakeStaging& make_staging) {
-    std::unique_ptr<Staging> made;
-    std::exception_ptr cause;
-    try {
-      made = make_staging();
-    } catch (...) {
-      cause = std::current_exception();
-    }
-    std::vector<std::span<std::byte>> slots;
-    for (int i = 0; made && i < made->n_slots(); ++i) slots.push_back({made->slot(i), made->slot_bytes()});
-    const std::lock_guard lock(mutex);
-    if (made && !stopping) below->use_memory(slots);  // later `below` may be gone
-    staging = std::move(made);
-    failure = cause;
-    for (int i = 0; staging && i < staging->n_slots(); ++i) free_slots.push_back(i);
-    ready = true;
-    cut_queue();
-    pump();
-    changed.notify_all();
   }
 
   /// Requests that came before the slots' length was known are whole pieces.
@@ -188,26 +241,76 @@ struct StagedReader::Impl {
     } while (begin < size);
   }
 
-  void run(const MakeStaging& make_staging) {
-    make(make_staging);
+  void make(const MakeStaging& make_staging) {
+    std::unique_ptr<Staging> slots_of = make_staging();
+    std::vector<std::span<std::byte>> slots;
+    for (int i = 0; i < slots_of->n_slots(); ++i) slots.push_back({slots_of->slot(i), slots_of->slot_bytes()});
+    const std::lock_guard lock(mutex);
+    if (!stopping) below->use_memory(slots);  // later `below` may be gone
+    staging = std::move(slots_of);
+    held.resize(slots.size());
+    prepared.resize(slots.size());
+    for (int i = staging->n_slots(); i-- > 0;) free_slots.push_back(i);  // the first are prepared first
+    made = true;
+    cut_queue();
+    pump();
+  }
+
+  void prepare_slots() {
+    for (int i = 0; i < staging->n_slots(); ++i) {
+      {
+        const std::lock_guard lock(mutex);
+        if (stopping) return;
+      }
+      staging->prepare(i);
+      std::unique_lock lock(mutex);
+      prepared[static_cast<size_t>(i)] = true;
+      ready = true;
+      changed.notify_all();
+      start_held(lock);
+    }
+  }
+
+  void run_preparer(const MakeStaging& make_staging, const std::function<void()>& start_device) {
+    try {
+      make(make_staging);
+      if (start_device) start_device();
+      prepare_slots();
+    } catch (...) {
+      const std::lock_guard lock(mutex);
+      fail(std::current_exception());
+      if (!made) cut_queue();
+      made = true;
+      pump();
+    }
+    const std::lock_guard lock(mutex);
+    ready = true;
+    changed.notify_all();
+    work.notify_all();
+  }
+
+  void run_finisher() {
     std::unique_lock lock(mutex);
     for (;;) {
-      work.wait(lock,
-                [&] { return !complete.empty() || !copies.empty() || (stopping && n_reading == 0 && queue.empty()); });
       if (!complete.empty()) {
         deliver(lock);
       } else if (!copies.empty()) {
-        finish_copy(lock);
-      } else {
+        poll_copies(lock);
+      } else if (stopping && n_reading == 0 && queue.empty()) {
         return;
+      } else {
+        work.wait(lock);
       }
     }
   }
 };
 
-StagedReader::StagedReader(std::unique_ptr<Reader> below, MakeStaging make) : impl_(std::make_unique<Impl>()) {
+StagedReader::StagedReader(std::unique_ptr<Reader> below, MakeStaging make, std::function<void()> start)
+    : impl_(std::make_unique<Impl>()) {
   impl_->below = std::move(below);
-  impl_->finisher = std::thread([impl = impl_.get(), make = std::move(make)] { impl->run(make); });
+  impl_->finisher = std::thread([impl = impl_.get()] { impl->run_finisher(); });
+  impl_->preparer = std::thread(
+      [impl = impl_.get(), make = std::move(make), start = std::move(start)] { impl->run_preparer(make, start); });
 }
 
 StagedReader::~StagedReader() {
@@ -215,8 +318,10 @@ StagedReader::~StagedReader() {
     const std::lock_guard lock(impl_->mutex);
     impl_->stopping = true;
     impl_->drop_queue(-ECANCELED);
+    impl_->drop_held(-ECANCELED);
   }
   impl_->work.notify_all();
+  impl_->preparer.join();
   impl_->below.reset();  // waits for what writes to the slots; calls on_read() for the rest
   impl_->finisher.join();
 }
@@ -229,7 +334,7 @@ void StagedReader::submit(std::span<const ReadRequest> requests, const ReadCallb
     impl_->outstanding += 1;
     if (impl_->stopping) {
       impl_->end({whole, 0, 0}, -ECANCELED);
-    } else if (impl_->ready) {
+    } else if (impl_->made) {
       impl_->cut(whole);
     } else {
       impl_->queue.push_back({whole, 0, request.size});
@@ -249,6 +354,7 @@ void StagedReader::cancel() {
   {
     const std::lock_guard lock(impl_->mutex);
     impl_->drop_queue(-ECANCELED);
+    impl_->drop_held(-ECANCELED);
   }
   impl_->below->cancel();
 }
@@ -261,6 +367,18 @@ void StagedReader::wait() {
 std::string_view StagedReader::name() const { return impl_->below->name(); }
 std::string StagedReader::why() const { return impl_->below->why(); }
 Reader& StagedReader::host_reader() { return *impl_->below; }
+
+void StagedReader::hold() {
+  const std::lock_guard lock(impl_->mutex);
+  impl_->holding = true;
+}
+
+void StagedReader::release(Address address) {
+  std::unique_lock lock(impl_->mutex);
+  impl_->address = std::move(address);
+  impl_->holding = false;
+  impl_->start_held(lock);
+}
 
 void StagedReader::wait_until_ready() {
   std::unique_lock lock(impl_->mutex);

@@ -16,8 +16,12 @@ namespace firstlight {
 class StagedReader final : public Reader {
  public:
   using MakeStaging = std::function<std::unique_ptr<Staging>()>;
-  /// `make` runs at once on a thread of this reader (it may create a context: 0.2 s); requests wait for it.
-  StagedReader(std::unique_ptr<Reader> below, MakeStaging make);
+  /// Where the bytes of request `id` belong. Must not throw.
+  using Address = std::function<std::byte*(uint64_t id)>;
+
+  /// On a thread of this reader `make` runs at once, then `start` (which may make a context: 0.2 s), then slots are
+  /// prepared one after another. Slots are read into as soon as they are made.
+  StagedReader(std::unique_ptr<Reader> below, MakeStaging make, std::function<void()> start = {});
   ~StagedReader() override;
   StagedReader(const StagedReader&) = delete;
   StagedReader& operator=(const StagedReader&) = delete;
@@ -29,9 +33,14 @@ class StagedReader final : public Reader {
   std::string_view name() const override;
   std::string why() const override;
 
+  /// From now on requests are read as far as there are slots, but not copied: their `into` need not be known yet.
+  void hold();
+  /// Ends that: each request that has no `into` goes where `address` says.
+  void release(Address address);
+
   /// The reader below, for requests that end in host memory.
   Reader& host_reader();
-  /// Blocks until the staging stands; rethrows why it does not.
+  /// Blocks until the first slot is prepared, so that the device stands; rethrows why it does not.
   void wait_until_ready();
   /// Of the first copy (or of making the staging) that failed, or null.
   std::exception_ptr failure() const;

@@ -41,10 +41,12 @@ class LateStaging final : public Staging {
     if (n_started_++ == fail_start_) throw Error(ErrorKind::device, "start failed");
     pending_[static_cast<size_t>(i)] = {into, bytes};
   }
-  void finish(int i) override {
+  bool finished(int i) override {
+    if (n_asked_++ % 3 != 2) return false;
     if (n_finished_++ == fail_finish_) throw Error(ErrorKind::device, "finish failed");
     const auto [into, bytes] = pending_[static_cast<size_t>(i)];
     std::memcpy(into, slot(i), bytes);
+    return true;
   }
 
  private:
@@ -52,7 +54,7 @@ class LateStaging final : public Staging {
   std::vector<std::pair<std::byte*, uint64_t>> pending_;
   int fail_start_, fail_finish_;
   std::atomic<int> n_started_{0};
-  int n_finished_ = 0;
+  int n_asked_ = 0, n_finished_ = 0;
 };
 
 /// Over pread and over io_uring.
