@@ -10,6 +10,7 @@
 #include "firstlight/base/thread_pool.h"
 #include "firstlight/ckpt/checked_files.h"
 #include "firstlight/ckpt/slice_map.h"
+#include "firstlight/cli/early_load.h"
 #include "firstlight/device/gpus.h"
 #include "firstlight/io/reader_choice.h"
 #include "firstlight/io/ring.h"
@@ -63,6 +64,16 @@ DeviceChoice prepare_device(Context& context, const std::string& wanted) {
   return choice;
 }
 
+/// Only the GPUs that will be used: each that is visible makes contexts slower. Without --tp a rank checkpoint is
+/// loaded at its smallest tp, which is 1 nearly always; if not, all stay visible.
+void show_used_gpus(const SessionOptions& options) {
+  const fs::path out = options.model;
+  if (options.tp == 0 && fs::exists(out / "READY") && !fs::exists(out / "tp1")) return;
+  int n = 0;
+  for (const Device device : likely_devices(options.device, std::max(1, options.tp))) n = std::max(n, device.index + 1);
+  if (n > 0) show_gpus(n);
+}
+
 uint64_t weight_bytes(const ModelConfig& config, int tp, DType dtype) {
   uint64_t bytes = 0;
   for (const ModelTensor& tensor : model_tensors(config)) {
@@ -113,6 +124,7 @@ ReaderChoice choose_reader(Context& context, const SessionOptions& options, cons
 
 Session::Session(Context& context, const SessionOptions& options, bool with_text, bool with_runner)
     : context_(&context) {
+  show_used_gpus(options);
   const auto how = options.device == "cpu" ? std::launch::deferred : std::launch::async;
   std::future<DeviceChoice> device = std::async(how, [&] { return prepare_device(context, options.device); });
   n_threads_ = options.threads > 0 ? options.threads : usable_cores();
@@ -158,6 +170,9 @@ Session::Session(Context& context, const SessionOptions& options, bool with_text
   if (with_text) start_text(std::move(files));
   ReaderChoice reader;  // made while the device's context comes up
   if (!source_) reader = choose_reader(context, options, *manifest_, tp_, n_threads_);
+  LoadOptions load = load_options(options, std::move(reader));
+  std::optional<EarlyLoad> early;
+  if (!source_ && !load.devices.empty()) early.emplace(options.model, load);
   const DeviceChoice choice = device.get();
   device_ = choice.device;
   if (!choice.why.empty()) say(context, str("device: ", to_string(device_), " (", choice.why, ")"));
@@ -177,31 +192,37 @@ Session::Session(Context& context, const SessionOptions& options, bool with_text
   if (device_.kind == Device::Kind::cuda) extra_bytes_ += 256u << 20;
   choose_context(config, weight_bytes(config, tp_, weights_dtype), options, kv);
 
-  LoadOptions load;
-  load.tp = tp_;
   load.device = device_;
-  if (!with_runner && device_.kind == Device::Kind::cuda) {
-    load.devices = rank_devices(options.device, device_, tp_, gpus());
-  }
-  load.verify = options.verify == "off" ? Verify::off : Verify::full;
-  load.n_threads = n_threads_;
+  load.devices = rank_devices(options.device, device_, tp_, device_.kind == Device::Kind::cpu ? Gpus() : gpus());
   load.reserve_bytes = kv_page_bytes(config, tp_, kv) * static_cast<uint64_t>(runner_options_.n_pages) +
                        scratch_bytes(config, tp_, runner_options_) + extra_bytes_;
+  load_ = source_ ? load_traditionally(*source_, load)
+          : early ? early->finish(load.devices, load.reserve_bytes)
+                  : load_rank_checkpoint(options.model, load);
+  if (!with_runner) return;
+  const Timeline::Scope scope(&context.timeline, "runner");
+  runner_ = make_runner(load_->config(), load_->weights(), runner_options_);
+}
+
+/// All that is known before the devices are.
+LoadOptions Session::load_options(const SessionOptions& options, ReaderChoice reader) {
+  LoadOptions load;
+  load.tp = tp_;
+  load.devices = likely_devices(options.device, tp_);
+  load.verify = options.verify == "off" ? Verify::off : Verify::full;
+  load.n_threads = n_threads_;
   if (options.dtype == "f32") load.dtype = DType::f32;
   if (options.dtype == "bf16") load.dtype = DType::bf16;
   if (manifest_ && source_ && load.verify == Verify::full) load.checked_before = "full, before the load";
-  load.make_reader = [reader](int n) { return make_reader(reader, n); };
-  load.stop = context.stop;
-  load.timeline = &context.timeline;
-  auto bar = std::make_shared<ProgressBar>(context);
+  load.make_reader = [reader = std::move(reader)](int n) { return make_reader(reader, n); };
+  load.stop = context_->stop;
+  load.timeline = &context_->timeline;
+  auto bar = std::make_shared<ProgressBar>(*context_);
   load.progress = [bar](uint64_t done, uint64_t total) {
     bar->update("loading", done, total);
     if (done == total) bar->clear();
   };
-  load_ = source_ ? load_traditionally(*source_, load) : load_rank_checkpoint(options.model, load);
-  if (!with_runner) return;
-  const Timeline::Scope scope(&context.timeline, "runner");
-  runner_ = make_runner(load_->config(), load_->weights(), runner_options_);
+  return load;
 }
 
 Session::~Session() {
