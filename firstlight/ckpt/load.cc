@@ -147,7 +147,8 @@ void RankLoad::plan_jobs() {
     files.push_back(&rank->files);
     total_bytes_ += rank->files.manifest->total_bytes();
   }
-  jobs_ = plan_load_jobs(files, options_.verify == Verify::full);
+  const bool staged = lanes_[0].staged != nullptr;
+  jobs_ = plan_load_jobs(files, staged ? kStagedRequestBytes : kRequestBytes, options_.verify == Verify::full);
   for (const LoadJob& job : jobs_) ranks_[job.rank]->jobs_left.fetch_add(1, std::memory_order_relaxed);
   jobs_left_.store(jobs_.size(), std::memory_order_relaxed);
   weights_.resize(ranks_.size());

@@ -28,7 +28,8 @@ uint64_t tail_staging_bytes(const ManifestRank& rank) {
   return bytes;
 }
 
-std::vector<LoadJob> plan_load_jobs(std::span<const RankFiles* const> ranks, bool with_padding) {
+std::vector<LoadJob> plan_load_jobs(std::span<const RankFiles* const> ranks, uint64_t request_bytes,
+                                    bool with_padding) {
   using Kind = LoadJob::Kind;
   std::vector<LoadJob> jobs, paddings;
   std::vector<std::vector<LoadJob>> bodies(ranks.size());
@@ -40,8 +41,8 @@ std::vector<LoadJob> plan_load_jobs(std::span<const RankFiles* const> ranks, boo
       if (has_tail(part)) {
         jobs.push_back({r, p, end, part.data_bytes, Kind::tail, {}});
       }
-      for (uint64_t at = 0; at < end; at += kRequestBytes) {
-        bodies[r].push_back({r, p, at, std::min(at + kRequestBytes, end), Kind::body, {}});
+      for (uint64_t at = 0; at < end; at += request_bytes) {
+        bodies[r].push_back({r, p, at, std::min(at + request_bytes, end), Kind::body, {}});
       }
       if (with_padding && part.header_bytes < kDataBegin) {
         paddings.push_back(

@@ -25,10 +25,13 @@ void start(Device device, Timeline* timeline) {
 
 void fill(LoadLane& lane, const LoadOptions& options, int n_threads, StagingSize size,
           const LeafChecks::Done& checked) {
+  const bool is_staged = lane.device.kind != Device::Kind::cpu || options.make_staging;
+  // One thread waits for copies, another for hashes; reading needs no more than nine cores (6.2 GB/s each).
+  if (is_staged && options.n_threads == 0) n_threads = std::max(1, n_threads - 2);
   lane.reader = options.make_reader ? options.make_reader(n_threads) : std::make_unique<PreadReader>(n_threads);
   if (!lane.reader) throw Error(ErrorKind::bug, "LoadOptions::make_reader made no reader");
   const Device device = lane.device;
-  if (device.kind == Device::Kind::cpu && !options.make_staging) return;
+  if (!is_staged) return;
   // Hooks outlive this call in the lane's threads, and the options in the load outlive the lanes.
   lane.started_s = std::make_shared<double>(0);
   auto staged = std::make_unique<StagedReader>(
@@ -72,7 +75,7 @@ std::vector<LoadLane> make_lanes(const LoadOptions& options, const LeafChecks::D
   const int n_threads = options.n_threads > 0 ? options.n_threads : usable_cores();
   const int n_lanes = static_cast<int>(lanes.size());
   const int n = std::max(1, n_threads / n_lanes);
-  for (LoadLane& lane : lanes) fill(lane, options, n, staging_size(n_lanes, n), checked);
+  for (LoadLane& lane : lanes) fill(lane, options, n, staging_size(n_lanes), checked);
   return lanes;
 }
 

@@ -141,6 +141,8 @@ void bench_sweep(GpuBench& bench) {
     std::vector<double> seconds = {};
   };
   std::vector<Candidate> all;
+  const uint64_t read = parse_size(bench.options.read, "--read");
+  if (read == 0 || read % 4096 != 0) throw Error(ErrorKind::bad_input, "--read: no whole pages");
   for (const std::string& text : bench.options.pieces) {
     const uint64_t piece = parse_size(text, "--pieces");
     if (piece == 0 || piece % 4096 != 0) throw Error(ErrorKind::bad_input, str("--pieces ", text, ": no whole pages"));
@@ -154,8 +156,8 @@ void bench_sweep(GpuBench& bench) {
       const ReadPattern& pattern = candidate.pattern;
       LoadOptions options = load_options(bench, Verify::full);
       options.n_threads = pattern.threads * static_cast<int>(bench.distinct.size());
-      options.make_staging = [&pattern](Device device) {
-        return make_staging(device, {pattern.in_flight, pattern.piece});
+      options.make_staging = [&pattern, read](Device device) {
+        return make_staging(device, {pattern.in_flight, pattern.piece, read});
       };
       candidate.seconds.push_back(load_once(bench, options));
     }

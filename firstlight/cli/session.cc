@@ -210,7 +210,7 @@ LoadOptions Session::load_options(const SessionOptions& options, ReaderChoice re
   load.tp = tp_;
   load.devices = likely_devices(options.device, tp_);
   load.verify = options.verify == "off" ? Verify::off : Verify::full;
-  load.n_threads = n_threads_;
+  load.n_threads = options.threads;  // unless told, a device's lane leaves cores to what is not reading
   if (options.dtype == "f32") load.dtype = DType::f32;
   if (options.dtype == "bf16") load.dtype = DType::bf16;
   if (manifest_ && source_ && load.verify == Verify::full) load.checked_before = "full, before the load";

@@ -2,12 +2,10 @@
 #include "firstlight/io/staged_reader.h"
 
 #include <algorithm>
-#include <array>
 #include <cerrno>
 #include <condition_variable>
 #include <deque>
 #include <mutex>
-#include <optional>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -29,13 +27,15 @@ struct Piece {
   uint64_t begin = 0, size = 0;  // in the request
 };
 
-struct Copying {
+/// What is in a slot, or coming.
+struct Slot {
   Piece piece;
-  int slot = 0;
+  uint64_t reads_left = 0;
+  int64_t error = 0;     // of the first read that failed
+  bool is_lost = false;  // a read that was given up may still write to it
+  bool is_prepared = false;
+  bool is_held = false;  // read, waits to be prepared or for release()
 };
-
-/// What the finisher looks at in one go: copies end nearly in the order in which they began.
-constexpr size_t kPolled = 4;
 
 void relax() {
 #if defined(__x86_64__)
@@ -50,7 +50,7 @@ void relax() {
 // Every piece is in one of: queue → a slot being read by `below` → (held in the slot →) copies → ended; queue → ended.
 // What has ended is counted by end() under the mutex; completions are delivered by the finisher alone, without the
 // mutex. Copies are started by the thread that has read, and their ends are polled for: to sleep until one ends and be
-// woken costs more than a copy takes (2 MiB: 38 µs).
+// woken takes as long as a copy.
 struct StagedReader::Impl {
   std::unique_ptr<Reader> below;
   std::unique_ptr<Staging> staging;  // set once, by the preparer, before `made`
@@ -58,14 +58,13 @@ struct StagedReader::Impl {
   std::condition_variable work;     // for the finisher
   std::condition_variable changed;  // ready, or nothing outstanding
   std::deque<Piece> queue;
+  std::vector<Slot> slots;
   std::vector<int> free_slots;
-  std::vector<std::optional<Piece>> held;  // of each slot: read, waits for its slot to be prepared or for release()
-  std::vector<bool> prepared;              // of each slot
-  std::deque<Copying> copies;              // in the order in which their copies were started, nearly
+  std::deque<int> copies;                       // slots, in the order in which their copies were started, nearly
   std::deque<std::shared_ptr<Whole>> complete;  // to be delivered
   uint64_t outstanding = 0;                     // requests whose callback has not returned
-  int n_reading = 0;                            // slots that `below` fills
-  int n_lost = 0;                               // slots that a read which was given up may still write to
+  int n_busy = 0;                               // slots that `below` fills or whose copy is being started
+  int n_lost = 0;
   bool made = false, ready = false, holding = false, late = false, stopping = false;
   Address address;
   std::exception_ptr failure;
@@ -86,10 +85,10 @@ struct StagedReader::Impl {
   }
 
   void drop_held(int64_t error) {
-    for (size_t slot = 0; slot < held.size(); ++slot) {
-      if (!held[slot]) continue;
-      end(*std::exchange(held[slot], std::nullopt), error);
-      free_slots.push_back(static_cast<int>(slot));
+    for (size_t i = 0; i < slots.size(); ++i) {
+      if (!std::exchange(slots[i].is_held, false)) continue;
+      end(std::exchange(slots[i].piece, {}), error);
+      free_slots.push_back(static_cast<int>(i));
     }
   }
 
@@ -108,58 +107,79 @@ struct StagedReader::Impl {
       }
       const int slot = free_slots.back();
       free_slots.pop_back();
-      ++n_reading;
-      const ReadRequest& whole = piece.whole->request;
-      const ReadRequest read{0, whole.file, whole.offset + piece.begin, piece.size, staging->slot(slot)};
-      below->submit({&read, 1}, [this, piece, slot](const ReadCompletion& done) { on_read(piece, slot, done.result); });
+      fill(slot, piece);
     }
   }
 
-  /// On a thread of `below`.
-  void on_read(const Piece& piece, int slot, int64_t result) {
+  void fill(int i, const Piece& piece) {
+    const ReadRequest& whole = piece.whole->request;
+    std::vector<ReadRequest> reads;
+    uint64_t at = 0;
+    do {
+      const uint64_t n = std::min(staging->read_bytes(), piece.size - at);
+      reads.push_back({n, whole.file, whole.offset + piece.begin + at, n, staging->slot(i) + at});
+      at += n;
+    } while (at < piece.size);
+    Slot& slot = slots[static_cast<size_t>(i)];
+    slot.piece = piece;
+    slot.reads_left = reads.size();
+    slot.error = 0;
+    slot.is_lost = false;
+    ++n_busy;
+    below->submit(reads, [this, i](const ReadCompletion& done) { on_read(i, done); });
+  }
+
+  /// On a thread of `below`; the id of a read is its size.
+  void on_read(int i, const ReadCompletion& done) {
     std::unique_lock lock(mutex);
-    --n_reading;
-    if (result == static_cast<int64_t>(piece.size) && !failure && !stopping) {
-      if (prepared[static_cast<size_t>(slot)] && !holding) {
-        start(lock, piece, slot);
-      } else {
-        held[static_cast<size_t>(slot)] = piece;
-      }
+    Slot& slot = slots[static_cast<size_t>(i)];
+    if (done.result != static_cast<int64_t>(done.id) && slot.error == 0) {
+      slot.error = done.result < 0 ? done.result : -EIO;
+    }
+    slot.is_lost = slot.is_lost || done.result == -ETIMEDOUT;
+    if (--slot.reads_left > 0) return;
+    --n_busy;
+    if (slot.error == 0 && !failure && !stopping) {
+      slot.is_held = true;
+      if (slot.is_prepared && !holding) start(lock, i);
       return;
     }
-    if (result == -ETIMEDOUT) {
+    if (slot.is_lost) {
       ++n_lost;
       late = true;
     } else {
-      free_slots.push_back(slot);
+      free_slots.push_back(i);
     }
-    end(piece, result < 0 ? result : failure ? -EREMOTEIO : stopping ? -ECANCELED : -EIO);
+    end(std::exchange(slot.piece, {}), slot.error != 0 ? slot.error : failure ? -EREMOTEIO : -ECANCELED);
     pump();
     work.notify_all();
   }
 
-  /// Without the mutex meanwhile. The slot is neither free nor held: it is this thread's.
-  void start(std::unique_lock<std::mutex>& lock, const Piece& piece, int slot) {
-    ReadRequest& whole = piece.whole->request;
+  /// Without the mutex meanwhile: the slot is neither free nor held, but this thread's.
+  void start(std::unique_lock<std::mutex>& lock, int i) {
+    Slot& slot = slots[static_cast<size_t>(i)];
+    slot.is_held = false;
+    ReadRequest& whole = slot.piece.whole->request;
     if (whole.into == nullptr && address) whole.into = address(whole.id);
-    std::byte* into = whole.into + piece.begin;
-    ++n_reading;  // as far as the finisher's end is concerned
+    std::byte* into = whole.into + slot.piece.begin;
+    const uint64_t size = slot.piece.size;
+    ++n_busy;
     lock.unlock();
     std::exception_ptr cause;
     try {
-      staging->start(slot, into, piece.size);
+      staging->start(i, into, size);
     } catch (...) {
       cause = std::current_exception();
     }
     lock.lock();
-    --n_reading;
+    --n_busy;
     if (cause) {
       fail(cause);
-      free_slots.push_back(slot);
-      end(piece, -EREMOTEIO);
+      free_slots.push_back(i);
+      end(std::exchange(slot.piece, {}), -EREMOTEIO);
       pump();
     } else {
-      copies.push_back({piece, slot});
+      copies.push_back(i);
     }
     work.notify_all();
   }
@@ -172,42 +192,32 @@ struct StagedReader::Impl {
 
   /// Under the mutex, which is given up now and then: starts what waited for nothing else any more.
   void start_held(std::unique_lock<std::mutex>& lock) {
-    for (size_t slot = 0; slot < held.size(); ++slot) {
-      if (!held[slot] || !prepared[slot] || holding || failure || stopping) continue;
-      const Piece piece = *std::exchange(held[slot], std::nullopt);
-      start(lock, piece, static_cast<int>(slot));
+    for (size_t i = 0; i < slots.size(); ++i) {
+      if (slots[i].is_held && slots[i].is_prepared && !holding && !failure && !stopping) {
+        start(lock, static_cast<int>(i));
+      }
     }
   }
 
-  /// Looks at the oldest copies without the mutex, then frees the slots of those that are done.
-  void poll_copies(std::unique_lock<std::mutex>& lock) {
-    std::array<int, kPolled> slots{};
-    const size_t n = std::min(copies.size(), kPolled);
-    for (size_t i = 0; i < n; ++i) slots[i] = copies[i].slot;
+  /// Looks at the oldest copy without the mutex, and frees its slot if it is done.
+  void poll_copy(std::unique_lock<std::mutex>& lock) {
+    const int i = copies.front();
     lock.unlock();
-    std::array<bool, kPolled> ended{};
-    std::array<std::exception_ptr, kPolled> causes{};
-    bool any = false;
-    for (size_t i = 0; i < n; ++i) {
-      try {
-        ended[i] = staging->finished(slots[i]);
-      } catch (...) {
-        causes[i] = std::current_exception();
-        ended[i] = true;
-      }
-      any = any || ended[i];
+    bool is_done = false;
+    std::exception_ptr cause;
+    try {
+      is_done = staging->finished(i);
+    } catch (...) {
+      cause = std::current_exception();
     }
-    if (!any) relax();
+    if (!is_done && !cause) relax();
     lock.lock();
-    for (size_t i = n; any && i-- > 0;) {  // from the back: erasing moves what follows
-      if (!ended[i]) continue;
-      const Copying copy = std::move(copies[i]);
-      copies.erase(copies.begin() + static_cast<std::ptrdiff_t>(i));
-      free_slots.push_back(copy.slot);
-      end(copy.piece, causes[i] ? -EREMOTEIO : 0);
-      if (causes[i]) fail(causes[i]);
-    }
-    if (any) pump();
+    if (!is_done && !cause) return;
+    copies.pop_front();
+    if (cause) fail(cause);
+    free_slots.push_back(i);
+    end(std::exchange(slots[static_cast<size_t>(i)].piece, {}), cause ? -EREMOTEIO : 0);
+    pump();
   }
 
   void deliver(std::unique_lock<std::mutex>& lock) {
@@ -242,14 +252,13 @@ struct StagedReader::Impl {
   }
 
   void make(const MakeStaging& make_staging) {
-    std::unique_ptr<Staging> slots_of = make_staging();
-    std::vector<std::span<std::byte>> slots;
-    for (int i = 0; i < slots_of->n_slots(); ++i) slots.push_back({slots_of->slot(i), slots_of->slot_bytes()});
+    std::unique_ptr<Staging> ring = make_staging();
+    std::vector<std::span<std::byte>> memory;
+    for (int i = 0; i < ring->n_slots(); ++i) memory.push_back({ring->slot(i), ring->slot_bytes()});
     const std::lock_guard lock(mutex);
-    if (!stopping) below->use_memory(slots);  // later `below` may be gone
-    staging = std::move(slots_of);
-    held.resize(slots.size());
-    prepared.resize(slots.size());
+    if (!stopping) below->use_memory(memory);  // later `below` may be gone
+    staging = std::move(ring);
+    slots.resize(memory.size());
     for (int i = staging->n_slots(); i-- > 0;) free_slots.push_back(i);  // the first are prepared first
     made = true;
     cut_queue();
@@ -264,7 +273,7 @@ struct StagedReader::Impl {
       }
       staging->prepare(i);
       std::unique_lock lock(mutex);
-      prepared[static_cast<size_t>(i)] = true;
+      slots[static_cast<size_t>(i)].is_prepared = true;
       ready = true;
       changed.notify_all();
       start_held(lock);
@@ -295,8 +304,8 @@ struct StagedReader::Impl {
       if (!complete.empty()) {
         deliver(lock);
       } else if (!copies.empty()) {
-        poll_copies(lock);
-      } else if (stopping && n_reading == 0 && queue.empty()) {
+        poll_copy(lock);
+      } else if (stopping && n_busy == 0 && queue.empty()) {
         return;
       } else {
         work.wait(lock);

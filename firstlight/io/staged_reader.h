@@ -12,7 +12,8 @@
 namespace firstlight {
 
 /// As Reader says; `into` is an address of the staging's device, and a request completes when its bytes are there. A
-/// request may be longer than a slot: it is cut. −EREMOTEIO: the copy failed, failure() says how.
+/// request may be longer than a slot: it is cut; what fits into a slot is read by several requests to the reader below
+/// and copied by one call. −EREMOTEIO: the copy failed, failure() says how.
 class StagedReader final : public Reader {
  public:
   using MakeStaging = std::function<std::unique_ptr<Staging>()>;
