@@ -42,9 +42,11 @@ void SessionOptions::add_to(CLI::App& command) {
       ->check(CLI::IsMember({"auto", "pread", "io_uring"}))
       ->capture_default_str();
   command
-      .add_option("--verify", verify,
-                  "full: every byte of a rank checkpoint against its hash; off: headers and small files only")
-      ->check(CLI::IsMember({"full", "off"}))
+      .add_option(
+          "--verify", verify,
+          "full: every byte of a rank checkpoint against its hash; sample: every 16th leaf (1 MiB); off: headers "
+          "and small files only")
+      ->check(CLI::IsMember({"full", "sample", "off"}))
       ->capture_default_str();
   command.add_flag("--traditional", traditional,
                    "Load as other engines do: through host memory, converted, one rank after another");
@@ -70,8 +72,10 @@ void show_used_gpus(const SessionOptions& options) {
   const fs::path out = options.model;
   if (options.tp == 0 && fs::exists(out / "READY") && !fs::exists(out / "tp1")) return;
   int n = 0;
-  for (const Device device : likely_devices(options.device, std::max(1, options.tp))) n = std::max(n, device.index + 1);
+  const int tp = std::max(1, options.tp);
+  for (const Device device : likely_devices(options.device, tp)) n = std::max(n, device.index + 1);
   if (n > 0) show_gpus(n);
+  if (n >= tp) use_few_queues();
 }
 
 uint64_t weight_bytes(const ModelConfig& config, int tp, DType dtype) {
@@ -147,7 +151,7 @@ Session::Session(Context& context, const SessionOptions& options, bool with_text
       if (manifest_->find_tp(1) == nullptr)
         throw Error(ErrorKind::not_found, "--traditional: tp 1 is not stored, so there is no whole model to read");
       source_path /= "tp1/rank-00";
-      if (options.verify == "full") check_traditional(context, options.model, *manifest_, n_threads_);
+      if (options.verify != "off") check_traditional(context, options.model, *manifest_, n_threads_);
       tp_ = options.tp == 0 ? 1 : options.tp;
     }
   }
@@ -209,11 +213,11 @@ LoadOptions Session::load_options(const SessionOptions& options, ReaderChoice re
   LoadOptions load;
   load.tp = tp_;
   load.devices = likely_devices(options.device, tp_);
-  load.verify = options.verify == "off" ? Verify::off : Verify::full;
+  load.verify = options.verify == "off" ? Verify::off : options.verify == "sample" ? Verify::sample : Verify::full;
   load.n_threads = options.threads;  // unless told, a device's lane leaves cores to what is not reading
   if (options.dtype == "f32") load.dtype = DType::f32;
   if (options.dtype == "bf16") load.dtype = DType::bf16;
-  if (manifest_ && source_ && load.verify == Verify::full) load.checked_before = "full, before the load";
+  if (manifest_ && source_ && load.verify != Verify::off) load.checked_before = "full, before the load";
   load.make_reader = [reader = std::move(reader)](int n) { return make_reader(reader, n); };
   load.stop = context_->stop;
   load.timeline = &context_->timeline;
