@@ -16,7 +16,7 @@ struct BenchLoadOptions {
   std::string model, device = "cpu";
   int tp = 0, n = 5, threads = 0;
   std::string most_bytes = "1GiB";  ///< of the sweep and of time against bytes; whole loads take all
-  std::string read = "1MiB";        ///< that one read takes, in the sweep of loads into GPUs
+  std::string read = "512KiB";      ///< that one read takes, in the sweep of loads into GPUs
   std::vector<std::string> pieces{"1MiB", "4MiB", "16MiB"};
   std::vector<int> in_flight{4, 16, 32}, sweep_threads;
   bool sweep = true, json = false;

@@ -80,12 +80,19 @@ nlohmann::ordered_json to_json(const BenchLoadReport& report) {
                      {"intercept_s", fit.intercept},
                      {"bytes_and_seconds", points}});
   }
-  return {{"model", report.model}, {"device", report.device.empty() ? "cpu" : report.device},
-          {"tp", report.tp},       {"threads", report.threads},
-          {"n", report.n},         {"file_system", report.file_system},
-          {"fio", report.fio},     {"note", report.note},
-          {"loads", loads},        {"sweep_bytes", report.sweep_bytes},
-          {"sweep", sweep},        {"time_against_bytes", lines}};
+  return {{"model", report.model},
+          {"device", report.device.empty() ? "cpu" : report.device},
+          {"tp", report.tp},
+          {"threads", report.threads},
+          {"n", report.n},
+          {"file_system", report.file_system},
+          {"fio", report.fio},
+          {"note", report.note},
+          {"loads", loads},
+          {"sweep_bytes", report.sweep_bytes},
+          {"sweep", sweep},
+          {"time_against_bytes", lines},
+          {"phases", to_json(report.phases)}};
 }
 
 std::string to_markdown(const BenchLoadReport& report) {

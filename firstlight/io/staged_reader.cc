@@ -10,6 +10,8 @@
 #include <utility>
 #include <vector>
 
+#include "firstlight/base/spin.h"
+
 namespace firstlight {
 
 namespace {
@@ -28,7 +30,7 @@ struct Piece {
 };
 
 /// What is in a slot, or coming.
-struct Slot {
+struct RingSlot {
   Piece piece;
   uint64_t reads_left = 0;
   int64_t error = 0;     // of the first read that failed
@@ -50,7 +52,7 @@ struct StagedReader::Impl {
   std::condition_variable work;     // for the finisher
   std::condition_variable changed;  // ready, or nothing outstanding
   std::deque<Piece> queue;
-  std::vector<Slot> slots;
+  std::vector<RingSlot> slots;
   std::vector<int> free_slots;
   std::deque<int> copies;                       // slots, in the order in which their copies were started, nearly
   std::deque<std::shared_ptr<Whole>> complete;  // to be delivered
@@ -112,7 +114,7 @@ struct StagedReader::Impl {
       reads.push_back({n, whole.file, whole.offset + piece.begin + at, n, staging->slot(i) + at});
       at += n;
     } while (at < piece.size);
-    Slot& slot = slots[static_cast<size_t>(i)];
+    RingSlot& slot = slots[static_cast<size_t>(i)];
     slot.piece = piece;
     slot.reads_left = reads.size();
     slot.error = 0;
@@ -123,8 +125,8 @@ struct StagedReader::Impl {
 
   /// On a thread of `below`; the id of a read is its size.
   void on_read(int i, const ReadCompletion& done) {
-    std::unique_lock lock(mutex);
-    Slot& slot = slots[static_cast<size_t>(i)];
+    std::unique_lock lock = lock_soon(mutex);
+    RingSlot& slot = slots[static_cast<size_t>(i)];
     if (done.result != static_cast<int64_t>(done.id) && slot.error == 0) {
       slot.error = done.result < 0 ? done.result : -EIO;
     }
@@ -149,7 +151,7 @@ struct StagedReader::Impl {
 
   /// Without the mutex meanwhile: the slot is neither free nor held, but this thread's.
   void start(std::unique_lock<std::mutex>& lock, int i) {
-    Slot& slot = slots[static_cast<size_t>(i)];
+    RingSlot& slot = slots[static_cast<size_t>(i)];
     slot.is_held = false;
     ReadRequest& whole = slot.piece.whole->request;
     if (whole.into == nullptr && address) whole.into = address(whole.id);
@@ -163,7 +165,7 @@ struct StagedReader::Impl {
     } catch (...) {
       cause = std::current_exception();
     }
-    lock.lock();
+    lock = lock_soon(mutex);
     --n_busy;
     if (cause) {
       fail(cause);
@@ -203,7 +205,7 @@ struct StagedReader::Impl {
       cause = std::current_exception();
     }
     if (!is_done && !cause) std::this_thread::yield();
-    lock.lock();
+    lock = lock_soon(mutex);
     if (!is_done && !cause) return;
     copies.pop_front();
     if (cause) fail(cause);
@@ -266,8 +268,6 @@ struct StagedReader::Impl {
       staging->prepare(i);
       std::unique_lock lock(mutex);
       slots[static_cast<size_t>(i)].is_prepared = true;
-      ready = true;
-      changed.notify_all();
       start_held(lock);
     }
   }
@@ -276,6 +276,7 @@ struct StagedReader::Impl {
     try {
       make(make_staging);
       if (start_device) start_device();
+      set_ready();
       prepare_slots();
     } catch (...) {
       const std::lock_guard lock(mutex);
@@ -284,6 +285,10 @@ struct StagedReader::Impl {
       made = true;
       pump();
     }
+    set_ready();
+  }
+
+  void set_ready() {
     const std::lock_guard lock(mutex);
     ready = true;
     changed.notify_all();

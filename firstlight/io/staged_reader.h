@@ -41,7 +41,7 @@ class StagedReader final : public Reader {
 
   /// The reader below, for requests that end in host memory.
   Reader& host_reader();
-  /// Blocks until the first slot is prepared, so that the device stands; rethrows why it does not.
+  /// Blocks until `start` has returned, so that the device stands; rethrows why it does not.
   void wait_until_ready();
   /// Of the first copy (or of making the staging) that failed, or null.
   std::exception_ptr failure() const;

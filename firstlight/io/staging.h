@@ -15,7 +15,7 @@ namespace firstlight {
 struct StagingSize {
   int n_slots = 4;
   uint64_t slot_bytes = 16u << 20;
-  uint64_t read_bytes = 1u << 20;
+  uint64_t read_bytes = 1u << 19;
 };
 
 /// For one of n_devices that are filled at once: a share of the last-level cache, as bytes that have left it go through
