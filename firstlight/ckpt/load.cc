@@ -14,15 +14,11 @@
 #include "firstlight/base/error.h"
 #include "firstlight/base/hash.h"
 #include "firstlight/base/str.h"
-#include "firstlight/base/thread_pool.h"
-#include "firstlight/ckpt/leaf_checks.h"
 #include "firstlight/ckpt/load_files.h"
 #include "firstlight/ckpt/load_gates.h"
 #include "firstlight/ckpt/load_jobs.h"
+#include "firstlight/ckpt/load_lane.h"
 #include "firstlight/ckpt/load_leaf.h"
-#include "firstlight/device/gpus.h"
-#include "firstlight/io/pread_reader.h"
-#include "firstlight/io/staged_reader.h"
 
 namespace firstlight {
 
@@ -36,6 +32,8 @@ double thread_cpu_seconds() {
 
 struct RankState {
   RankFiles files;
+  LoadLane* lane = nullptr;
+  std::unique_ptr<Gates> ready;  // the weights', until there are weights
   std::unique_ptr<LeafGates> gates;
   std::atomic<uint64_t> jobs_left{0};
   std::atomic<uint64_t> leaves_checked{0};
@@ -51,15 +49,16 @@ class RankLoad final : public Load {
   LoadReport wait() override;
 
  private:
-  void make_reader();
   void open(const fs::path& out);
-  void allocate();
-  void publish();
   void plan_jobs();
-  void start();
+  void submit(bool staged);
+  void allocate();
+  void allocate(LoadLane& lane);
   void on_done(const ReadCompletion& done);
+  void on_hashed(size_t job, std::span<const uint64_t> hashes, const std::exception_ptr& failure);
   std::byte* address(const LoadJob& job);
-  std::vector<LeafBytes> leaves_of_job(const LoadJob& job);
+  std::vector<LeafBytes> bytes_to_hash(const LoadJob& job);
+  std::string verified() const;
   void hash_here(LoadJob& job);
   void take(LoadJob& job, std::span<const uint64_t> hashes);
   void check_leaves(const LoadJob& job, std::span<const uint64_t> hashes);
@@ -77,19 +76,16 @@ class RankLoad final : public Load {
   std::vector<LoadJob> jobs_;
   std::vector<SmallRead> small_reads_;
   uint64_t total_bytes_ = 0;
-  double begin_s_ = 0, start_s_ = 0, end_s_ = 0;  // of the load, of the data reads, of all
+  double begin_s_ = 0, end_s_ = 0;
   std::atomic<uint64_t> done_bytes_{0}, jobs_left_{0};
   std::atomic<uint64_t> hash_ns_{0};
 
   std::mutex failure_mutex_;
   std::exception_ptr failure_;
-  bool published_ = false, finished_ = false;  // weights_ will not change; all is there and right
-  std::atomic<bool> failed_{false};            // failure_ is set: to be asked without the mutex
+  bool finished_ = false;            // all is there and right
+  std::atomic<bool> failed_{false};  // failure_ is set: to be asked without the mutex
 
-  // After everything that a running request may touch; the reader's destructor waits for the kernel.
-  std::unique_ptr<LeafChecks> checks_;  // only where leaves are hashed by a device
-  std::unique_ptr<Reader> reader_;
-  StagedReader* staged_ = nullptr;  // reader_, if its requests end on a device
+  std::vector<LoadLane> lanes_;  // after everything that a running request may touch; readers wait for the kernel
   std::unique_ptr<std::stop_callback<std::function<void()>>> on_stop_;
 };
 
@@ -97,25 +93,25 @@ RankLoad::RankLoad(const fs::path& out, const LoadOptions& options) : options_(o
   begin_s_ = seconds_since_exec();
   const auto t0 = Reader::Clock::now();
   if (options.stop.stop_requested()) throw Interrupted();
-  make_reader();
+  lanes_ = make_lanes(options_, [this](size_t job, std::span<const uint64_t> hashes,
+                                       const std::exception_ptr& failure) { on_hashed(job, hashes, failure); });
   if (options.deadline_s > 0) {
-    const double seconds = std::min(options.deadline_s, 1e9);
-    reader_->set_deadline(t0 +
-                          std::chrono::duration_cast<Reader::Clock::duration>(std::chrono::duration<double>(seconds)));
+    const auto seconds = std::chrono::duration<double>(std::min(options.deadline_s, 1e9));
+    const auto deadline = t0 + std::chrono::duration_cast<Reader::Clock::duration>(seconds);
+    for (LoadLane& lane : lanes_) lane.reader->set_deadline(deadline);
   }
   on_stop_ = std::make_unique<std::stop_callback<std::function<void()>>>(
       options.stop, [this] { fail(std::make_exception_ptr(Interrupted())); });
   try {
     open(out);
-    allocate();
-    publish();
     plan_jobs();
-    start();
+    submit(true);  // fills the rings while devices are being started
+    allocate();
+    submit(false);
   } catch (...) {
     on_stop_.reset();
     fail(std::current_exception());
-    reader_.reset();  // before the memory that it may still write to
-    checks_.reset();
+    lanes_.clear();  // before the memory that readers may still write to
     throw;
   }
 }
@@ -123,38 +119,7 @@ RankLoad::RankLoad(const fs::path& out, const LoadOptions& options) : options_(o
 RankLoad::~RankLoad() {
   on_stop_.reset();
   fail(std::make_exception_ptr(Interrupted()));
-  reader_.reset();
-  checks_.reset();
-}
-
-/// On the way to a device: its context and the ring are made beside the reading of manifest and headers.
-void RankLoad::make_reader() {
-  const int n_threads = options_.n_threads > 0 ? options_.n_threads : usable_cores();
-  reader_ = options_.make_reader ? options_.make_reader(n_threads) : std::make_unique<PreadReader>(n_threads);
-  if (!reader_) throw Error(ErrorKind::bug, "LoadOptions::make_reader made no reader");
-  if (options_.device.kind == Device::Kind::cpu && !options_.make_staging) return;
-  auto staged = std::make_unique<StagedReader>(std::move(reader_), [this] {
-    start_device(options_.device);  // the caller may have done it already
-    const Timeline::Scope ring(options_.timeline, "pinned ring");
-    return options_.make_staging ? options_.make_staging(options_.device) : make_staging(options_.device);
-  });
-  staged_ = staged.get();
-  reader_ = std::move(staged);
-  if (options_.verify != Verify::full) return;
-  checks_ = std::make_unique<LeafChecks>(
-      [this] {
-        return options_.make_hasher ? options_.make_hasher(options_.device) : make_leaf_hasher(options_.device);
-      },
-      [this](size_t job, std::span<const uint64_t> hashes, std::exception_ptr failure) {
-        if (failed()) return;
-        try {
-          if (failure) std::rethrow_exception(failure);
-          take(jobs_[job], hashes);
-          count_job(jobs_[job]);
-        } catch (...) {
-          fail(std::current_exception());
-        }
-      });
+  lanes_.clear();
 }
 
 void RankLoad::open(const fs::path& out) {
@@ -168,37 +133,16 @@ void RankLoad::open(const fs::path& out) {
   }
   manifest_phase.end();
   Timeline::Scope headers_phase(options_.timeline, "headers");
-  for (RankFiles& files :
-       open_ranks(out, manifest_, config_, options_, staged_ ? staged_->host_reader() : *reader_, small_reads_)) {
-    ranks_.push_back(std::make_unique<RankState>());
-    ranks_.back()->files = std::move(files);
+  for (RankFiles& files : open_ranks(out, manifest_, config_, options_, lanes_[0].host_reader(), small_reads_)) {
+    RankState& rank = *ranks_.emplace_back(std::make_unique<RankState>());
+    rank.files = std::move(files);
+    rank.ready = std::make_unique<Gates>(n_gates(config_));
+    rank.gates = std::make_unique<LeafGates>(rank.files, *rank.ready);
+  }
+  for (LoadLane& lane : lanes_) {
+    for (const size_t rank : lane.ranks) ranks_[rank]->lane = &lane;
   }
   small_reads_.clear();
-}
-
-void RankLoad::allocate() {
-  if (staged_ != nullptr) staged_->wait_until_ready();
-  const Timeline::Scope phase(options_.timeline, "arena");
-  uint64_t needed = 0;
-  for (const auto& rank : ranks_) {
-    needed += rank->files.layout.bytes;
-    if (staged_ != nullptr) needed += tail_staging_bytes(*rank->files.manifest);
-  }
-  require_fits(needed, options_.reserve_bytes, free_memory(options_.device), options_.device);
-  for (size_t r = 0; r < ranks_.size(); ++r) {
-    weights_.push_back(
-        make_rank_weights(config_, ranks_[r]->files.layout, options_.device, options_.tp, static_cast<int>(r)));
-  }
-  for (size_t r = 0; r < ranks_.size(); ++r) {
-    ranks_[r]->gates = std::make_unique<LeafGates>(ranks_[r]->files, *weights_[r].ready);
-  }
-}
-
-/// From here on a failure, from whatever thread, goes to the gates.
-void RankLoad::publish() {
-  const std::lock_guard lock(failure_mutex_);
-  published_ = true;
-  if (failure_) std::rethrow_exception(failure_);
 }
 
 void RankLoad::plan_jobs() {
@@ -207,29 +151,72 @@ void RankLoad::plan_jobs() {
     files.push_back(&rank->files);
     total_bytes_ += rank->files.manifest->total_bytes();
   }
-  jobs_ = plan_load_jobs(files, options_.device, options_.verify == Verify::full);
+  const bool staged = lanes_[0].staged != nullptr;
+  jobs_ = plan_load_jobs(files, staged ? kStagedRequestBytes : kRequestBytes, options_.verify == Verify::full);
+  for (const LoadJob& job : jobs_) ranks_[job.rank]->jobs_left.fetch_add(1, std::memory_order_relaxed);
+  jobs_left_.store(jobs_.size(), std::memory_order_relaxed);
+  weights_.resize(ranks_.size());
+}
+
+/// To lanes whose bytes pass through a ring (their addresses can be named later), or to the others.
+void RankLoad::submit(bool staged) {
+  const ReadCallback callback = [this](const ReadCompletion& done) { on_done(done); };
+  for (LoadLane& lane : lanes_) {
+    if ((lane.staged != nullptr) != staged) continue;
+    std::vector<ReadRequest> requests, to_host;
+    for (size_t i = 0; i < jobs_.size(); ++i) {
+      LoadJob& job = jobs_[i];
+      const RankState& rank = *ranks_[job.rank];
+      if (rank.lane != &lane) continue;
+      const bool to_ring = staged && job.kind != LoadJob::Kind::padding;
+      (staged && !to_ring ? to_host : requests)
+          .push_back({i, rank.files.parts[job.part], job.file_begin(), job.size(), to_ring ? nullptr : address(job)});
+    }
+    if (staged) lane.staged->hold();
+    lane.reader->submit(requests, callback);
+    if (!to_host.empty()) lane.host_reader().submit(to_host, callback);
+  }
+  if (!failed()) return;  // the failure may have come before there was anything to cancel
+  for (LoadLane& lane : lanes_) lane.reader->cancel();
+}
+
+void RankLoad::allocate() {
+  std::optional<uint64_t> reserve;
+  for (LoadLane& lane : lanes_) {
+    if (lane.staged != nullptr) lane.staged->wait_until_ready();
+    lane.ready_s = std::max(begin_s_, lane.started_s ? *lane.started_s : 0);
+    if (!reserve) reserve = options_.reserve ? options_.reserve() : options_.reserve_bytes;
+    const Timeline::Scope phase(options_.timeline, lanes_.size() > 1 ? str("arena ", to_string(lane.device)) : "arena");
+    uint64_t needed = 0;
+    for (const size_t rank : lane.ranks) {
+      needed += ranks_[rank]->files.layout.bytes;
+      if (lane.staged != nullptr) needed += tail_staging_bytes(*ranks_[rank]->files.manifest);
+    }
+    require_fits(needed, *reserve / ranks_.size() * lane.ranks.size(), free_memory(lane.device), lane.device);
+    allocate(lane);
+  }
+}
+
+/// From here on a failure, from whatever thread, goes to the gates of the lane's ranks.
+void RankLoad::allocate(LoadLane& lane) {
+  for (const size_t r : lane.ranks) {
+    RankState& rank = *ranks_[r];
+    RankWeights made = make_rank_weights(config_, rank.files.layout, lane.device, options_.tp, static_cast<int>(r));
+    made.ready = std::move(rank.ready);
+    const std::lock_guard lock(failure_mutex_);
+    if (failure_) std::rethrow_exception(failure_);
+    weights_[r] = std::move(made);
+  }
+  for (LoadJob& job : jobs_) {
+    if (job.kind != LoadJob::Kind::tail || ranks_[job.rank]->lane != &lane) continue;
+    job.staging = Buffer(lane.device, job.size());
+  }
+  if (lane.staged != nullptr) lane.staged->release([this](uint64_t job) { return address(jobs_[job]); });
 }
 
 std::byte* RankLoad::address(const LoadJob& job) {
   if (job.kind != LoadJob::Kind::body) return job.staging.data();
   return weights_[job.rank].arena.data() + ranks_[job.rank]->files.layout.region_begin[job.part] + job.begin;
-}
-
-void RankLoad::start() {
-  std::vector<ReadRequest> requests, to_host;
-  for (size_t i = 0; i < jobs_.size(); ++i) {
-    const LoadJob& job = jobs_[i];
-    RankState& rank = *ranks_[job.rank];
-    (staged_ != nullptr && job.kind == LoadJob::Kind::padding ? to_host : requests)
-        .push_back({i, rank.files.parts[job.part], job.file_begin(), job.size(), address(job)});
-    rank.jobs_left.fetch_add(1, std::memory_order_relaxed);
-  }
-  jobs_left_.store(jobs_.size(), std::memory_order_relaxed);
-  start_s_ = seconds_since_exec();
-  const ReadCallback callback = [this](const ReadCompletion& done) { on_done(done); };
-  reader_->submit(requests, callback);
-  if (!to_host.empty()) staged_->host_reader().submit(to_host, callback);
-  if (failed()) reader_->cancel();  // the failure came before there was anything to cancel
 }
 
 void RankLoad::on_done(const ReadCompletion& done) {
@@ -243,8 +230,9 @@ void RankLoad::on_done(const ReadCompletion& done) {
       what += job.kind == LoadJob::Kind::padding
                   ? " (the header's padding)"
                   : str(" (", tensors_in(files.layout, job.part, job.begin, job.end), ")");
-      if (done.result == -EREMOTEIO && staged_ != nullptr && staged_->failure()) {
-        std::rethrow_exception(staged_->failure());
+      const StagedReader* staged = ranks_[job.rank]->lane->staged;
+      if (done.result == -EREMOTEIO && staged != nullptr && staged->failure()) {
+        std::rethrow_exception(staged->failure());
       }
       std::rethrow_exception(read_failure(done.result, what, file.size(), options_.deadline_s));
     }
@@ -253,8 +241,8 @@ void RankLoad::on_done(const ReadCompletion& done) {
       job.staging = {};
     } else if (options_.verify == Verify::off) {
       take(job, {});
-    } else if (checks_) {
-      checks_->add(done.id, leaves_of_job(job));  // counts it when that is done
+    } else if (LeafChecks* checks = ranks_[job.rank]->lane->checks.get()) {
+      checks->add(done.id, bytes_to_hash(job));  // on_hashed() counts it
       return;
     } else {
       hash_here(job);
@@ -265,13 +253,25 @@ void RankLoad::on_done(const ReadCompletion& done) {
   }
 }
 
+/// On the lane's hashing thread.
+void RankLoad::on_hashed(size_t job, std::span<const uint64_t> hashes, const std::exception_ptr& failure) {
+  if (failed()) return;
+  try {
+    if (failure) std::rethrow_exception(failure);
+    take(jobs_[job], hashes);
+    count_job(jobs_[job]);
+  } catch (...) {
+    fail(std::current_exception());
+  }
+}
+
 void RankLoad::count_job(const LoadJob& job) {
   RankState& rank = *ranks_[job.rank];
   if (rank.jobs_left.fetch_sub(1, std::memory_order_acq_rel) == 1) {
     rank.end_s = seconds_since_exec();
     if (options_.timeline != nullptr) {
-      const char* phase = options_.verify == Verify::full ? "read+verify rank " : "read rank ";
-      options_.timeline->add(str(phase, job.rank), start_s_, rank.end_s);
+      const char* phase = options_.verify == Verify::off ? "read rank " : "read+verify rank ";
+      options_.timeline->add(str(phase, job.rank), rank.lane->ready_s, rank.end_s);
     }
   }
   if (jobs_left_.fetch_sub(1, std::memory_order_acq_rel) == 1) finish();
@@ -280,7 +280,7 @@ void RankLoad::count_job(const LoadJob& job) {
 /// The bytes of a job are in memory: checks them, puts a tail in its place, opens what waited for them.
 void RankLoad::take(LoadJob& job, std::span<const uint64_t> hashes) {
   RankState& rank = *ranks_[job.rank];
-  if (options_.verify == Verify::full) check_leaves(job, hashes);
+  check_leaves(job, hashes);
   if (job.kind == LoadJob::Kind::tail) {
     place_tail(job, rank.files, weights_[job.rank].arena);
     job.staging = {};
@@ -291,29 +291,30 @@ void RankLoad::take(LoadJob& job, std::span<const uint64_t> hashes) {
   if (options_.progress) options_.progress(done, total_bytes_);
 }
 
-std::vector<LeafBytes> RankLoad::leaves_of_job(const LoadJob& job) {
-  std::vector<LeafBytes> leaves;
-  for (uint64_t at = 0; at < job.size(); at += kLeafBytes) {
-    leaves.push_back({address(job) + at, std::min(kLeafBytes, job.size() - at)});
+std::vector<LeafBytes> RankLoad::bytes_to_hash(const LoadJob& job) {
+  std::vector<LeafBytes> bytes;
+  for (const uint64_t leaf : leaves_to_check(job, options_.verify)) {
+    const uint64_t at = leaf * kLeafBytes - job.begin;
+    bytes.push_back({address(job) + at, std::min(kLeafBytes, job.size() - at)});
   }
-  return leaves;
+  return bytes;
 }
 
 /// On the thread that has just read the bytes: they are in its core's cache.
 void RankLoad::hash_here(LoadJob& job) {
   std::vector<uint64_t> hashes;
   const double begin = thread_cpu_seconds();
-  for (const LeafBytes& leaf : leaves_of_job(job)) hashes.push_back(xxh3_64({leaf.data, leaf.size}));
+  for (const LeafBytes& leaf : bytes_to_hash(job)) hashes.push_back(xxh3_64({leaf.data, leaf.size}));
   hash_ns_.fetch_add(static_cast<uint64_t>(1e9 * (thread_cpu_seconds() - begin)), std::memory_order_relaxed);
   take(job, hashes);
 }
 
 void RankLoad::check_leaves(const LoadJob& job, std::span<const uint64_t> hashes) {
   RankState& rank = *ranks_[job.rank];
-  for (size_t i = 0; i < hashes.size(); ++i) {
-    const uint64_t leaf = job.begin / kLeafBytes + i;
-    if (hashes[i] == rank.files.expected_leaf(job.part, leaf)) continue;
-    std::rethrow_exception(leaf_failure(rank.files, job.part, leaf, hashes[i]));
+  const std::vector<uint64_t> leaves = leaves_to_check(job, options_.verify);
+  for (size_t i = 0; i < leaves.size(); ++i) {
+    if (hashes[i] == rank.files.expected_leaf(job.part, leaves[i])) continue;
+    std::rethrow_exception(leaf_failure(rank.files, job.part, leaves[i], hashes[i]));
   }
   rank.leaves_checked.fetch_add(hashes.size(), std::memory_order_relaxed);
 }
@@ -343,10 +344,10 @@ void RankLoad::fail(std::exception_ptr cause) {
   if (failure_ || finished_) return;
   failure_ = cause;
   failed_.store(true, std::memory_order_release);
-  if (published_) {
-    for (RankWeights& weights : weights_) weights.ready->fail(cause);
+  for (RankWeights& weights : weights_) {
+    if (weights.ready) weights.ready->fail(cause);
   }
-  reader_->cancel();
+  for (LoadLane& lane : lanes_) lane.reader->cancel();
 }
 
 void RankLoad::rethrow_failure() {
@@ -354,23 +355,36 @@ void RankLoad::rethrow_failure() {
   if (failure_) std::rethrow_exception(failure_);
 }
 
+std::string RankLoad::verified() const {
+  if (options_.verify == Verify::full) return "full";
+  if (options_.verify == Verify::off) return "off";
+  uint64_t checked = 0, all = 0;
+  for (const auto& rank : ranks_) {
+    checked += rank->leaves_checked;
+    for (const ManifestPart& part : rank->files.manifest->parts) all += leaves_of(part);
+  }
+  return str("sample: every ", kSampledLeaf, "th leaf, ", checked, " of ", all);
+}
+
 LoadReport RankLoad::wait() {
-  reader_->wait();
-  if (staged_ != nullptr) staged_->host_reader().wait();
-  if (checks_) checks_->wait();
+  for (LoadLane& lane : lanes_) {
+    lane.reader->wait();
+    lane.host_reader().wait();
+    if (lane.checks) lane.checks->wait();
+  }
   rethrow_failure();
   LoadReport report;
   report.bytes = total_bytes_;
-  report.seconds = end_s_ - begin_s_;
-  report.reader = reader_->name();
-  report.why = reader_->why();
-  report.verify = options_.verify == Verify::full ? "full" : "off";
-  report.verify_cpu_seconds = checks_ ? 0 : 1e-9 * static_cast<double>(hash_ns_.load());
-  report.verify_device_seconds = checks_ ? checks_->seconds() : 0;
+  report.seconds = end_s_ - lanes_[0].ready_s;
+  report.reader = lanes_[0].reader->name();
+  report.why = lanes_[0].reader->why();
+  report.verify = verified();
+  report.verify_cpu_seconds = 1e-9 * static_cast<double>(hash_ns_.load());
+  for (const LoadLane& lane : lanes_) report.verify_device_seconds += lane.checks ? lane.checks->seconds() : 0;
   for (size_t r = 0; r < ranks_.size(); ++r) {
     const RankState& rank = *ranks_[r];
-    report.ranks.push_back(
-        {static_cast<int>(r), rank.files.manifest->total_bytes(), rank.end_s - start_s_, rank.leaves_checked.load()});
+    report.ranks.push_back({static_cast<int>(r), rank.lane->device, rank.files.manifest->total_bytes(),
+                            rank.end_s - rank.lane->ready_s, rank.leaves_checked.load()});
   }
   return report;
 }

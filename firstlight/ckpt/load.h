@@ -17,21 +17,27 @@
 
 namespace firstlight {
 
-enum class Verify { full, off };
+/// sample: leaf 0 of each part and each kSampledLeaf-th after it, and the leaves in which small tensors stand. It finds
+/// a file that is another one, and storage that is broken throughout; a single wrong byte it mostly does not.
+enum class Verify { full, sample, off };
+inline constexpr uint64_t kSampledLeaf = 16;
 
 struct RankReport {
   int rank = 0;
+  Device device;
   uint64_t bytes = 0;  ///< read from storage
-  double seconds = 0;  ///< first submit → last leaf checked
+  double seconds = 0;  ///< as LoadReport says, of the rank's own device and leaves
   uint64_t leaves_checked = 0;
 };
 
 struct LoadReport {
   uint64_t bytes = 0;
+  /// From the call, or from when the first device's context stood if that was later, to the end. A ring full of bytes
+  /// may have been read before.
   double seconds = 0;
   std::string reader;  ///< the path that ran: "pread", "traditional"
   std::string why;
-  std::string verify;                ///< "full", "off", on the traditional path what it was told, else "none: …"
+  std::string verify;  ///< "full", "sample: …", "off", on the traditional path what it was told, else "none: …"
   double verify_cpu_seconds = 0;     ///< time spent hashing, summed over threads
   double verify_device_seconds = 0;  ///< time in which a device hashed, beside reading and copying
   std::vector<RankReport> ranks;
@@ -39,18 +45,21 @@ struct LoadReport {
 
 struct LoadOptions {
   int tp = 1;
-  Device device;
+  Device device;                ///< of all ranks, …
+  std::vector<Device> devices;  ///< … or of each rank [tp]: all devices are filled at once, each by threads of its own
   Verify verify = Verify::full;
-  int n_threads = 0;           ///< reader threads over all ranks; 0: usable cores
-  double deadline_s = 0;       ///< for the whole load; 0: none
-  uint64_t reserve_bytes = 0;  ///< KV and activations that must fit beside the weights; checked before the first read
-  std::optional<DType> dtype;  ///< traditional path only: f32 or bf16; default as `shard`
+  int n_threads = 0;      ///< reader threads over all ranks; 0: usable cores
+  double deadline_s = 0;  ///< for the whole load; 0: none
+  /// KV and activations over all ranks that must fit beside the weights; checked before a byte gets to the devices.
+  uint64_t reserve_bytes = 0;
+  std::function<uint64_t()> reserve;  ///< if set, asked instead, once, when the first device stands; may block
+  std::optional<DType> dtype;         ///< traditional path only: f32 or bf16; default as `shard`
   std::string checked_before;  ///< traditional path only: what the report says of verification (default: nothing was)
   std::stop_token stop;
   Timeline* timeline = nullptr;
   std::function<void(uint64_t done, uint64_t total)> progress;        ///< from any thread, maybe often
   std::function<std::unique_ptr<Reader>(int n_threads)> make_reader;  ///< default: pread
-  /// How bytes get to `device` and are hashed there. Default: a pinned ring and a kernel on a GPU, neither on the CPU,
+  /// How bytes get to a device and are hashed there. Default: a pinned ring and a kernel on a GPU, neither on the CPU,
   /// where bytes are read to their places and hashed by the thread that read them.
   std::function<std::unique_ptr<Staging>(Device)> make_staging;
   std::function<std::unique_ptr<LeafHasher>(Device)> make_hasher;

@@ -3,7 +3,9 @@
 // that no storage has done. What a real GPU does is tested by load_cuda_test.cc.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <mutex>
 
 #include "firstlight/ckpt/load_fixture.h"
 #include "firstlight/io/fault_read.h"
@@ -23,9 +25,10 @@ class BrokenStaging final : public Staging {
  public:
   int n_slots() const override { return below_->n_slots(); }
   uint64_t slot_bytes() const override { return below_->slot_bytes(); }
+  uint64_t read_bytes() const override { return below_->read_bytes(); }
   std::byte* slot(int i) override { return below_->slot(i); }
   void start(int i, std::byte* into, uint64_t bytes) override { below_->start(i, into, bytes); }
-  void finish(int) override { throw Error(ErrorKind::device, "the link fell over"); }
+  bool finished(int) override { throw Error(ErrorKind::device, "the link fell over"); }
 
  private:
   std::unique_ptr<Staging> below_ = make_staging({}, {4, 1u << 20});
@@ -36,7 +39,7 @@ class LoadDeviceTest : public LoadTest {
   void SetUp() override {
     LoadTest::SetUp();
     options_.tp = 2;
-    options_.make_staging = [](Device device) { return make_staging(device, {3, 1u << 19}); };
+    options_.make_staging = [](Device device) { return make_staging(device, {3, 1u << 19, 1u << 17}); };
   }
   LoadOptions options_;
 };
@@ -59,6 +62,50 @@ TEST_F(LoadDeviceTest, EveryWeightArrivesForEveryTp) {
   }
 }
 
+TEST_F(LoadDeviceTest, EachDeviceHasARingAndAHasherAndGetsItsRanks) {
+  const Device a{}, b{Device::Kind::cpu, 1}, c{Device::Kind::cpu, 2};
+  options_.tp = 4;
+  options_.devices = {a, b, a, c};
+  std::mutex mutex;
+  std::vector<Device> rings, hashers;
+  options_.make_staging = [&](Device device) {
+    const std::lock_guard lock(mutex);
+    rings.push_back(device);
+    return make_staging(device, {3, 1u << 19});
+  };
+  options_.make_hasher = [&](Device device) {
+    const std::lock_guard lock(mutex);
+    hashers.push_back(device);
+    return make_leaf_hasher(device);
+  };
+  const auto load = load_rank_checkpoint(out_, options_);
+  const LoadReport report = load->wait();
+  for (size_t rank = 0; rank < 4; ++rank) {
+    EXPECT_EQ(report.ranks[rank].device, options_.devices[rank]);
+    EXPECT_EQ(load->weights()[rank].arena.device(), options_.devices[rank]);
+    expect_weights(load->config(), load->weights()[rank]);
+  }
+  for (std::vector<Device>* made : {&rings, &hashers}) {
+    EXPECT_EQ(made->size(), 3u);
+    for (const Device device : {a, b, c}) EXPECT_EQ(std::count(made->begin(), made->end(), device), 1);
+  }
+}
+
+TEST_F(LoadDeviceTest, AFailureOnOneDeviceEndsTheLoadOnAll) {
+  options_.devices = {Device{}, {Device::Kind::cpu, 1}};
+  options_.make_hasher = [](Device device) -> std::unique_ptr<LeafHasher> {
+    if (device.index == 1) return std::make_unique<BrokenHasher>();
+    return make_leaf_hasher(device);
+  };
+  const auto load = load_rank_checkpoint(out_, options_);
+  EXPECT_THROW(load->wait(), Error);
+  for (const RankWeights& weights : load->weights()) {
+    EXPECT_THROW(weights.ready->wait(n_gates(load->config()) - 1), Error) << "rank " << weights.rank;
+  }
+  options_.devices.pop_back();
+  expect_error(ErrorKind::bug, {"1 devices for tp 2"}, options_);
+}
+
 TEST_F(LoadDeviceTest, AByteThatChangesInMemoryIsNamedWithTensorFileAndRange) {
   const int n_leaves = 12;
   int found = 0;
@@ -74,6 +121,22 @@ TEST_F(LoadDeviceTest, AByteThatChangesInMemoryIsNamedWithTensorFileAndRange) {
     }
   }
   EXPECT_GE(found, 4);
+}
+
+TEST_F(LoadDeviceTest, ASampleFindsDamageInTheFirstLeafOfAPartAndSaysHowManyItChecked) {
+  out_ = make_checkpoint("sampled", DTypeChoice::bf16, 1u << 30);
+  options_.tp = 1;
+  options_.verify = Verify::sample;
+  const ManifestPart part = read_manifest(out_).find_tp(1)->ranks[0].parts.at(0);
+  const uint64_t n_leaves = (part.data_bytes + kLeafBytes - 1) / kLeafBytes;
+  const uint64_t tail_leaves = n_leaves - part.tail_begin / kLeafBytes;
+  ASSERT_GT(n_leaves, tail_leaves + 2);
+  EXPECT_EQ(load_rank_checkpoint(out_, options_)->wait().verify,
+            str("sample: every 16th leaf, ", 1 + tail_leaves, " of ", n_leaves));
+  flip(out_ / part.file, kDataBegin + kLeafBytes + 77);
+  EXPECT_FALSE(error_of(options_)) << "a leaf that is not looked at";
+  flip(out_ / part.file, kDataBegin + 77);
+  expect_error(ErrorKind::damaged, {fs::path(part.file).filename(), "same wrong bytes"}, options_);
 }
 
 TEST_F(LoadDeviceTest, AFlippedBitInAFileIsNamed) {

@@ -28,7 +28,8 @@ uint64_t tail_staging_bytes(const ManifestRank& rank) {
   return bytes;
 }
 
-std::vector<LoadJob> plan_load_jobs(std::span<const RankFiles* const> ranks, Device device, bool with_padding) {
+std::vector<LoadJob> plan_load_jobs(std::span<const RankFiles* const> ranks, uint64_t request_bytes,
+                                    bool with_padding) {
   using Kind = LoadJob::Kind;
   std::vector<LoadJob> jobs, paddings;
   std::vector<std::vector<LoadJob>> bodies(ranks.size());
@@ -38,10 +39,10 @@ std::vector<LoadJob> plan_load_jobs(std::span<const RankFiles* const> ranks, Dev
       const ManifestPart& part = parts[p];
       const uint64_t end = body_end(part);
       if (has_tail(part)) {
-        jobs.push_back({r, p, end, part.data_bytes, Kind::tail, Buffer(device, part.data_bytes - end)});
+        jobs.push_back({r, p, end, part.data_bytes, Kind::tail, {}});
       }
-      for (uint64_t at = 0; at < end; at += kRequestBytes) {
-        bodies[r].push_back({r, p, at, std::min(at + kRequestBytes, end), Kind::body, {}});
+      for (uint64_t at = 0; at < end; at += request_bytes) {
+        bodies[r].push_back({r, p, at, std::min(at + request_bytes, end), Kind::body, {}});
       }
       if (with_padding && part.header_bytes < kDataBegin) {
         paddings.push_back(
@@ -58,6 +59,16 @@ std::vector<LoadJob> plan_load_jobs(std::span<const RankFiles* const> ranks, Dev
   }
   std::move(paddings.begin(), paddings.end(), std::back_inserter(jobs));
   return jobs;
+}
+
+std::vector<uint64_t> leaves_to_check(const LoadJob& job, Verify verify) {
+  std::vector<uint64_t> leaves;
+  if (verify == Verify::off) return leaves;
+  const bool all = verify == Verify::full || job.kind == LoadJob::Kind::tail;
+  for (uint64_t leaf = job.begin / kLeafBytes; leaf * kLeafBytes < job.end; ++leaf) {
+    if (all || leaf % kSampledLeaf == 0) leaves.push_back(leaf);
+  }
+  return leaves;
 }
 
 void place_tail(const LoadJob& job, const RankFiles& files, const Buffer& arena) {

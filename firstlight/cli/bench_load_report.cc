@@ -6,6 +6,7 @@
 
 #include "firstlight/base/str.h"
 #include "firstlight/cli/bench_load.h"
+#include "firstlight/cli/session.h"
 
 namespace firstlight::cli {
 
@@ -19,18 +20,21 @@ std::string fixed_text(double value, int digits) {
 
 double gb_per_s(uint64_t bytes, double seconds) { return static_cast<double>(bytes) / seconds / 1e9; }
 
-/// Of the floor in the same state: the median of the rounds' ratios, as a noisy minute hits both. 0 where there is
-/// none.
+/// Of the lowest floor in the same state: the median of the rounds' ratios, as a noisy minute hits both. 0 where there
+/// is none.
 double share_of_floor(const BenchLoadReport& report, const BenchSeries& series) {
+  double lowest = 0;
   for (const BenchSeries& floor : report.loads) {
     if (!floor.is_floor || floor.state != series.state) continue;
     std::vector<double> ratios;
     for (size_t i = 0; i < std::min(floor.seconds.size(), series.seconds.size()); ++i) {
       ratios.push_back(floor.seconds[i] / series.seconds[i]);
     }
-    return ratios.empty() ? 0 : Spread(ratios).median;
+    if (ratios.empty()) continue;
+    const double share = Spread(ratios).median;
+    lowest = lowest == 0 ? share : std::min(lowest, share);
   }
-  return 0;
+  return lowest;
 }
 
 /// "1.23 (1.10–1.30)": the most seconds are the least rate.
@@ -77,6 +81,7 @@ nlohmann::ordered_json to_json(const BenchLoadReport& report) {
                      {"bytes_and_seconds", points}});
   }
   return {{"model", report.model},
+          {"device", report.device.empty() ? "cpu" : report.device},
           {"tp", report.tp},
           {"threads", report.threads},
           {"n", report.n},
@@ -86,23 +91,28 @@ nlohmann::ordered_json to_json(const BenchLoadReport& report) {
           {"loads", loads},
           {"sweep_bytes", report.sweep_bytes},
           {"sweep", sweep},
-          {"time_against_bytes", lines}};
+          {"time_against_bytes", lines},
+          {"phases", to_json(report.phases)}};
 }
 
 std::string to_markdown(const BenchLoadReport& report) {
+  const bool to_gpus = !report.device.empty();
   std::string text = str("`firstlight bench load`, tp ", report.tp, ", ", report.threads, " threads, ",
-                         report.file_system, "; ", report.n, " alternating rounds, median (least–most).\n\n");
+                         to_gpus ? report.device : report.file_system, "; ", report.n,
+                         " alternating rounds, median (least–most).\n\n");
   if (!report.note.empty()) text += report.note + "\n\n";
   text += "| what | page cache | verified | GB/s | share of the floor |\n|---|---|---|---|---|\n";
   for (const BenchSeries& series : report.loads) {
     const double share = share_of_floor(report, series);
     text += str("| ", series.what, " | ", series.state, " | ", series.verify.empty() ? "–" : series.verify, " | ",
                 rate_text(series.bytes, Spread(series.seconds)), " | ",
-                series.is_floor || share == 0 ? "–" : fixed_text(100 * share, 0) + " %", " |\n");
+                series.is_floor || share == 0 ? "–" : fixed_text(100 * share, 1) + " %", " |\n");
   }
   if (!report.sweep.empty()) {
-    text += str("\nReaders alone, ", human_bytes(static_cast<double>(report.sweep_bytes)),
-                " into memory that was touched before:\n\n| reader | page cache | piece | in flight | threads | GB/s "
+    text += str(to_gpus ? "\nLoads of " : "\nReaders alone, ", human_bytes(static_cast<double>(report.sweep_bytes)),
+                to_gpus ? " to GPUs, verified (in flight: slots of the ring, a GPU's threads)"
+                        : " into memory that was touched before",
+                ":\n\n| reader | page cache | piece | in flight | threads | GB/s "
                 "|\n|---|---|---|---|---|---|\n");
   }
   for (const SweepPoint& point : report.sweep) {

@@ -12,6 +12,7 @@
 #include "firstlight/ckpt/checked_files.h"
 #include "firstlight/ckpt/slice_map.h"
 #include "firstlight/cli/arguments.h"
+#include "firstlight/cli/early_load.h"
 #include "firstlight/device/gpus.h"
 #include "firstlight/io/reader_choice.h"
 #include "firstlight/io/ring.h"
@@ -56,9 +57,11 @@ void SessionOptions::add_to(CLI::App& command) {
       ->check(one_of({"auto", "pread", "io_uring"}))
       ->capture_default_str();
   command
-      .add_option("--verify", verify,
-                  "full: every byte of a rank checkpoint against its hash; off: headers and small files only")
-      ->check(one_of({"full", "off"}))
+      .add_option(
+          "--verify", verify,
+          "full: every byte of a rank checkpoint against its hash; sample: every 16th leaf (1 MiB); off: headers "
+          "and small files only")
+      ->check(one_of({"full", "sample", "off"}))
       ->capture_default_str();
   command
       .add_option("--deadline", deadline_s,
@@ -80,6 +83,18 @@ DeviceChoice prepare_device(Context& context, const std::string& wanted) {
     context.timeline.add(str("context ", to_string(choice.device)), begin, seconds_since_exec());
   }
   return choice;
+}
+
+/// Only the GPUs that will be used: each that is visible makes contexts slower. Without --tp a rank checkpoint is
+/// loaded at its smallest tp, which is 1 nearly always; if not, all stay visible.
+void show_used_gpus(const SessionOptions& options) {
+  const fs::path out = options.model;
+  if (options.tp == 0 && fs::exists(out / "READY") && !fs::exists(out / "tp1")) return;
+  int n = 0;
+  const int tp = std::max(1, options.tp);
+  for (const Device device : likely_devices(options.device, tp)) n = std::max(n, device.index + 1);
+  if (n > 0) show_gpus(n);
+  if (n >= tp) use_few_queues();
 }
 
 uint64_t weight_bytes(const ModelConfig& config, int tp, DType dtype) {
@@ -126,6 +141,7 @@ ReaderChoice choose_reader(Context& context, const SessionOptions& options, cons
 
 Session::Session(Context& context, const SessionOptions& options, bool with_text, bool with_runner)
     : context_(&context) {
+  show_used_gpus(options);
   const auto prepare = [&] { return prepare_device(context, options.device); };
   std::future<DeviceChoice> device =
       options.device == "cpu" ? std::async(std::launch::deferred, prepare) : start_future("the device", prepare);
@@ -149,7 +165,7 @@ Session::Session(Context& context, const SessionOptions& options, bool with_text
       if (manifest_->find_tp(1) == nullptr)
         throw Error(ErrorKind::not_found, "--traditional: tp 1 is not stored, so there is no whole model to read");
       source_path /= "tp1/rank-00";
-      if (options.verify == "full") check_traditional(context, options.model, *manifest_, n_threads_);
+      if (options.verify != "off") check_traditional(context, options.model, *manifest_, n_threads_);
       tp_ = options.tp == 0 ? 1 : options.tp;
     }
   }
@@ -173,6 +189,9 @@ Session::Session(Context& context, const SessionOptions& options, bool with_text
   if (manifest_) start_small_files(options.model, options.traditional ? 1 : tp_, with_text);
   ReaderChoice reader;  // made while the device's context comes up
   if (!source_) reader = choose_reader(context, options, *manifest_, tp_, n_threads_);
+  LoadOptions load = load_options(options, std::move(reader));
+  std::optional<EarlyLoad> early;
+  if (!source_ && !load.devices.empty()) early.emplace(options.model, load);
   const DeviceChoice choice = device.get();
   device_ = choice.device;
   if (!choice.why.empty()) say(context, str("device: ", to_string(device_), " (", choice.why, ")"));
@@ -192,29 +211,38 @@ Session::Session(Context& context, const SessionOptions& options, bool with_text
   if (device_.kind == Device::Kind::cuda) extra_bytes_ += 256u << 20;
   choose_context(config, weight_bytes(config, tp_, weights_dtype), options, kv);
 
-  LoadOptions load;
-  load.tp = tp_;
   load.device = device_;
-  load.verify = options.verify == "off" ? Verify::off : Verify::full;
-  load.n_threads = n_threads_;
-  load.deadline_s = options.deadline_s;
+  load.devices = rank_devices(options.device, device_, tp_, device_.kind == Device::Kind::cpu ? Gpus() : gpus());
   load.reserve_bytes = kv_page_bytes(config, tp_, kv) * static_cast<uint64_t>(runner_options_.n_pages) +
                        scratch_bytes(config, tp_, runner_options_) + extra_bytes_;
+  load_ = source_ ? load_traditionally(*source_, load)
+          : early ? early->finish(load.devices, load.reserve_bytes)
+                  : load_rank_checkpoint(options.model, load);
+  if (!with_runner) return;
+  const Timeline::Scope scope(&context.timeline, "runner");
+  runner_ = make_runner(load_->config(), load_->weights(), runner_options_);
+}
+
+/// All that is known before the devices are.
+LoadOptions Session::load_options(const SessionOptions& options, ReaderChoice reader) {
+  LoadOptions load;
+  load.tp = tp_;
+  load.devices = likely_devices(options.device, tp_);
+  load.verify = options.verify == "off" ? Verify::off : options.verify == "sample" ? Verify::sample : Verify::full;
+  load.deadline_s = options.deadline_s;
+  load.n_threads = options.threads;  // unless told, a device's lane leaves cores to what is not reading
   if (options.dtype == "f32") load.dtype = DType::f32;
   if (options.dtype == "bf16") load.dtype = DType::bf16;
-  if (manifest_ && source_ && load.verify == Verify::full) load.checked_before = "full, before the load";
-  load.make_reader = [reader](int n) { return make_reader(reader, n); };
-  load.stop = context.stop;
-  load.timeline = &context.timeline;
-  auto bar = std::make_shared<ProgressBar>(context);
+  if (manifest_ && source_ && load.verify != Verify::off) load.checked_before = "full, before the load";
+  load.make_reader = [reader = std::move(reader)](int n) { return make_reader(reader, n); };
+  load.stop = context_->stop;
+  load.timeline = &context_->timeline;
+  auto bar = std::make_shared<ProgressBar>(*context_);
   load.progress = [bar](uint64_t done, uint64_t total) {
     bar->update("loading", done, total);
     if (done == total) bar->clear();
   };
-  load_ = source_ ? load_traditionally(*source_, load) : load_rank_checkpoint(options.model, load);
-  if (!with_runner) return;
-  const Timeline::Scope scope(&context.timeline, "runner");
-  runner_ = make_runner(load_->config(), load_->weights(), runner_options_);
+  return load;
 }
 
 Session::~Session() {

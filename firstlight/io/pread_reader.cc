@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <condition_variable>
 #include <limits>
@@ -14,6 +15,7 @@
 #include <vector>
 
 #include "firstlight/base/error.h"
+#include "firstlight/base/spin.h"
 #include "firstlight/base/start_thread.h"
 #include "firstlight/io/read_items.h"
 
@@ -50,6 +52,7 @@ struct PreadReader::Impl {
   uint64_t outstanding = 0;  // submitted, callback not yet returned
   Clock::time_point deadline = Clock::time_point::max();
   bool stopping = false;
+  std::atomic<bool> nothing_to_do{false};  // a hint for those who wait awake
 
   std::vector<std::thread> threads;
   std::thread keeper;  // from the first deadline or cancel on: speaks for threads that are stuck in the kernel
@@ -59,7 +62,7 @@ struct PreadReader::Impl {
     lock.unlock();
     (*item.front().done)({item.front().request.id, result});
     item.clear();  // the callback and the file are let go before anyone is told that all is done
-    lock.lock();
+    lock = lock_soon(mutex);
     if (--outstanding == 0) all_done.notify_all();
   }
 
@@ -97,10 +100,24 @@ struct PreadReader::Impl {
     return static_cast<int64_t>(request.size);
   }
 
+  bool has_work() const { return stopping || !dropped.empty() || !queue.empty(); }
+
+  /// In front of a GPU there is something to read again as soon as a slot has been copied: worth a short wait awake.
+  void wait_for_work(std::unique_lock<std::mutex>& lock) {
+    constexpr int kPauses = 1000;  // about 40 µs
+    if (!has_work()) {
+      nothing_to_do.store(true, std::memory_order_relaxed);
+      lock.unlock();
+      for (int i = 0; i < kPauses && nothing_to_do.load(std::memory_order_relaxed); ++i) pause_core();
+      lock = lock_soon(mutex);
+    }
+    work.wait(lock, [&] { return has_work(); });
+  }
+
   void run(Slot& slot) {
     std::unique_lock lock(mutex);
     for (;;) {
-      work.wait(lock, [&] { return stopping || !dropped.empty() || !queue.empty(); });
+      wait_for_work(lock);
       if (!dropped.empty()) {
         deliver_dropped(lock);
       } else if (!queue.empty()) {
@@ -113,7 +130,7 @@ struct PreadReader::Impl {
         const ReadRequest request = slot.item.front().request;  // the keeper may take the slot's
         lock.unlock();
         const int64_t result = read_all(request, slot);
-        lock.lock();
+        lock = lock_soon(mutex);
         const bool mine = slot.state == Slot::State::reading;
         slot.state = Slot::State::delivering;
         if (mine) deliver(lock, std::move(slot.item), result);
@@ -203,7 +220,12 @@ void PreadReader::submit(std::span<const ReadRequest> requests, const ReadCallba
       impl_->queue.splice(impl_->queue.end(), items);
     }
   }
-  impl_->work.notify_all();
+  impl_->nothing_to_do.store(false, std::memory_order_relaxed);
+  if (requests.size() == 1) {
+    impl_->work.notify_one();
+  } else {
+    impl_->work.notify_all();
+  }
   impl_->keep.notify_all();
 }
 

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "firstlight/io/staging.h"
 
+#include <unistd.h>
+
+#include <algorithm>
 #include <cstring>
 
 #include "firstlight/device/buffer.h"
@@ -15,9 +18,10 @@ class CpuStaging final : public Staging {
       : size_(size), memory_({}, size.slot_bytes * static_cast<uint64_t>(size.n_slots)) {}
   int n_slots() const override { return size_.n_slots; }
   uint64_t slot_bytes() const override { return size_.slot_bytes; }
+  uint64_t read_bytes() const override { return size_.read_bytes; }
   std::byte* slot(int i) override { return memory_.data() + size_.slot_bytes * static_cast<uint64_t>(i); }
   void start(int i, std::byte* into, uint64_t bytes) override { std::memcpy(into, slot(i), bytes); }
-  void finish(int) override {}
+  bool finished(int) override { return true; }
 
  private:
   StagingSize size_;
@@ -25,6 +29,26 @@ class CpuStaging final : public Staging {
 };
 
 }  // namespace
+
+StagingSize staging_size(int n_devices) {
+  constexpr uint64_t kMiB = 1u << 20, kUnknown = 32 * kMiB;
+  const long l3 = sysconf(_SC_LEVEL3_CACHE_SIZE);
+  const uint64_t cache = l3 > 0 ? static_cast<uint64_t>(l3) : kUnknown;
+  // What is read passes through the cache, too. Two GPUs before 300 MiB of it, 10 and 13 threads each: 3 slots of 16
+  // MiB 95.6 and 95.8 GB/s, 4 of 8 MiB 95.7 and 93.3, 4 of 16 MiB 92.0 and 92.5, 6 of 16 MiB 75.4 and 73.9.
+  const uint64_t share = cache / 3 / static_cast<uint64_t>(std::max(1, n_devices));
+  StagingSize size;
+  while (size.slot_bytes * static_cast<uint64_t>(size.n_slots) > share) {
+    if (size.n_slots > 3) {
+      size.n_slots = 3;
+    } else if (size.slot_bytes > 4 * kMiB) {
+      size = {.n_slots = 4, .slot_bytes = size.slot_bytes / 2};
+    } else {
+      break;
+    }
+  }
+  return size;
+}
 
 std::unique_ptr<Staging> make_staging(Device device, StagingSize size) {
   if (device.kind == Device::Kind::cuda) return make_cuda_staging(device, size);
