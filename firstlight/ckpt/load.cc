@@ -14,15 +14,11 @@
 #include "firstlight/base/error.h"
 #include "firstlight/base/hash.h"
 #include "firstlight/base/str.h"
-#include "firstlight/base/thread_pool.h"
-#include "firstlight/ckpt/leaf_checks.h"
 #include "firstlight/ckpt/load_files.h"
 #include "firstlight/ckpt/load_gates.h"
 #include "firstlight/ckpt/load_jobs.h"
+#include "firstlight/ckpt/load_lane.h"
 #include "firstlight/ckpt/load_leaf.h"
-#include "firstlight/device/gpus.h"
-#include "firstlight/io/pread_reader.h"
-#include "firstlight/io/staged_reader.h"
 
 namespace firstlight {
 
@@ -36,6 +32,7 @@ double thread_cpu_seconds() {
 
 struct RankState {
   RankFiles files;
+  LoadLane* lane = nullptr;
   std::unique_ptr<LeafGates> gates;
   std::atomic<uint64_t> jobs_left{0};
   std::atomic<uint64_t> leaves_checked{0};
@@ -51,13 +48,13 @@ class RankLoad final : public Load {
   LoadReport wait() override;
 
  private:
-  void make_reader();
   void open(const fs::path& out);
   void allocate();
   void publish();
   void plan_jobs();
   void start();
   void on_done(const ReadCompletion& done);
+  void on_hashed(size_t job, std::span<const uint64_t> hashes, const std::exception_ptr& failure);
   std::byte* address(const LoadJob& job);
   std::vector<LeafBytes> leaves_of_job(const LoadJob& job);
   void hash_here(LoadJob& job);
@@ -86,10 +83,7 @@ class RankLoad final : public Load {
   bool published_ = false, finished_ = false;  // weights_ will not change; all is there and right
   std::atomic<bool> failed_{false};            // failure_ is set: to be asked without the mutex
 
-  // After everything that a running request may touch; the reader's destructor waits for the kernel.
-  std::unique_ptr<LeafChecks> checks_;  // only where leaves are hashed by a device
-  std::unique_ptr<Reader> reader_;
-  StagedReader* staged_ = nullptr;  // reader_, if its requests end on a device
+  std::vector<LoadLane> lanes_;  // after everything that a running request may touch; readers wait for the kernel
   std::unique_ptr<std::stop_callback<std::function<void()>>> on_stop_;
 };
 
@@ -97,11 +91,12 @@ RankLoad::RankLoad(const fs::path& out, const LoadOptions& options) : options_(o
   begin_s_ = seconds_since_exec();
   const auto t0 = Reader::Clock::now();
   if (options.stop.stop_requested()) throw Interrupted();
-  make_reader();
+  lanes_ = make_lanes(options_, [this](size_t job, std::span<const uint64_t> hashes,
+                                       const std::exception_ptr& failure) { on_hashed(job, hashes, failure); });
   if (options.deadline_s > 0) {
-    const double seconds = std::min(options.deadline_s, 1e9);
-    reader_->set_deadline(t0 +
-                          std::chrono::duration_cast<Reader::Clock::duration>(std::chrono::duration<double>(seconds)));
+    const auto seconds = std::chrono::duration<double>(std::min(options.deadline_s, 1e9));
+    const auto deadline = t0 + std::chrono::duration_cast<Reader::Clock::duration>(seconds);
+    for (LoadLane& lane : lanes_) lane.reader->set_deadline(deadline);
   }
   on_stop_ = std::make_unique<std::stop_callback<std::function<void()>>>(
       options.stop, [this] { fail(std::make_exception_ptr(Interrupted())); });
@@ -114,8 +109,7 @@ RankLoad::RankLoad(const fs::path& out, const LoadOptions& options) : options_(o
   } catch (...) {
     on_stop_.reset();
     fail(std::current_exception());
-    reader_.reset();  // before the memory that it may still write to
-    checks_.reset();
+    lanes_.clear();  // before the memory that readers may still write to
     throw;
   }
 }
@@ -123,38 +117,7 @@ RankLoad::RankLoad(const fs::path& out, const LoadOptions& options) : options_(o
 RankLoad::~RankLoad() {
   on_stop_.reset();
   fail(std::make_exception_ptr(Interrupted()));
-  reader_.reset();
-  checks_.reset();
-}
-
-/// On the way to a device: its context and the ring are made beside the reading of manifest and headers.
-void RankLoad::make_reader() {
-  const int n_threads = options_.n_threads > 0 ? options_.n_threads : usable_cores();
-  reader_ = options_.make_reader ? options_.make_reader(n_threads) : std::make_unique<PreadReader>(n_threads);
-  if (!reader_) throw Error(ErrorKind::bug, "LoadOptions::make_reader made no reader");
-  if (options_.device.kind == Device::Kind::cpu && !options_.make_staging) return;
-  auto staged = std::make_unique<StagedReader>(std::move(reader_), [this] {
-    start_device(options_.device);  // the caller may have done it already
-    const Timeline::Scope ring(options_.timeline, "pinned ring");
-    return options_.make_staging ? options_.make_staging(options_.device) : make_staging(options_.device);
-  });
-  staged_ = staged.get();
-  reader_ = std::move(staged);
-  if (options_.verify != Verify::full) return;
-  checks_ = std::make_unique<LeafChecks>(
-      [this] {
-        return options_.make_hasher ? options_.make_hasher(options_.device) : make_leaf_hasher(options_.device);
-      },
-      [this](size_t job, std::span<const uint64_t> hashes, std::exception_ptr failure) {
-        if (failed()) return;
-        try {
-          if (failure) std::rethrow_exception(failure);
-          take(jobs_[job], hashes);
-          count_job(jobs_[job]);
-        } catch (...) {
-          fail(std::current_exception());
-        }
-      });
+  lanes_.clear();
 }
 
 void RankLoad::open(const fs::path& out) {
@@ -168,26 +131,31 @@ void RankLoad::open(const fs::path& out) {
   }
   manifest_phase.end();
   Timeline::Scope headers_phase(options_.timeline, "headers");
-  for (RankFiles& files :
-       open_ranks(out, manifest_, config_, options_, staged_ ? staged_->host_reader() : *reader_, small_reads_)) {
+  for (RankFiles& files : open_ranks(out, manifest_, config_, options_, lanes_[0].host_reader(), small_reads_)) {
     ranks_.push_back(std::make_unique<RankState>());
     ranks_.back()->files = std::move(files);
+  }
+  for (LoadLane& lane : lanes_) {
+    for (const size_t rank : lane.ranks) ranks_[rank]->lane = &lane;
   }
   small_reads_.clear();
 }
 
 void RankLoad::allocate() {
-  if (staged_ != nullptr) staged_->wait_until_ready();
-  const Timeline::Scope phase(options_.timeline, "arena");
-  uint64_t needed = 0;
-  for (const auto& rank : ranks_) {
-    needed += rank->files.layout.bytes;
-    if (staged_ != nullptr) needed += tail_staging_bytes(*rank->files.manifest);
+  for (LoadLane& lane : lanes_) {
+    if (lane.staged != nullptr) lane.staged->wait_until_ready();
+    const Timeline::Scope phase(options_.timeline, lanes_.size() > 1 ? str("arena ", to_string(lane.device)) : "arena");
+    uint64_t needed = 0;
+    for (const size_t rank : lane.ranks) {
+      needed += ranks_[rank]->files.layout.bytes;
+      if (lane.staged != nullptr) needed += tail_staging_bytes(*ranks_[rank]->files.manifest);
+    }
+    const uint64_t reserve = options_.reserve_bytes / ranks_.size() * lane.ranks.size();
+    require_fits(needed, reserve, free_memory(lane.device), lane.device);
   }
-  require_fits(needed, options_.reserve_bytes, free_memory(options_.device), options_.device);
   for (size_t r = 0; r < ranks_.size(); ++r) {
     weights_.push_back(
-        make_rank_weights(config_, ranks_[r]->files.layout, options_.device, options_.tp, static_cast<int>(r)));
+        make_rank_weights(config_, ranks_[r]->files.layout, device_of(options_, r), options_.tp, static_cast<int>(r)));
   }
   for (size_t r = 0; r < ranks_.size(); ++r) {
     ranks_[r]->gates = std::make_unique<LeafGates>(ranks_[r]->files, *weights_[r].ready);
@@ -203,11 +171,13 @@ void RankLoad::publish() {
 
 void RankLoad::plan_jobs() {
   std::vector<const RankFiles*> files;
+  std::vector<Device> devices;
   for (const auto& rank : ranks_) {
     files.push_back(&rank->files);
+    devices.push_back(rank->lane->device);
     total_bytes_ += rank->files.manifest->total_bytes();
   }
-  jobs_ = plan_load_jobs(files, options_.device, options_.verify == Verify::full);
+  jobs_ = plan_load_jobs(files, devices, options_.verify == Verify::full);
 }
 
 std::byte* RankLoad::address(const LoadJob& job) {
@@ -216,20 +186,24 @@ std::byte* RankLoad::address(const LoadJob& job) {
 }
 
 void RankLoad::start() {
-  std::vector<ReadRequest> requests, to_host;
-  for (size_t i = 0; i < jobs_.size(); ++i) {
-    const LoadJob& job = jobs_[i];
-    RankState& rank = *ranks_[job.rank];
-    (staged_ != nullptr && job.kind == LoadJob::Kind::padding ? to_host : requests)
-        .push_back({i, rank.files.parts[job.part], job.file_begin(), job.size(), address(job)});
-    rank.jobs_left.fetch_add(1, std::memory_order_relaxed);
-  }
+  for (const LoadJob& job : jobs_) ranks_[job.rank]->jobs_left.fetch_add(1, std::memory_order_relaxed);
   jobs_left_.store(jobs_.size(), std::memory_order_relaxed);
   start_s_ = seconds_since_exec();
   const ReadCallback callback = [this](const ReadCompletion& done) { on_done(done); };
-  reader_->submit(requests, callback);
-  if (!to_host.empty()) staged_->host_reader().submit(to_host, callback);
-  if (failed()) reader_->cancel();  // the failure came before there was anything to cancel
+  for (LoadLane& lane : lanes_) {
+    std::vector<ReadRequest> requests, to_host;
+    for (size_t i = 0; i < jobs_.size(); ++i) {
+      const LoadJob& job = jobs_[i];
+      RankState& rank = *ranks_[job.rank];
+      if (rank.lane != &lane) continue;
+      (lane.staged != nullptr && job.kind == LoadJob::Kind::padding ? to_host : requests)
+          .push_back({i, rank.files.parts[job.part], job.file_begin(), job.size(), address(job)});
+    }
+    lane.reader->submit(requests, callback);
+    if (!to_host.empty()) lane.host_reader().submit(to_host, callback);
+  }
+  if (!failed()) return;  // the failure may have come before there was anything to cancel
+  for (LoadLane& lane : lanes_) lane.reader->cancel();
 }
 
 void RankLoad::on_done(const ReadCompletion& done) {
@@ -243,8 +217,9 @@ void RankLoad::on_done(const ReadCompletion& done) {
       what += job.kind == LoadJob::Kind::padding
                   ? " (the header's padding)"
                   : str(" (", tensors_in(files.layout, job.part, job.begin, job.end), ")");
-      if (done.result == -EREMOTEIO && staged_ != nullptr && staged_->failure()) {
-        std::rethrow_exception(staged_->failure());
+      const StagedReader* staged = ranks_[job.rank]->lane->staged;
+      if (done.result == -EREMOTEIO && staged != nullptr && staged->failure()) {
+        std::rethrow_exception(staged->failure());
       }
       std::rethrow_exception(read_failure(done.result, what, file.size(), options_.deadline_s));
     }
@@ -253,13 +228,25 @@ void RankLoad::on_done(const ReadCompletion& done) {
       job.staging = {};
     } else if (options_.verify == Verify::off) {
       take(job, {});
-    } else if (checks_) {
-      checks_->add(done.id, leaves_of_job(job));  // counts it when that is done
+    } else if (LeafChecks* checks = ranks_[job.rank]->lane->checks.get()) {
+      checks->add(done.id, leaves_of_job(job));  // on_hashed() counts it
       return;
     } else {
       hash_here(job);
     }
     count_job(job);
+  } catch (...) {
+    fail(std::current_exception());
+  }
+}
+
+/// On the lane's hashing thread.
+void RankLoad::on_hashed(size_t job, std::span<const uint64_t> hashes, const std::exception_ptr& failure) {
+  if (failed()) return;
+  try {
+    if (failure) std::rethrow_exception(failure);
+    take(jobs_[job], hashes);
+    count_job(jobs_[job]);
   } catch (...) {
     fail(std::current_exception());
   }
@@ -346,7 +333,7 @@ void RankLoad::fail(std::exception_ptr cause) {
   if (published_) {
     for (RankWeights& weights : weights_) weights.ready->fail(cause);
   }
-  reader_->cancel();
+  for (LoadLane& lane : lanes_) lane.reader->cancel();
 }
 
 void RankLoad::rethrow_failure() {
@@ -355,22 +342,24 @@ void RankLoad::rethrow_failure() {
 }
 
 LoadReport RankLoad::wait() {
-  reader_->wait();
-  if (staged_ != nullptr) staged_->host_reader().wait();
-  if (checks_) checks_->wait();
+  for (LoadLane& lane : lanes_) {
+    lane.reader->wait();
+    lane.host_reader().wait();
+    if (lane.checks) lane.checks->wait();
+  }
   rethrow_failure();
   LoadReport report;
   report.bytes = total_bytes_;
   report.seconds = end_s_ - begin_s_;
-  report.reader = reader_->name();
-  report.why = reader_->why();
+  report.reader = lanes_[0].reader->name();
+  report.why = lanes_[0].reader->why();
   report.verify = options_.verify == Verify::full ? "full" : "off";
-  report.verify_cpu_seconds = checks_ ? 0 : 1e-9 * static_cast<double>(hash_ns_.load());
-  report.verify_device_seconds = checks_ ? checks_->seconds() : 0;
+  report.verify_cpu_seconds = 1e-9 * static_cast<double>(hash_ns_.load());
+  for (const LoadLane& lane : lanes_) report.verify_device_seconds += lane.checks ? lane.checks->seconds() : 0;
   for (size_t r = 0; r < ranks_.size(); ++r) {
     const RankState& rank = *ranks_[r];
-    report.ranks.push_back(
-        {static_cast<int>(r), rank.files.manifest->total_bytes(), rank.end_s - start_s_, rank.leaves_checked.load()});
+    report.ranks.push_back({static_cast<int>(r), rank.lane->device, rank.files.manifest->total_bytes(),
+                            rank.end_s - start_s_, rank.leaves_checked.load()});
   }
   return report;
 }

@@ -21,6 +21,7 @@ enum class Verify { full, off };
 
 struct RankReport {
   int rank = 0;
+  Device device;
   uint64_t bytes = 0;  ///< read from storage
   double seconds = 0;  ///< first submit → last leaf checked
   uint64_t leaves_checked = 0;
@@ -39,18 +40,20 @@ struct LoadReport {
 
 struct LoadOptions {
   int tp = 1;
-  Device device;
+  Device device;                ///< of all ranks, …
+  std::vector<Device> devices;  ///< … or of each rank [tp]: all devices are filled at once, each by threads of its own
   Verify verify = Verify::full;
-  int n_threads = 0;           ///< reader threads over all ranks; 0: usable cores
-  double deadline_s = 0;       ///< for the whole load; 0: none
-  uint64_t reserve_bytes = 0;  ///< KV and activations that must fit beside the weights; checked before the first read
+  int n_threads = 0;      ///< reader threads over all ranks; 0: usable cores
+  double deadline_s = 0;  ///< for the whole load; 0: none
+  /// KV and activations over all ranks that must fit beside the weights; checked before the first read.
+  uint64_t reserve_bytes = 0;
   std::optional<DType> dtype;  ///< traditional path only: f32 or bf16; default as `shard`
   std::string checked_before;  ///< traditional path only: what the report says of verification (default: nothing was)
   std::stop_token stop;
   Timeline* timeline = nullptr;
   std::function<void(uint64_t done, uint64_t total)> progress;        ///< from any thread, maybe often
   std::function<std::unique_ptr<Reader>(int n_threads)> make_reader;  ///< default: pread
-  /// How bytes get to `device` and are hashed there. Default: a pinned ring and a kernel on a GPU, neither on the CPU,
+  /// How bytes get to a device and are hashed there. Default: a pinned ring and a kernel on a GPU, neither on the CPU,
   /// where bytes are read to their places and hashed by the thread that read them.
   std::function<std::unique_ptr<Staging>(Device)> make_staging;
   std::function<std::unique_ptr<LeafHasher>(Device)> make_hasher;

@@ -3,7 +3,9 @@
 // that no storage has done. What a real GPU does is tested by load_cuda_test.cc.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <mutex>
 
 #include "firstlight/ckpt/load_fixture.h"
 #include "firstlight/io/fault_read.h"
@@ -57,6 +59,50 @@ TEST_F(LoadDeviceTest, EveryWeightArrivesForEveryTp) {
       EXPECT_EQ(leaves != 0, verify == Verify::full);
     }
   }
+}
+
+TEST_F(LoadDeviceTest, EachDeviceHasARingAndAHasherAndGetsItsRanks) {
+  const Device a{}, b{Device::Kind::cpu, 1}, c{Device::Kind::cpu, 2};
+  options_.tp = 4;
+  options_.devices = {a, b, a, c};
+  std::mutex mutex;
+  std::vector<Device> rings, hashers;
+  options_.make_staging = [&](Device device) {
+    const std::lock_guard lock(mutex);
+    rings.push_back(device);
+    return make_staging(device, {3, 1u << 19});
+  };
+  options_.make_hasher = [&](Device device) {
+    const std::lock_guard lock(mutex);
+    hashers.push_back(device);
+    return make_leaf_hasher(device);
+  };
+  const auto load = load_rank_checkpoint(out_, options_);
+  const LoadReport report = load->wait();
+  for (size_t rank = 0; rank < 4; ++rank) {
+    EXPECT_EQ(report.ranks[rank].device, options_.devices[rank]);
+    EXPECT_EQ(load->weights()[rank].arena.device(), options_.devices[rank]);
+    expect_weights(load->config(), load->weights()[rank]);
+  }
+  for (std::vector<Device>* made : {&rings, &hashers}) {
+    EXPECT_EQ(made->size(), 3u);
+    for (const Device device : {a, b, c}) EXPECT_EQ(std::count(made->begin(), made->end(), device), 1);
+  }
+}
+
+TEST_F(LoadDeviceTest, AFailureOnOneDeviceEndsTheLoadOnAll) {
+  options_.devices = {Device{}, {Device::Kind::cpu, 1}};
+  options_.make_hasher = [](Device device) -> std::unique_ptr<LeafHasher> {
+    if (device.index == 1) return std::make_unique<BrokenHasher>();
+    return make_leaf_hasher(device);
+  };
+  const auto load = load_rank_checkpoint(out_, options_);
+  EXPECT_THROW(load->wait(), Error);
+  for (const RankWeights& weights : load->weights()) {
+    EXPECT_THROW(weights.ready->wait(n_gates(load->config()) - 1), Error) << "rank " << weights.rank;
+  }
+  options_.devices.pop_back();
+  expect_error(ErrorKind::bug, {"1 devices for tp 2"}, options_);
 }
 
 TEST_F(LoadDeviceTest, AByteThatChangesInMemoryIsNamedWithTensorFileAndRange) {

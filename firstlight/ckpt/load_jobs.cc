@@ -28,7 +28,8 @@ uint64_t tail_staging_bytes(const ManifestRank& rank) {
   return bytes;
 }
 
-std::vector<LoadJob> plan_load_jobs(std::span<const RankFiles* const> ranks, Device device, bool with_padding) {
+std::vector<LoadJob> plan_load_jobs(std::span<const RankFiles* const> ranks, std::span<const Device> devices,
+                                    bool with_padding) {
   using Kind = LoadJob::Kind;
   std::vector<LoadJob> jobs, paddings;
   std::vector<std::vector<LoadJob>> bodies(ranks.size());
@@ -38,7 +39,7 @@ std::vector<LoadJob> plan_load_jobs(std::span<const RankFiles* const> ranks, Dev
       const ManifestPart& part = parts[p];
       const uint64_t end = body_end(part);
       if (has_tail(part)) {
-        jobs.push_back({r, p, end, part.data_bytes, Kind::tail, Buffer(device, part.data_bytes - end)});
+        jobs.push_back({r, p, end, part.data_bytes, Kind::tail, Buffer(devices[r], part.data_bytes - end)});
       }
       for (uint64_t at = 0; at < end; at += kRequestBytes) {
         bodies[r].push_back({r, p, at, std::min(at + kRequestBytes, end), Kind::body, {}});

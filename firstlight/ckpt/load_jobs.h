@@ -24,7 +24,9 @@ struct LoadJob {
 
 /// Tails first; then one request of each rank in turn, so that all ranks come to the same layer at the same time; what
 /// no tensor needs (paddings, if all is to be verified) at the end.
-std::vector<LoadJob> plan_load_jobs(std::span<const RankFiles* const> ranks, Device device, bool with_padding);
+/// `devices` are those of the ranks' arenas.
+std::vector<LoadJob> plan_load_jobs(std::span<const RankFiles* const> ranks, std::span<const Device> devices,
+                                    bool with_padding);
 
 /// What stands before the tail goes on with its region, the tail's tensors to their slots.
 void place_tail(const LoadJob& job, const RankFiles& files, const Buffer& arena);

@@ -8,6 +8,7 @@
 #include "firstlight/base/str.h"
 #include "firstlight/ckpt/arena.h"
 #include "firstlight/ckpt/load.h"
+#include "firstlight/ckpt/load_lane.h"
 #include "firstlight/ckpt/shard_layout.h"
 #include "firstlight/device/copy.h"
 
@@ -27,7 +28,7 @@ class TraditionalLoad final : public Load {
  private:
   void fill(const Source& source, const LoadOptions& options, RankWeights& weights);
   void fill(const Source& source, const LoadOptions& options, const StoredTensor& tensor, const Slice& slice,
-            const Tensor& into);
+            const Tensor& place, Device device);
   void check_time(const LoadOptions& options, const std::string& tensor) const;
 
   ModelConfig config_;
@@ -46,6 +47,21 @@ DTypeChoice choice_of(const Source& source, const LoadOptions& options) {
   throw Error(ErrorKind::bad_input, str("weights as ", to_string(*options.dtype), ": expected bf16 or f32"));
 }
 
+/// Each device must take the arenas of its ranks, and their share of what is reserved.
+void require_fits_everywhere(std::span<const ArenaLayout> layouts, const LoadOptions& options) {
+  for (size_t first = 0; first < layouts.size(); ++first) {
+    const Device device = device_of(options, first);
+    uint64_t needed = 0, n = 0;
+    bool counted = false;  // with a rank before
+    for (size_t rank = 0; rank < layouts.size(); ++rank) {
+      if (device_of(options, rank) != device) continue;
+      counted = counted || rank < first;
+      needed += layouts[rank].bytes, ++n;
+    }
+    if (!counted) require_fits(needed, options.reserve_bytes / layouts.size() * n, free_memory(device), device);
+  }
+}
+
 TraditionalLoad::TraditionalLoad(const Source& source, const LoadOptions& options) : config_(source.config()) {
   require_tp(config_, options.tp);
   tensors_ = stored_tensors(source, choice_of(source, options));
@@ -58,10 +74,10 @@ TraditionalLoad::TraditionalLoad(const Source& source, const LoadOptions& option
   }
   {
     const Timeline::Scope phase(options.timeline, "arena");
-    require_fits(total_bytes_, options.reserve_bytes, free_memory(options.device), options.device);
-    for (int rank = 0; rank < options.tp; ++rank) {
+    require_fits_everywhere(layouts, options);
+    for (size_t rank = 0; rank < layouts.size(); ++rank) {
       weights_.push_back(
-          make_rank_weights(config_, layouts[static_cast<size_t>(rank)], options.device, options.tp, rank));
+          make_rank_weights(config_, layouts[rank], device_of(options, rank), options.tp, static_cast<int>(rank)));
     }
   }
   for (RankWeights& weights : weights_) fill(source, options, weights);
@@ -82,17 +98,19 @@ void TraditionalLoad::fill(const Source& source, const LoadOptions& options, Ran
   const uint64_t bytes_before = report_.bytes;
   for (const StoredTensor& tensor : tensors_) {
     const Tensor& into = weights.tensors.find(tensor.model.name)->second;
-    fill(source, options, tensor, slice_of(config_, tensor.model, options.tp, weights.rank), into);
+    fill(source, options, tensor, slice_of(config_, tensor.model, options.tp, weights.rank), into,
+         weights.arena.device());
     done_bytes_ += into.size_bytes;
     if (options.progress) options.progress(done_bytes_, total_bytes_);
   }
-  report_.ranks.push_back({weights.rank, report_.bytes - bytes_before, seconds_since_exec() - begin_s, 0});
+  report_.ranks.push_back(
+      {weights.rank, weights.arena.device(), report_.bytes - bytes_before, seconds_since_exec() - begin_s, 0});
 }
 
 /// Whole rows into the staging buffer, the slice's columns from there to their place. Rows past the tensor's end are
 /// padding: zero.
 void TraditionalLoad::fill(const Source& source, const LoadOptions& options, const StoredTensor& tensor,
-                           const Slice& slice, const Tensor& place) {
+                           const Slice& slice, const Tensor& place, Device device) {
   std::byte* into = place.data;
   const size_t element = size_of(tensor.dtype);
   const uint64_t row_bytes = tensor.row_bytes();
@@ -119,11 +137,11 @@ void TraditionalLoad::fill(const Source& source, const LoadOptions& options, con
         std::memmove(staging_.data() + n, staging_.data() + at, kept);
       }
     }
-    copy(into, options.device, staging_.data(), {}, n);
+    copy(into, device, staging_.data(), {}, n);
     into += n;
   }
-  if (options.device.kind != Device::Kind::cpu) {  // host memory comes zeroed
-    clear(into, options.device, place.size_bytes - static_cast<uint64_t>(into - place.data));
+  if (device.kind != Device::Kind::cpu) {  // host memory comes zeroed
+    clear(into, device, place.size_bytes - static_cast<uint64_t>(into - place.data));
   }
 }
 

@@ -31,6 +31,7 @@ nlohmann::ordered_json to_json(const LoadReport& report) {
   nlohmann::ordered_json ranks = nlohmann::ordered_json::array();
   for (const RankReport& rank : report.ranks) {
     ranks.push_back({{"rank", rank.rank},
+                     {"device", to_string(rank.device)},
                      {"bytes", rank.bytes},
                      {"seconds", rank.seconds},
                      {"gb_per_s", gb_per_s(rank.bytes, rank.seconds)},

@@ -180,6 +180,9 @@ Session::Session(Context& context, const SessionOptions& options, bool with_text
   LoadOptions load;
   load.tp = tp_;
   load.device = device_;
+  if (!with_runner && device_.kind == Device::Kind::cuda) {
+    load.devices = rank_devices(options.device, device_, tp_, gpus());
+  }
   load.verify = options.verify == "off" ? Verify::off : Verify::full;
   load.n_threads = n_threads_;
   load.reserve_bytes = kv_page_bytes(config, tp_, kv) * static_cast<uint64_t>(runner_options_.n_pages) +

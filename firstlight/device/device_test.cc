@@ -117,6 +117,15 @@ TEST(ChooseDevice, RefusesAGpuByNameThatIsNotThere) {
   }
 }
 
+TEST(RankDevices, AreOneAfterAnotherWhereNoneIsNamed) {
+  const Gpus two{{"A", "B"}, ""};
+  const auto gpu = [](int index) { return Device{Device::Kind::cuda, index}; };
+  EXPECT_EQ(rank_devices("cuda", gpu(0), 2, two), (std::vector{gpu(0), gpu(1)}));
+  EXPECT_EQ(rank_devices("auto", gpu(0), 3, two), (std::vector{gpu(0), gpu(1), gpu(0)}));
+  EXPECT_EQ(rank_devices("cuda:1", gpu(1), 2, two), (std::vector{gpu(1), gpu(1)}));
+  EXPECT_EQ(rank_devices("auto", {}, 2, {}), (std::vector{Device{}, Device{}}));
+}
+
 TEST(Copy, OnTheCpuCopiesAndClears) {
   const Buffer from({}, 5000), to({}, 5000);
   std::memset(from.data(), 7, 5000);

@@ -46,6 +46,14 @@ DeviceChoice choose_device(std::string_view wanted, const Gpus& found) {
   return {{Device::Kind::cuda, index}, found.names[static_cast<size_t>(index)]};
 }
 
+std::vector<Device> rank_devices(std::string_view wanted, Device chosen, int tp, const Gpus& found) {
+  std::vector<Device> devices(static_cast<size_t>(tp), chosen);
+  if (chosen.kind != Device::Kind::cuda || (wanted != "auto" && wanted != "cuda")) return devices;
+  const size_t n = found.names.size();
+  for (size_t rank = 0; n > 0 && rank < devices.size(); ++rank) devices[rank].index = static_cast<int>(rank % n);
+  return devices;
+}
+
 void start_device(Device device) {
   if (device.kind == Device::Kind::cuda) gpu::start(device);
 }

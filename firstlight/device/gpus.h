@@ -29,6 +29,10 @@ struct DeviceChoice {
 /// the message has the reason.
 DeviceChoice choose_device(std::string_view wanted, const Gpus& found);
 
+/// The devices of `tp` ranks: GPUs 0 to tp − 1, and from the first again if there are fewer, where `wanted` names none
+/// ("auto", "cuda") and `chosen` is a GPU; else `chosen` for all.
+std::vector<Device> rank_devices(std::string_view wanted, Device chosen, int tp, const Gpus& found);
+
 /// Makes the device's context, which takes 0.2 s on a GPU and nothing on the CPU; later calls return at once. Worth a
 /// thread of its own beside everything that does not need the device yet. Throws Error{device}.
 void start_device(Device device);

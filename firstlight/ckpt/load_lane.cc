@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "firstlight/ckpt/load_lane.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "firstlight/base/error.h"
+#include "firstlight/base/str.h"
+#include "firstlight/base/thread_pool.h"
+#include "firstlight/device/gpus.h"
+#include "firstlight/io/pread_reader.h"
+
+namespace firstlight {
+
+namespace {
+
+/// The caller may have done it already; then the time line has it.
+void start(Device device, Timeline* timeline) {
+  constexpr double kWorthShowing = 0.001;
+  const double begin = seconds_since_exec();
+  start_device(device);
+  const double end = seconds_since_exec();
+  if (timeline != nullptr && end - begin > kWorthShowing) timeline->add(str("context ", to_string(device)), begin, end);
+}
+
+void fill(LoadLane& lane, const LoadOptions& options, int n_threads, const LeafChecks::Done& checked) {
+  lane.reader = options.make_reader ? options.make_reader(n_threads) : std::make_unique<PreadReader>(n_threads);
+  if (!lane.reader) throw Error(ErrorKind::bug, "LoadOptions::make_reader made no reader");
+  const Device device = lane.device;
+  if (device.kind == Device::Kind::cpu && !options.make_staging) return;
+  // Hooks outlive this call in the lane's threads, and the options in the load outlive the lanes.
+  auto staged = std::make_unique<StagedReader>(std::move(lane.reader), [&options, device] {
+    start(device, options.timeline);
+    const Timeline::Scope ring(options.timeline, str("pinned ring ", to_string(device)));
+    return options.make_staging ? options.make_staging(device) : make_staging(device);
+  });
+  lane.staged = staged.get();
+  lane.reader = std::move(staged);
+  if (options.verify != Verify::full) return;
+  lane.checks = std::make_unique<LeafChecks>(
+      [&options, device] { return options.make_hasher ? options.make_hasher(device) : make_leaf_hasher(device); },
+      checked);
+}
+
+}  // namespace
+
+Device device_of(const LoadOptions& options, size_t rank) {
+  return options.devices.empty() ? options.device : options.devices[rank];
+}
+
+std::vector<LoadLane> make_lanes(const LoadOptions& options, const LeafChecks::Done& checked) {
+  const auto tp = static_cast<size_t>(options.tp);
+  if (!options.devices.empty() && options.devices.size() != tp) {
+    throw Error(ErrorKind::bug, str("LoadOptions::devices has ", options.devices.size(), " devices for tp ", tp));
+  }
+  std::vector<LoadLane> lanes;
+  for (size_t rank = 0; rank < tp; ++rank) {
+    const Device device = device_of(options, rank);
+    auto lane = std::find_if(lanes.begin(), lanes.end(), [&](const LoadLane& is) { return is.device == device; });
+    if (lane == lanes.end()) {
+      lanes.emplace_back().device = device;
+      lane = lanes.end() - 1;
+    }
+    lane->ranks.push_back(rank);
+  }
+  const int n_threads = options.n_threads > 0 ? options.n_threads : usable_cores();
+  const int n_lanes = static_cast<int>(lanes.size());
+  for (LoadLane& lane : lanes) fill(lane, options, std::max(1, n_threads / n_lanes), checked);
+  return lanes;
+}
+
+}  // namespace firstlight

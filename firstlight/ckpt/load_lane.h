@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+// What each device of a load has for itself, so that all of them are filled at once.
+#pragma once
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "firstlight/ckpt/leaf_checks.h"
+#include "firstlight/ckpt/load.h"
+#include "firstlight/io/staged_reader.h"
+
+namespace firstlight {
+
+/// Reader threads and, on a device that is not the CPU, a pinned ring and a hasher.
+struct LoadLane {
+  Device device;
+  std::vector<size_t> ranks;           ///< whose bytes go there
+  std::unique_ptr<LeafChecks> checks;  ///< only where leaves are hashed by a device
+  std::unique_ptr<Reader> reader;      ///< destroyed before `checks`, which its callbacks use
+  StagedReader* staged = nullptr;      ///< `reader`, if its requests end on a device
+
+  /// For bytes that end in host memory.
+  Reader& host_reader() { return staged != nullptr ? staged->host_reader() : *reader; }
+};
+
+/// The device of rank `rank`: of `options.devices`, else `options.device`.
+Device device_of(const LoadOptions& options, size_t rank);
+
+/// One lane for each different device, in the order of the ranks; threads are divided among them. On the way to a GPU
+/// its context and the ring are begun on a thread of the lane. `checked` is called as LeafChecks says, from each lane's
+/// own thread. Throws Error{bug} if `options.devices` are neither none nor one a rank.
+std::vector<LoadLane> make_lanes(const LoadOptions& options, const LeafChecks::Done& checked);
+
+}  // namespace firstlight
