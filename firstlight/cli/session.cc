@@ -3,6 +3,7 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <cstdlib>
 #include <nlohmann/json.hpp>
 
 #include "firstlight/base/error.h"
@@ -10,6 +11,7 @@
 #include "firstlight/base/thread_pool.h"
 #include "firstlight/ckpt/checked_files.h"
 #include "firstlight/ckpt/slice_map.h"
+#include "firstlight/cli/visible_gpus.h"
 #include "firstlight/device/gpus.h"
 #include "firstlight/io/reader_choice.h"
 #include "firstlight/io/ring.h"
@@ -18,9 +20,13 @@ namespace firstlight::cli {
 
 void SessionOptions::add_to(CLI::App& command) {
   command.add_option("MODEL", model, "Hugging Face directory, .gguf file or rank checkpoint")->required();
-  command.add_option("--tp", tp, "Tensor-parallel ranks (default: 1 on the CPU, or the smallest stored)")
+  command
+      .add_option(
+          "--tp", tp,
+          "Tensor-parallel ranks (default: of those stored the most that have a GPU each; on the CPU the fewest)")
       ->check(CLI::Range(1, 1024));
-  command.add_option("--device", device, "auto, cpu or cuda:N")->capture_default_str();
+  command.add_option("--device", device, "auto, cpu, cuda (ranks on GPUs 0, 1, …) or cuda:N (all on that one)")
+      ->capture_default_str();
   command.add_option("--dtype", dtype, "Of the weights, when MODEL is no rank checkpoint: bf16 or f32")
       ->check(CLI::IsMember({"bf16", "f32"}));
   std::vector<std::string> kinds;
@@ -81,10 +87,30 @@ void check_traditional(Context& context, const fs::path& out, const Manifest& ma
       out, manifest, [](const std::string& name) { return name.starts_with("tp1/rank-00/"); }, n_threads, context.stop);
 }
 
-/// On the CPU every rank shares the same cores: the fewest ranks are the fastest.
-int choose_tp(const Manifest& manifest, int wanted) {
+/// On the CPU (no GPUs) every rank shares the same cores: the fewest ranks are the fastest. On GPUs the most that have
+/// one each.
+int choose_tp(const Manifest& manifest, int wanted, int n_gpus) {
   if (manifest.tps.empty()) throw Error(ErrorKind::damaged, "the manifest lists no tp");
-  return wanted != 0 ? wanted : manifest.tps.front().tp;
+  std::vector<int> tps;
+  for (const ManifestTp& stored : manifest.tps) tps.push_back(stored.tp);
+  return wanted != 0 ? wanted : tp_for(tps, n_gpus);
+}
+
+/// What `auto` and `cuda` spread over; one that is named takes all ranks.
+int n_usable_gpus(const SessionOptions& options, Device device) {
+  if (device.kind == Device::Kind::cpu) return 0;
+  return options.device.starts_with("cuda:") ? 1 : static_cast<int>(gpus().names.size());
+}
+
+/// Hides the GPUs that will not be used; how many there are, not yet asked of the driver.
+int hide_other_gpus(const SessionOptions& options) {
+  if (options.device == "cpu") return 0;
+  const char* variable = std::getenv("CUDA_VISIBLE_DEVICES");
+  const auto visible = visible_gpus(variable == nullptr ? std::nullopt : std::optional<std::string>(variable));
+  const int n = options.device.starts_with("cuda:") ? 1 : static_cast<int>(visible.size());
+  const int tp = options.tp > 0 ? options.tp : options.traditional ? 1 : tp_for(stored_tps(options.model), n);
+  show_gpus(visible, gpus_needed(options.device, tp));
+  return n;
 }
 
 /// auto: what the page cache holds and the file system gives decides. Files that are not there are left to the load.
@@ -113,6 +139,7 @@ ReaderChoice choose_reader(Context& context, const SessionOptions& options, cons
 
 Session::Session(Context& context, const SessionOptions& options, bool with_text, bool with_runner)
     : context_(&context) {
+  const int gpus_guessed = hide_other_gpus(options);
   const auto how = options.device == "cpu" ? std::launch::deferred : std::launch::async;
   std::future<DeviceChoice> device = std::async(how, [&] { return prepare_device(context, options.device); });
   n_threads_ = options.threads > 0 ? options.threads : usable_cores();
@@ -128,7 +155,7 @@ Session::Session(Context& context, const SessionOptions& options, bool with_text
                   "--dtype: a rank checkpoint is loaded as it is stored; choose the dtype with shard --dtype");
     manifest_ = read_manifest(options.model);
     config = parse_hf_config(read_listed(options.model, *manifest_, "config.json"));
-    tp_ = choose_tp(*manifest_, options.tp);
+    tp_ = choose_tp(*manifest_, options.tp, gpus_guessed);
     weights_dtype = manifest_->tensors.empty() ? DType::bf16 : manifest_->tensors.front().dtype;
     files = text_files(options.model, *manifest_);
     if (options.traditional) {  // any rank directory of tp 1 is a Hugging Face directory
@@ -161,6 +188,15 @@ Session::Session(Context& context, const SessionOptions& options, bool with_text
   const DeviceChoice choice = device.get();
   device_ = choice.device;
   if (!choice.why.empty()) say(context, str("device: ", to_string(device_), " (", choice.why, ")"));
+  if (manifest_ && !source_) {
+    const int n_gpus = n_usable_gpus(options, device_), tp = choose_tp(*manifest_, options.tp, n_gpus);
+    if (tp != tp_) reader = choose_reader(context, options, *manifest_, tp, n_threads_);  // fewer GPUs than guessed
+    tp_ = tp;
+    if (options.tp == 0 && n_gpus > 1)
+      say(context, str("tp: ", tp_, " (of those stored the largest for ", n_gpus, " GPUs)"));
+  }
+  devices_ = device_.kind == Device::Kind::cpu ? std::vector<Device>(static_cast<size_t>(tp_))
+                                               : rank_devices(options.device, device_, tp_, gpus());
 
   KvKind kv = weights_dtype == DType::f32 ? KvKind::f32 : KvKind::bf16;
   if (!options.kv.empty()) kv = *kv_kind_from(options.kv);
@@ -174,15 +210,13 @@ Session::Session(Context& context, const SessionOptions& options, bool with_text
       static_cast<uint64_t>(options.logit_rows - 1) * static_cast<uint64_t>(config.vocab_size) * sizeof(float) +
       exact_bytes(config, tp_, runner_options_);
   // What a GPU's arithmetic keeps for itself: cuBLASLt's workspace, logits of 64 rows, inputs rounded to bf16.
-  if (device_.kind == Device::Kind::cuda) extra_bytes_ += 256u << 20;
+  if (device_.kind == Device::Kind::cuda) extra_bytes_ += (uint64_t{256} << 20) * static_cast<uint64_t>(tp_);
   choose_context(config, weight_bytes(config, tp_, weights_dtype), options, kv);
 
   LoadOptions load;
   load.tp = tp_;
   load.device = device_;
-  if (!with_runner && device_.kind == Device::Kind::cuda) {
-    load.devices = rank_devices(options.device, device_, tp_, gpus());
-  }
+  if (device_.kind == Device::Kind::cuda) load.devices = devices_;
   load.verify = options.verify == "off" ? Verify::off : Verify::full;
   load.n_threads = n_threads_;
   load.reserve_bytes = kv_page_bytes(config, tp_, kv) * static_cast<uint64_t>(runner_options_.n_pages) +
@@ -256,7 +290,11 @@ void Session::choose_context(const ModelConfig& config, uint64_t arena_bytes, co
     // The model's own maximum (131,072 tokens for Llama 3.1) may not fit: unless told, take what does. 10 % of the free
     // memory stays for others.
     const uint64_t scratch = scratch_bytes(config, tp_, runner_options_) + extra_bytes_;
-    const auto room = static_cast<uint64_t>(0.9 * static_cast<double>(free_memory(device_)));
+    // Each GPU as much as the first: the others' contexts are not waited for here, and the load asks every one.
+    int last = 0;
+    for (const Device device : devices_) last = std::max(last, device.index - device_.index);
+    const double n_devices = 1 + last;
+    const auto room = static_cast<uint64_t>(0.9 * n_devices * static_cast<double>(free_memory(device_)));
     const uint64_t fits = room > arena_bytes + scratch ? (room - arena_bytes - scratch) / page_bytes : 1;
     if (static_cast<int64_t>(fits) < runner_options_.n_pages) {
       runner_options_.n_pages = std::max<int64_t>(1, static_cast<int64_t>(fits));

@@ -70,7 +70,8 @@ class Session {
   int tp() const { return tp_; }
   /// Null unless MODEL is a rank checkpoint.
   const Manifest* manifest() const { return manifest_ ? &*manifest_ : nullptr; }
-  Device device() const { return device_; }
+  Device device() const { return device_; }                        ///< of rank 0
+  const std::vector<Device>& devices() const { return devices_; }  ///< of each rank
   int n_threads() const { return n_threads_; }
   KvUse kv_use() const;
 
@@ -89,6 +90,7 @@ class Session {
   int64_t max_context_ = 0;
   uint64_t extra_bytes_ = 0;  // beyond the row that scratch_bytes() counts
   Device device_;
+  std::vector<Device> devices_;
   int tp_ = 1;
   int n_threads_ = 1;
 };
