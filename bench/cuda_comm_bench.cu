@@ -56,9 +56,9 @@ struct Bench {
       Rank& rank = ranks[r];
       check(cudaStreamCreateWithFlags(&rank.stream, cudaStreamNonBlocking), "stream");
       check(cudaMalloc(&rank.data, 2 * kMost * 4), "data");
-      check(cudaMalloc(&rank.inbox, 2 * kRanks * kInboxFloats * 4), "inbox");
+      check(cudaMalloc(&rank.inbox, 2 * kRanks * place_floats(kRanks) * 4), "inbox");
       check(cudaMalloc(&rank.signals, sizeof(Signals)), "signals");
-      check(cudaMemset(rank.inbox, 0xff, 2 * kRanks * kInboxFloats * 4), "inbox");
+      check(cudaMemset(rank.inbox, 0xff, 2 * kRanks * place_floats(kRanks) * 4), "inbox");
       check(cudaMemset(rank.signals, 0, sizeof(Signals)), "signals");
     }
   }
@@ -192,15 +192,15 @@ int main() {
   });
   bench.probe("cudaStreamSynchronize", [&] { check(cudaStreamSynchronize(bench.ranks[1].stream), "wait"); });
   std::printf("%6s %-9s %7s %7s %9s %9s\n", "rows", "how", "blocks", "threads", "us", "GB/s/way");
-  for (const int rows : {1, 2, 4, 8, 16, 32, 64, 256, 2048}) {
+  for (const int rows : {1, 8, 32, 64, 128, 192, 256, 512, 2048}) {
     const int64_t n = int64_t{rows} * 4096;
     for (const bool inbox : {true, false}) {
-      if (inbox && n > kInboxFloats) continue;
+      if (inbox && n > place_floats(kRanks)) continue;
       for (const int threads : {128, 256, 512, 1024}) {
         for (const int blocks : {4, 8, 16, 32, 64, 128}) {
           const int64_t vectors = inbox ? n / 4 : n / 8;
           if (blocks > 1 && (vectors + threads - 1) / threads < blocks) continue;
-          if (vectors / (int64_t{blocks} * threads) > (rows > 64 ? 256 : 8)) continue;
+          if (vectors / (int64_t{blocks} * threads) > (rows > 256 ? 256 : 8)) continue;
           const double us = bench.time(inbox ? by_inbox : in_place, n, blocks, threads);
           std::printf("%6d %-9s %7d %7d %9.2f %9.1f\n", rows, inbox ? "inbox" : "in place", blocks, threads, us,
                       1e-3 * static_cast<double>(n * 4) / us);

@@ -22,8 +22,12 @@
 namespace firstlight::peer {
 
 inline constexpr int kMaxRanks = 8, kMaxBlocks = 128;
-inline constexpr uint32_t kNothing = 0xffffffffu;   ///< a word of an inbox that nobody has written; of floats a NaN
-inline constexpr int64_t kInboxFloats = 256 << 10;  ///< of one sender and one of the two halves
+inline constexpr uint32_t kNothing = 0xffffffffu;  ///< a word of an inbox that nobody has written; of floats a NaN
+/// Floats that a rank can send to all others by their inboxes: a place for one sender is this over the number of
+/// others.
+inline constexpr int64_t kInboxFloats = 1 << 20;
+/// Of one sender and one of the two halves, a multiple of 4; an inbox has 2 * size of them.
+FIRSTLIGHT_HD constexpr int64_t place_floats(int size) { return kInboxFloats / (size - 1) / 4 * 4; }
 
 struct alignas(16) Words {
   uint32_t word[4];
@@ -43,7 +47,7 @@ struct Call {
   int64_t n = 0;                     ///< floats
   float* data[kMaxRanks] = {};       ///< of each rank; in place for a sum, the destination of a gather
   const float* mine = nullptr;       ///< of a gather
-  Words* inbox[kMaxRanks] = {};      ///< of each rank: [2][size][kInboxFloats / 4], kNothing all over
+  Words* inbox[kMaxRanks] = {};      ///< of each rank: [2][size][place_floats / 4], kNothing all over
   Signals* signals[kMaxRanks] = {};  ///< of each rank, zeros at first
   uint32_t* stop = nullptr;          ///< host memory of all ranks: not 0 once one has failed or waited in vain
 };
@@ -124,13 +128,13 @@ FIRSTLIGHT_HD inline void count(const Here& here, const Call& call, uint32_t epo
   own.epoch = epoch + 1;
 }
 
-/// For few floats (n ≤ kInboxFloats): everyone sends all to all. The words are their own signal, so a sum takes one way
-/// over the link and no fence. The two halves of the inbox take turns. A half is free again: a rank sends exchange e +
-/// 2 when it has seen what another sent in e + 1, which that one did after it had emptied its half of e.
+/// For few floats (n ≤ place_floats(size)): everyone sends all to all. The words are their own signal, so a sum takes
+/// one way over the link and no fence. The two halves of the inbox take turns. A half is free again: a rank sends
+/// exchange e + 2 when it has seen what another sent in e + 1, which that one did after it had emptied its half of e.
 template <class Here>
 FIRSTLIGHT_HD inline void sum_by_inbox(const Here& here, const Call& call) {
   const uint32_t epoch = call.signals[call.rank]->epoch;
-  const int64_t n_vectors = (call.n + 3) / 4, per_sender = kInboxFloats / 4;
+  const int64_t n_vectors = (call.n + 3) / 4, per_sender = place_floats(call.size) / 4;
   const int64_t half = (epoch & 1) * call.size * per_sender;
   float* const data = call.data[call.rank];
   for (int64_t i = first_vector(here); i < n_vectors; i += vector_step(here)) {
