@@ -57,15 +57,25 @@ void SessionOptions::add_to(CLI::App& command) {
 
 namespace {
 
-/// Asks the driver, chooses, makes the context: 0.2 s and more on a GPU, so on a thread of its own.
-DeviceChoice prepare_device(Context& context, const std::string& wanted) {
+void make_context(Context& context, Device device, double begin) {
+  start_device(device);
+  if (device.kind != Device::Kind::cpu) {
+    context.timeline.add(str("context ", to_string(device)), begin, seconds_since_exec());
+  }
+}
+
+/// Asks the driver, chooses, makes the context: 0.2 s and more on a GPU, so on a thread of its own. `others` is told to
+/// make those of the GPUs that further ranks will be on: the driver makes one after another, and nobody waits for them
+/// here.
+DeviceChoice prepare_device(Context& context, const std::string& wanted, int n_gpus, std::future<void>& others) {
   static const Gpus kNotAsked;
   const double begin = seconds_since_exec();
   const DeviceChoice choice = choose_device(wanted, wanted == "cpu" ? kNotAsked : gpus());
-  start_device(choice.device);
-  if (choice.device.kind != Device::Kind::cpu) {
-    context.timeline.add(str("context ", to_string(choice.device)), begin, seconds_since_exec());
-  }
+  make_context(context, choice.device, begin);
+  if (choice.device.kind == Device::Kind::cpu || wanted.starts_with("cuda:")) return choice;
+  others = std::async(std::launch::async, [&context, n = std::min(n_gpus, static_cast<int>(gpus().names.size()))] {
+    for (int i = 1; i < n; ++i) make_context(context, {Device::Kind::cuda, i}, seconds_since_exec());
+  });
   return choice;
 }
 
@@ -102,15 +112,22 @@ int n_usable_gpus(const SessionOptions& options, Device device) {
   return options.device.starts_with("cuda:") ? 1 : static_cast<int>(gpus().names.size());
 }
 
-/// Hides the GPUs that will not be used; how many there are, not yet asked of the driver.
-int hide_other_gpus(const SessionOptions& options) {
-  if (options.device == "cpu") return 0;
+/// Not yet asked of the driver.
+struct GpusAhead {
+  int n = 0;         ///< that there seem to be
+  int n_needed = 0;  ///< by this command
+};
+
+/// Hides the GPUs that will not be used.
+GpusAhead hide_other_gpus(const SessionOptions& options) {
+  if (options.device == "cpu") return {};
   const char* variable = std::getenv("CUDA_VISIBLE_DEVICES");
   const auto visible = visible_gpus(variable == nullptr ? std::nullopt : std::optional<std::string>(variable));
   const int n = options.device.starts_with("cuda:") ? 1 : static_cast<int>(visible.size());
   const int tp = options.tp > 0 ? options.tp : options.traditional ? 1 : tp_for(stored_tps(options.model), n);
-  show_gpus(visible, gpus_needed(options.device, tp));
-  return n;
+  const int n_needed = gpus_needed(options.device, tp);
+  show_gpus(visible, n_needed);
+  return {n, n_needed};
 }
 
 /// auto: what the page cache holds and the file system gives decides. Files that are not there are left to the load.
@@ -139,9 +156,10 @@ ReaderChoice choose_reader(Context& context, const SessionOptions& options, cons
 
 Session::Session(Context& context, const SessionOptions& options, bool with_text, bool with_runner)
     : context_(&context) {
-  const int gpus_guessed = hide_other_gpus(options);
+  const GpusAhead ahead = hide_other_gpus(options);
   const auto how = options.device == "cpu" ? std::launch::deferred : std::launch::async;
-  std::future<DeviceChoice> device = std::async(how, [&] { return prepare_device(context, options.device); });
+  std::future<DeviceChoice> device =
+      std::async(how, [&] { return prepare_device(context, options.device, ahead.n_needed, other_contexts_); });
   n_threads_ = options.threads > 0 ? options.threads : usable_cores();
   auto opening = std::make_unique<Timeline::Scope>(&context.timeline, "open");
   const ModelKind kind = model_kind(options.model);
@@ -155,7 +173,7 @@ Session::Session(Context& context, const SessionOptions& options, bool with_text
                   "--dtype: a rank checkpoint is loaded as it is stored; choose the dtype with shard --dtype");
     manifest_ = read_manifest(options.model);
     config = parse_hf_config(read_listed(options.model, *manifest_, "config.json"));
-    tp_ = choose_tp(*manifest_, options.tp, gpus_guessed);
+    tp_ = choose_tp(*manifest_, options.tp, ahead.n);
     weights_dtype = manifest_->tensors.empty() ? DType::bf16 : manifest_->tensors.front().dtype;
     files = text_files(options.model, *manifest_);
     if (options.traditional) {  // any rank directory of tp 1 is a Hugging Face directory

@@ -85,6 +85,7 @@ class Session {
   std::unique_ptr<Load> load_;
   std::unique_ptr<Runner> runner_;
   std::future<ModelText> text_future_;
+  std::future<void> other_contexts_;  // of further ranks' GPUs, on their way; what fails there the load will tell
   std::optional<ModelText> text_;
   RunnerOptions runner_options_;
   int64_t max_context_ = 0;
