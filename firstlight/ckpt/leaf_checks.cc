@@ -20,7 +20,8 @@ struct Added {
 
 struct LeafChecks::Impl {
   Done done;
-  std::unique_ptr<LeafHasher> hasher;  // of the thread
+  std::unique_ptr<LeafHasher> hasher;  // of the thread; if there is none …
+  std::exception_ptr no_hasher;        // … why
   mutable std::mutex mutex;
   std::condition_variable changed;
   std::vector<Added> waiting;
@@ -29,20 +30,20 @@ struct LeafChecks::Impl {
   std::chrono::steady_clock::duration spent{};
   std::thread thread;
 
-  void hash(const std::vector<Added>& batch, const MakeHasher& make, std::vector<uint64_t>& hashes) {
-    if (!hasher) hasher = make();
+  void hash(const std::vector<Added>& batch, std::vector<uint64_t>& hashes) {
+    if (!hasher) std::rethrow_exception(no_hasher);
     std::vector<LeafBytes> leaves;
     for (const Added& added : batch) leaves.insert(leaves.end(), added.leaves.begin(), added.leaves.end());
     hashes.resize(leaves.size());
     hasher->hash(leaves, hashes);
   }
 
-  void take(const std::vector<Added>& batch, const MakeHasher& make) {
+  void take(const std::vector<Added>& batch) {
     std::vector<uint64_t> hashes;
     std::exception_ptr failure;
     const auto begin = std::chrono::steady_clock::now();
     try {
-      hash(batch, make, hashes);
+      hash(batch, hashes);
     } catch (...) {
       failure = std::current_exception();
     }
@@ -58,13 +59,18 @@ struct LeafChecks::Impl {
   }
 
   void run(const MakeHasher& make) {
+    try {
+      hasher = make();
+    } catch (...) {
+      no_hasher = std::current_exception();
+    }
     std::unique_lock lock(mutex);
     for (;;) {
       changed.wait(lock, [&] { return stopping || !waiting.empty(); });
       if (stopping) return;
       const std::vector<Added> batch = std::exchange(waiting, {});
       lock.unlock();
-      take(batch, make);
+      take(batch);
       lock.lock();
       outstanding -= batch.size();
       if (outstanding == 0) changed.notify_all();

@@ -20,7 +20,7 @@ class LeafChecks {
   /// throw.
   using Done = std::function<void(size_t job, std::span<const uint64_t> hashes, std::exception_ptr failure)>;
 
-  /// `make` runs on that thread before the first leaves are hashed.
+  /// `make` runs on that thread at once; if it throws, that is every leaf's failure.
   LeafChecks(MakeHasher make, Done done);
   ~LeafChecks();  ///< forgets what waits, waits for what runs
   LeafChecks(const LeafChecks&) = delete;

@@ -98,6 +98,8 @@ class CudaLeafHasher final : public LeafHasher {
  public:
   explicit CudaLeafHasher(Device device) : device_(device) {
     cuda::use(device);
+    cudaFuncAttributes attributes{};  // asking loads the kernel, which would otherwise happen before the first leaf
+    cuda::check(cudaFuncGetAttributes(&attributes, hash_leaves_kernel), "kernel of the leaf hasher");
     cuda::check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "stream of the leaf hasher");
     // Pinned memory that the kernel writes to: a few hundred bytes need no copy of their own.
     const cudaError_t code = cudaHostAlloc(&found_, kLeavesALaunch * sizeof *found_, cudaHostAllocPortable);

@@ -49,10 +49,10 @@ class RankLoad final : public Load {
 
  private:
   void open(const fs::path& out);
-  void allocate();
-  void publish();
   void plan_jobs();
-  void start();
+  void submit(bool staged);
+  void allocate();
+  void allocate(LoadLane& lane);
   void on_done(const ReadCompletion& done);
   void on_hashed(size_t job, std::span<const uint64_t> hashes, const std::exception_ptr& failure);
   std::byte* address(const LoadJob& job);
@@ -74,14 +74,14 @@ class RankLoad final : public Load {
   std::vector<LoadJob> jobs_;
   std::vector<SmallRead> small_reads_;
   uint64_t total_bytes_ = 0;
-  double begin_s_ = 0, start_s_ = 0, end_s_ = 0;  // of the load, of the data reads, of all
+  double begin_s_ = 0, end_s_ = 0;
   std::atomic<uint64_t> done_bytes_{0}, jobs_left_{0};
   std::atomic<uint64_t> hash_ns_{0};
 
   std::mutex failure_mutex_;
   std::exception_ptr failure_;
-  bool published_ = false, finished_ = false;  // weights_ will not change; all is there and right
-  std::atomic<bool> failed_{false};            // failure_ is set: to be asked without the mutex
+  bool finished_ = false;            // all is there and right
+  std::atomic<bool> failed_{false};  // failure_ is set: to be asked without the mutex
 
   std::vector<LoadLane> lanes_;  // after everything that a running request may touch; readers wait for the kernel
   std::unique_ptr<std::stop_callback<std::function<void()>>> on_stop_;
@@ -102,10 +102,10 @@ RankLoad::RankLoad(const fs::path& out, const LoadOptions& options) : options_(o
       options.stop, [this] { fail(std::make_exception_ptr(Interrupted())); });
   try {
     open(out);
-    allocate();
-    publish();
     plan_jobs();
-    start();
+    submit(true);  // fills the rings while devices are being started
+    allocate();
+    submit(false);
   } catch (...) {
     on_stop_.reset();
     fail(std::current_exception());
@@ -141,69 +141,78 @@ void RankLoad::open(const fs::path& out) {
   small_reads_.clear();
 }
 
+void RankLoad::plan_jobs() {
+  std::vector<const RankFiles*> files;
+  for (const auto& rank : ranks_) {
+    files.push_back(&rank->files);
+    total_bytes_ += rank->files.manifest->total_bytes();
+  }
+  const bool staged = lanes_[0].staged != nullptr;
+  jobs_ = plan_load_jobs(files, staged ? kStagedRequestBytes : kRequestBytes, options_.verify == Verify::full);
+  for (const LoadJob& job : jobs_) ranks_[job.rank]->jobs_left.fetch_add(1, std::memory_order_relaxed);
+  jobs_left_.store(jobs_.size(), std::memory_order_relaxed);
+  weights_.resize(ranks_.size());
+}
+
+/// To lanes whose bytes pass through a ring (their addresses can be named later), or to the others.
+void RankLoad::submit(bool staged) {
+  const ReadCallback callback = [this](const ReadCompletion& done) { on_done(done); };
+  for (LoadLane& lane : lanes_) {
+    if ((lane.staged != nullptr) != staged) continue;
+    std::vector<ReadRequest> requests, to_host;
+    for (size_t i = 0; i < jobs_.size(); ++i) {
+      LoadJob& job = jobs_[i];
+      const RankState& rank = *ranks_[job.rank];
+      if (rank.lane != &lane) continue;
+      const bool to_ring = staged && job.kind != LoadJob::Kind::padding;
+      (staged && !to_ring ? to_host : requests)
+          .push_back({i, rank.files.parts[job.part], job.file_begin(), job.size(), to_ring ? nullptr : address(job)});
+    }
+    if (staged) lane.staged->hold();
+    lane.reader->submit(requests, callback);
+    if (!to_host.empty()) lane.host_reader().submit(to_host, callback);
+  }
+  if (!failed()) return;  // the failure may have come before there was anything to cancel
+  for (LoadLane& lane : lanes_) lane.reader->cancel();
+}
+
 void RankLoad::allocate() {
+  std::optional<uint64_t> reserve;
   for (LoadLane& lane : lanes_) {
     if (lane.staged != nullptr) lane.staged->wait_until_ready();
+    lane.ready_s = std::max(begin_s_, lane.started_s ? *lane.started_s : 0);
+    if (!reserve) reserve = options_.reserve ? options_.reserve() : options_.reserve_bytes;
     const Timeline::Scope phase(options_.timeline, lanes_.size() > 1 ? str("arena ", to_string(lane.device)) : "arena");
     uint64_t needed = 0;
     for (const size_t rank : lane.ranks) {
       needed += ranks_[rank]->files.layout.bytes;
       if (lane.staged != nullptr) needed += tail_staging_bytes(*ranks_[rank]->files.manifest);
     }
-    const uint64_t reserve = options_.reserve_bytes / ranks_.size() * lane.ranks.size();
-    require_fits(needed, reserve, free_memory(lane.device), lane.device);
-  }
-  for (size_t r = 0; r < ranks_.size(); ++r) {
-    weights_.push_back(
-        make_rank_weights(config_, ranks_[r]->files.layout, device_of(options_, r), options_.tp, static_cast<int>(r)));
-  }
-  for (size_t r = 0; r < ranks_.size(); ++r) {
-    ranks_[r]->gates = std::make_unique<LeafGates>(ranks_[r]->files, *weights_[r].ready);
+    require_fits(needed, *reserve / ranks_.size() * lane.ranks.size(), free_memory(lane.device), lane.device);
+    allocate(lane);
   }
 }
 
-/// From here on a failure, from whatever thread, goes to the gates.
-void RankLoad::publish() {
-  const std::lock_guard lock(failure_mutex_);
-  published_ = true;
-  if (failure_) std::rethrow_exception(failure_);
-}
-
-void RankLoad::plan_jobs() {
-  std::vector<const RankFiles*> files;
-  std::vector<Device> devices;
-  for (const auto& rank : ranks_) {
-    files.push_back(&rank->files);
-    devices.push_back(rank->lane->device);
-    total_bytes_ += rank->files.manifest->total_bytes();
+/// From here on a failure, from whatever thread, goes to the gates of the lane's ranks.
+void RankLoad::allocate(LoadLane& lane) {
+  for (const size_t r : lane.ranks) {
+    RankState& rank = *ranks_[r];
+    RankWeights made = make_rank_weights(config_, rank.files.layout, lane.device, options_.tp, static_cast<int>(r));
+    rank.gates = std::make_unique<LeafGates>(rank.files, *made.ready);
+    const std::lock_guard lock(failure_mutex_);
+    if (failure_) std::rethrow_exception(failure_);
+    weights_[r] = std::move(made);
   }
-  jobs_ = plan_load_jobs(files, devices, options_.verify == Verify::full);
+  for (LoadJob& job : jobs_) {
+    if (job.kind != LoadJob::Kind::tail || ranks_[job.rank]->lane != &lane) continue;
+    job.staging = Buffer(lane.device, job.size());
+  }
+  if (lane.staged != nullptr) lane.staged->release([this](uint64_t job) { return address(jobs_[job]); });
 }
 
 std::byte* RankLoad::address(const LoadJob& job) {
   if (job.kind != LoadJob::Kind::body) return job.staging.data();
   return weights_[job.rank].arena.data() + ranks_[job.rank]->files.layout.region_begin[job.part] + job.begin;
-}
-
-void RankLoad::start() {
-  for (const LoadJob& job : jobs_) ranks_[job.rank]->jobs_left.fetch_add(1, std::memory_order_relaxed);
-  jobs_left_.store(jobs_.size(), std::memory_order_relaxed);
-  start_s_ = seconds_since_exec();
-  const ReadCallback callback = [this](const ReadCompletion& done) { on_done(done); };
-  for (LoadLane& lane : lanes_) {
-    std::vector<ReadRequest> requests, to_host;
-    for (size_t i = 0; i < jobs_.size(); ++i) {
-      const LoadJob& job = jobs_[i];
-      RankState& rank = *ranks_[job.rank];
-      if (rank.lane != &lane) continue;
-      (lane.staged != nullptr && job.kind == LoadJob::Kind::padding ? to_host : requests)
-          .push_back({i, rank.files.parts[job.part], job.file_begin(), job.size(), address(job)});
-    }
-    lane.reader->submit(requests, callback);
-    if (!to_host.empty()) lane.host_reader().submit(to_host, callback);
-  }
-  if (!failed()) return;  // the failure may have come before there was anything to cancel
-  for (LoadLane& lane : lanes_) lane.reader->cancel();
 }
 
 void RankLoad::on_done(const ReadCompletion& done) {
@@ -258,7 +267,7 @@ void RankLoad::count_job(const LoadJob& job) {
     rank.end_s = seconds_since_exec();
     if (options_.timeline != nullptr) {
       const char* phase = options_.verify == Verify::full ? "read+verify rank " : "read rank ";
-      options_.timeline->add(str(phase, job.rank), start_s_, rank.end_s);
+      options_.timeline->add(str(phase, job.rank), rank.lane->ready_s, rank.end_s);
     }
   }
   if (jobs_left_.fetch_sub(1, std::memory_order_acq_rel) == 1) finish();
@@ -330,8 +339,8 @@ void RankLoad::fail(std::exception_ptr cause) {
   if (failure_ || finished_) return;
   failure_ = cause;
   failed_.store(true, std::memory_order_release);
-  if (published_) {
-    for (RankWeights& weights : weights_) weights.ready->fail(cause);
+  for (RankWeights& weights : weights_) {
+    if (weights.ready) weights.ready->fail(cause);
   }
   for (LoadLane& lane : lanes_) lane.reader->cancel();
 }
@@ -350,7 +359,7 @@ LoadReport RankLoad::wait() {
   rethrow_failure();
   LoadReport report;
   report.bytes = total_bytes_;
-  report.seconds = end_s_ - begin_s_;
+  report.seconds = end_s_ - lanes_[0].ready_s;
   report.reader = lanes_[0].reader->name();
   report.why = lanes_[0].reader->why();
   report.verify = options_.verify == Verify::full ? "full" : "off";
@@ -359,7 +368,7 @@ LoadReport RankLoad::wait() {
   for (size_t r = 0; r < ranks_.size(); ++r) {
     const RankState& rank = *ranks_[r];
     report.ranks.push_back({static_cast<int>(r), rank.lane->device, rank.files.manifest->total_bytes(),
-                            rank.end_s - start_s_, rank.leaves_checked.load()});
+                            rank.end_s - rank.lane->ready_s, rank.leaves_checked.load()});
   }
   return report;
 }

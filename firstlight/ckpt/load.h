@@ -23,12 +23,14 @@ struct RankReport {
   int rank = 0;
   Device device;
   uint64_t bytes = 0;  ///< read from storage
-  double seconds = 0;  ///< first submit → last leaf checked
+  double seconds = 0;  ///< as LoadReport says, of the rank's own device and leaves
   uint64_t leaves_checked = 0;
 };
 
 struct LoadReport {
   uint64_t bytes = 0;
+  /// From the call, or from when the first device's context stood if that was later, to the end. A ring full of bytes
+  /// may have been read before.
   double seconds = 0;
   std::string reader;  ///< the path that ran: "pread", "traditional"
   std::string why;
@@ -45,9 +47,10 @@ struct LoadOptions {
   Verify verify = Verify::full;
   int n_threads = 0;      ///< reader threads over all ranks; 0: usable cores
   double deadline_s = 0;  ///< for the whole load; 0: none
-  /// KV and activations over all ranks that must fit beside the weights; checked before the first read.
+  /// KV and activations over all ranks that must fit beside the weights; checked before a byte gets to the devices.
   uint64_t reserve_bytes = 0;
-  std::optional<DType> dtype;  ///< traditional path only: f32 or bf16; default as `shard`
+  std::function<uint64_t()> reserve;  ///< if set, asked instead, once, when the first device stands; may block
+  std::optional<DType> dtype;         ///< traditional path only: f32 or bf16; default as `shard`
   std::string checked_before;  ///< traditional path only: what the report says of verification (default: nothing was)
   std::stop_token stop;
   Timeline* timeline = nullptr;

@@ -25,9 +25,10 @@ class BrokenStaging final : public Staging {
  public:
   int n_slots() const override { return below_->n_slots(); }
   uint64_t slot_bytes() const override { return below_->slot_bytes(); }
+  uint64_t read_bytes() const override { return below_->read_bytes(); }
   std::byte* slot(int i) override { return below_->slot(i); }
   void start(int i, std::byte* into, uint64_t bytes) override { below_->start(i, into, bytes); }
-  void finish(int) override { throw Error(ErrorKind::device, "the link fell over"); }
+  bool finished(int) override { throw Error(ErrorKind::device, "the link fell over"); }
 
  private:
   std::unique_ptr<Staging> below_ = make_staging({}, {4, 1u << 20});
@@ -38,7 +39,7 @@ class LoadDeviceTest : public LoadTest {
   void SetUp() override {
     LoadTest::SetUp();
     options_.tp = 2;
-    options_.make_staging = [](Device device) { return make_staging(device, {3, 1u << 19}); };
+    options_.make_staging = [](Device device) { return make_staging(device, {3, 1u << 19, 1u << 17}); };
   }
   LoadOptions options_;
 };

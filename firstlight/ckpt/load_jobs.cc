@@ -28,7 +28,7 @@ uint64_t tail_staging_bytes(const ManifestRank& rank) {
   return bytes;
 }
 
-std::vector<LoadJob> plan_load_jobs(std::span<const RankFiles* const> ranks, std::span<const Device> devices,
+std::vector<LoadJob> plan_load_jobs(std::span<const RankFiles* const> ranks, uint64_t request_bytes,
                                     bool with_padding) {
   using Kind = LoadJob::Kind;
   std::vector<LoadJob> jobs, paddings;
@@ -39,10 +39,10 @@ std::vector<LoadJob> plan_load_jobs(std::span<const RankFiles* const> ranks, std
       const ManifestPart& part = parts[p];
       const uint64_t end = body_end(part);
       if (has_tail(part)) {
-        jobs.push_back({r, p, end, part.data_bytes, Kind::tail, Buffer(devices[r], part.data_bytes - end)});
+        jobs.push_back({r, p, end, part.data_bytes, Kind::tail, {}});
       }
-      for (uint64_t at = 0; at < end; at += kRequestBytes) {
-        bodies[r].push_back({r, p, at, std::min(at + kRequestBytes, end), Kind::body, {}});
+      for (uint64_t at = 0; at < end; at += request_bytes) {
+        bodies[r].push_back({r, p, at, std::min(at + request_bytes, end), Kind::body, {}});
       }
       if (with_padding && part.header_bytes < kDataBegin) {
         paddings.push_back(

@@ -16,7 +16,7 @@ struct LoadJob {
   size_t rank = 0, part = 0;
   uint64_t begin = 0, end = 0;
   Kind kind = Kind::body;
-  Buffer staging;  ///< all but bodies, which go straight to the arena; a tail's is on the arena's device
+  Buffer staging;  ///< all but bodies, which go straight to the arena; a tail's comes with the arena, on its device
 
   uint64_t size() const { return end - begin; }
   uint64_t file_begin() const { return begin + (kind == Kind::padding ? 0 : kDataBegin); }
@@ -24,9 +24,7 @@ struct LoadJob {
 
 /// Tails first; then one request of each rank in turn, so that all ranks come to the same layer at the same time; what
 /// no tensor needs (paddings, if all is to be verified) at the end.
-/// `devices` are those of the ranks' arenas.
-std::vector<LoadJob> plan_load_jobs(std::span<const RankFiles* const> ranks, std::span<const Device> devices,
-                                    bool with_padding);
+std::vector<LoadJob> plan_load_jobs(std::span<const RankFiles* const> ranks, uint64_t request_bytes, bool with_padding);
 
 /// What stands before the tail goes on with its region, the tail's tensors to their slots.
 void place_tail(const LoadJob& job, const RankFiles& files, const Buffer& arena);

@@ -23,17 +23,26 @@ void start(Device device, Timeline* timeline) {
   if (timeline != nullptr && end - begin > kWorthShowing) timeline->add(str("context ", to_string(device)), begin, end);
 }
 
-void fill(LoadLane& lane, const LoadOptions& options, int n_threads, const LeafChecks::Done& checked) {
+void fill(LoadLane& lane, const LoadOptions& options, int n_threads, StagingSize size,
+          const LeafChecks::Done& checked) {
+  const bool is_staged = lane.device.kind != Device::Kind::cpu || options.make_staging;
+  // One thread waits for copies, another for hashes; reading needs no more than nine cores (6.2 GB/s each).
+  if (is_staged && options.n_threads == 0) n_threads = std::max(1, n_threads - 2);
   lane.reader = options.make_reader ? options.make_reader(n_threads) : std::make_unique<PreadReader>(n_threads);
   if (!lane.reader) throw Error(ErrorKind::bug, "LoadOptions::make_reader made no reader");
   const Device device = lane.device;
-  if (device.kind == Device::Kind::cpu && !options.make_staging) return;
+  if (!is_staged) return;
   // Hooks outlive this call in the lane's threads, and the options in the load outlive the lanes.
-  auto staged = std::make_unique<StagedReader>(std::move(lane.reader), [&options, device] {
-    start(device, options.timeline);
-    const Timeline::Scope ring(options.timeline, str("pinned ring ", to_string(device)));
-    return options.make_staging ? options.make_staging(device) : make_staging(device);
-  });
+  lane.started_s = std::make_shared<double>(0);
+  auto staged = std::make_unique<StagedReader>(
+      std::move(lane.reader),
+      [&options, device, size] {
+        return options.make_staging ? options.make_staging(device) : make_staging(device, size);
+      },
+      [&options, device, started_s = lane.started_s] {
+        start(device, options.timeline);
+        *started_s = seconds_since_exec();
+      });
   lane.staged = staged.get();
   lane.reader = std::move(staged);
   if (options.verify != Verify::full) return;
@@ -65,7 +74,8 @@ std::vector<LoadLane> make_lanes(const LoadOptions& options, const LeafChecks::D
   }
   const int n_threads = options.n_threads > 0 ? options.n_threads : usable_cores();
   const int n_lanes = static_cast<int>(lanes.size());
-  for (LoadLane& lane : lanes) fill(lane, options, std::max(1, n_threads / n_lanes), checked);
+  const int n = std::max(1, n_threads / n_lanes);
+  for (LoadLane& lane : lanes) fill(lane, options, n, staging_size(n_lanes), checked);
   return lanes;
 }
 

@@ -18,6 +18,8 @@ struct LoadLane {
   std::unique_ptr<LeafChecks> checks;  ///< only where leaves are hashed by a device
   std::unique_ptr<Reader> reader;      ///< destroyed before `checks`, which its callbacks use
   StagedReader* staged = nullptr;      ///< `reader`, if its requests end on a device
+  std::shared_ptr<double> started_s;   ///< since exec: when the device stood; to be read when `staged` is ready
+  double ready_s = 0;                  ///< the same, but not before the load began
 
   /// For bytes that end in host memory.
   Reader& host_reader() { return staged != nullptr ? staged->host_reader() : *reader; }

@@ -178,9 +178,22 @@ std::string fio_line(const File& file) {
   return "fio is not installed: the floors are plain system calls.";
 }
 
+int print_report(const BenchLoadReport& report, bool json) {
+  if (json) {
+    print_json(to_json(report));
+  } else {
+    print(to_markdown(report));
+  }
+  return 0;
+}
+
 int run_bench_load(Context& context, const BenchLoadOptions& given) {
   context.json = given.json;
   BenchLoadOptions options = given;
+  if (options.device != "cpu") {
+    if (options.sweep_threads.empty()) options.sweep_threads = {8, 12, 16};
+    return print_report(bench_load_gpu(context, options), options.json);
+  }
   const Manifest manifest = read_manifest(options.model);
   Benched bench{options, context, {}, nullptr, nullptr};
   BenchLoadReport& report = bench.report;
@@ -217,12 +230,7 @@ int run_bench_load(Context& context, const BenchLoadOptions& given) {
     say(context, "time against bytes …");
     bench_lines(bench);
   }
-  if (options.json) {
-    print_json(to_json(report));
-  } else {
-    print(to_markdown(report));
-  }
-  return 0;
+  return print_report(report, options.json);
 }
 
 }  // namespace
@@ -239,11 +247,13 @@ void measure_in_turn(std::vector<BenchSeries>& series, int n, const std::stop_to
 
 void add_bench_load(CLI::App& bench, Action& chosen) {
   auto options = std::make_shared<BenchLoadOptions>();
-  CLI::App* command = bench.add_subcommand(
-      "load", "Loads into host memory by each reader, page cache cold and warm, beside the floor, in turn");
+  CLI::App* command =
+      bench.add_subcommand("load", "Loads into host memory by each reader, or into GPUs, beside the floor, in turn");
   command->add_option("MODEL", options->model, "Rank checkpoint")->required();
   command->add_option("--tp", options->tp, "Tensor-parallel ranks (default: the fewest stored)")
       ->check(CLI::Range(1, 1024));
+  command->add_option("--device", options->device, "cpu, or cuda: into GPUs 0 to tp - 1, page cache warm")
+      ->capture_default_str();
   command->add_option("-n", options->n, "Rounds")->check(CLI::Range(1, 10000))->capture_default_str();
   command->add_option("--threads", options->threads, "Reader threads (default: usable cores)")
       ->check(CLI::Range(1, 4096));
@@ -251,13 +261,19 @@ void add_bench_load(CLI::App& bench, Action& chosen) {
   command->add_option("--pieces", options->pieces, "Sizes of requests in the sweep")
       ->delimiter(',')
       ->capture_default_str();
-  command->add_option("--in-flight", options->in_flight, "Requests under way at once in the sweep (io_uring)")
+  command
+      ->add_option("--in-flight", options->in_flight,
+                   "Requests under way at once in the sweep (io_uring); slots of a GPU's ring")
       ->delimiter(',')
       ->check(CLI::Range(1, 4096))
       ->capture_default_str();
-  command->add_option("--sweep-threads", options->sweep_threads, "Threads in the sweep (default: 1 and --threads)")
+  command
+      ->add_option("--sweep-threads", options->sweep_threads,
+                   "Threads in the sweep (default: 1 and --threads; a GPU: 8, 12 and 16)")
       ->delimiter(',')
       ->check(CLI::Range(1, 4096));
+  command->add_option("--read", options->read, "Bytes of one read in the sweep of a GPU's loads: a slot takes several")
+      ->capture_default_str();
   command->add_flag("!--no-sweep", options->sweep, "Whole loads only");
   command->add_flag("--json", options->json, "One JSON object on stdout, for tools/plot_load.py");
   command->footer("Example:\n  firstlight bench load smollm2-ranks -n 15 --json > load.json");

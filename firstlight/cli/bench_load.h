@@ -13,9 +13,10 @@
 namespace firstlight::cli {
 
 struct BenchLoadOptions {
-  std::string model;
+  std::string model, device = "cpu";
   int tp = 0, n = 5, threads = 0;
   std::string most_bytes = "1GiB";  ///< of the sweep and of time against bytes; whole loads take all
+  std::string read = "1MiB";        ///< that one read takes, in the sweep of loads into GPUs
   std::vector<std::string> pieces{"1MiB", "4MiB", "16MiB"};
   std::vector<int> in_flight{4, 16, 32}, sweep_threads;
   bool sweep = true, json = false;
@@ -48,12 +49,16 @@ struct BytesLine {
 
 struct BenchLoadReport {
   std::string model, file_system, fio, note;
+  std::string device;  ///< "2 x NVIDIA H200"; "" where loads end in host memory
   int tp = 0, n = 0, threads = 0;
   uint64_t sweep_bytes = 0;
   std::vector<BenchSeries> loads;
   std::vector<SweepPoint> sweep;
   std::vector<BytesLine> lines;
 };
+
+/// Loads into GPUs: what there is to report of them.
+BenchLoadReport bench_load_gpu(Context& context, const BenchLoadOptions& options);
 
 nlohmann::ordered_json to_json(const BenchLoadReport& report);
 /// Tables for people, and for docs/performance.md.

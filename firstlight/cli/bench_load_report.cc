@@ -76,33 +76,32 @@ nlohmann::ordered_json to_json(const BenchLoadReport& report) {
                      {"intercept_s", fit.intercept},
                      {"bytes_and_seconds", points}});
   }
-  return {{"model", report.model},
-          {"tp", report.tp},
-          {"threads", report.threads},
-          {"n", report.n},
-          {"file_system", report.file_system},
-          {"fio", report.fio},
-          {"note", report.note},
-          {"loads", loads},
-          {"sweep_bytes", report.sweep_bytes},
-          {"sweep", sweep},
-          {"time_against_bytes", lines}};
+  return {{"model", report.model}, {"device", report.device.empty() ? "cpu" : report.device},
+          {"tp", report.tp},       {"threads", report.threads},
+          {"n", report.n},         {"file_system", report.file_system},
+          {"fio", report.fio},     {"note", report.note},
+          {"loads", loads},        {"sweep_bytes", report.sweep_bytes},
+          {"sweep", sweep},        {"time_against_bytes", lines}};
 }
 
 std::string to_markdown(const BenchLoadReport& report) {
+  const bool to_gpus = !report.device.empty();
   std::string text = str("`firstlight bench load`, tp ", report.tp, ", ", report.threads, " threads, ",
-                         report.file_system, "; ", report.n, " alternating rounds, median (least–most).\n\n");
+                         to_gpus ? report.device : report.file_system, "; ", report.n,
+                         " alternating rounds, median (least–most).\n\n");
   if (!report.note.empty()) text += report.note + "\n\n";
   text += "| what | page cache | verified | GB/s | share of the floor |\n|---|---|---|---|---|\n";
   for (const BenchSeries& series : report.loads) {
     const double share = share_of_floor(report, series);
     text += str("| ", series.what, " | ", series.state, " | ", series.verify.empty() ? "–" : series.verify, " | ",
                 rate_text(series.bytes, Spread(series.seconds)), " | ",
-                series.is_floor || share == 0 ? "–" : fixed_text(100 * share, 0) + " %", " |\n");
+                series.is_floor || share == 0 ? "–" : fixed_text(100 * share, 1) + " %", " |\n");
   }
   if (!report.sweep.empty()) {
-    text += str("\nReaders alone, ", human_bytes(static_cast<double>(report.sweep_bytes)),
-                " into memory that was touched before:\n\n| reader | page cache | piece | in flight | threads | GB/s "
+    text += str(to_gpus ? "\nLoads of " : "\nReaders alone, ", human_bytes(static_cast<double>(report.sweep_bytes)),
+                to_gpus ? " to GPUs, verified (in flight: slots of the ring, a GPU's threads)"
+                        : " into memory that was touched before",
+                ":\n\n| reader | page cache | piece | in flight | threads | GB/s "
                 "|\n|---|---|---|---|---|---|\n");
   }
   for (const SweepPoint& point : report.sweep) {

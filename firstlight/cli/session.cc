@@ -3,7 +3,6 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <cstdlib>
 #include <nlohmann/json.hpp>
 
 #include "firstlight/base/error.h"
@@ -11,7 +10,8 @@
 #include "firstlight/base/thread_pool.h"
 #include "firstlight/ckpt/checked_files.h"
 #include "firstlight/ckpt/slice_map.h"
-#include "firstlight/cli/visible_gpus.h"
+#include "firstlight/cli/early_load.h"
+#include "firstlight/cli/tp_choice.h"
 #include "firstlight/device/gpus.h"
 #include "firstlight/io/reader_choice.h"
 #include "firstlight/io/ring.h"
@@ -57,26 +57,34 @@ void SessionOptions::add_to(CLI::App& command) {
 
 namespace {
 
-void make_context(Context& context, Device device, double begin) {
-  start_device(device);
-  if (device.kind != Device::Kind::cpu) {
-    context.timeline.add(str("context ", to_string(device)), begin, seconds_since_exec());
-  }
-}
-
-/// Asks the driver, chooses, makes the context: 0.2 s and more on a GPU, so on a thread of its own. `others` is told to
-/// make those of the GPUs that further ranks will be on: the driver makes one after another, and nobody waits for them
-/// here.
-DeviceChoice prepare_device(Context& context, const std::string& wanted, int n_gpus, std::future<void>& others) {
+/// Asks the driver, chooses, makes the context: 0.2 s and more on a GPU, so on a thread of its own.
+DeviceChoice prepare_device(Context& context, const std::string& wanted) {
   static const Gpus kNotAsked;
   const double begin = seconds_since_exec();
   const DeviceChoice choice = choose_device(wanted, wanted == "cpu" ? kNotAsked : gpus());
-  make_context(context, choice.device, begin);
-  if (choice.device.kind == Device::Kind::cpu || wanted.starts_with("cuda:")) return choice;
-  others = std::async(std::launch::async, [&context, n = std::min(n_gpus, static_cast<int>(gpus().names.size()))] {
-    for (int i = 1; i < n; ++i) make_context(context, {Device::Kind::cuda, i}, seconds_since_exec());
-  });
+  start_device(choice.device);
+  if (choice.device.kind != Device::Kind::cpu) {
+    context.timeline.add(str("context ", to_string(choice.device)), begin, seconds_since_exec());
+  }
   return choice;
+}
+
+/// The number of the last device in use, plus one.
+int n_devices(const std::vector<Device>& devices) {
+  int n = 0;
+  for (const Device device : devices) n = std::max(n, device.index + 1);
+  return n;
+}
+
+/// Shows this process only the GPUs that will be used: each that is visible makes contexts slower. Returns over how
+/// many ranks can be spread, it seems.
+int show_used_gpus(const SessionOptions& options) {
+  constexpr int kAnyTp = 1024;
+  const bool named = options.device.starts_with("cuda:");
+  const int n_gpus = named ? 1 : n_devices(likely_devices(options.device, kAnyTp));
+  const int tp = options.tp > 0 ? options.tp : options.traditional ? 1 : tp_for(stored_tps(options.model), n_gpus);
+  if (const int n = n_devices(likely_devices(options.device, tp)); n > 0) show_gpus(n);
+  return n_gpus;
 }
 
 uint64_t weight_bytes(const ModelConfig& config, int tp, DType dtype) {
@@ -106,28 +114,10 @@ int choose_tp(const Manifest& manifest, int wanted, int n_gpus) {
   return wanted != 0 ? wanted : tp_for(tps, n_gpus);
 }
 
-/// What `auto` and `cuda` spread over; one that is named takes all ranks.
+/// What `auto` and `cuda` spread ranks over; a GPU that is named takes all of them.
 int n_usable_gpus(const SessionOptions& options, Device device) {
   if (device.kind == Device::Kind::cpu) return 0;
   return options.device.starts_with("cuda:") ? 1 : static_cast<int>(gpus().names.size());
-}
-
-/// Not yet asked of the driver.
-struct GpusAhead {
-  int n = 0;         ///< that there seem to be
-  int n_needed = 0;  ///< by this command
-};
-
-/// Hides the GPUs that will not be used.
-GpusAhead hide_other_gpus(const SessionOptions& options) {
-  if (options.device == "cpu") return {};
-  const char* variable = std::getenv("CUDA_VISIBLE_DEVICES");
-  const auto visible = visible_gpus(variable == nullptr ? std::nullopt : std::optional<std::string>(variable));
-  const int n = options.device.starts_with("cuda:") ? 1 : static_cast<int>(visible.size());
-  const int tp = options.tp > 0 ? options.tp : options.traditional ? 1 : tp_for(stored_tps(options.model), n);
-  const int n_needed = gpus_needed(options.device, tp);
-  show_gpus(visible, n_needed);
-  return {n, n_needed};
 }
 
 /// auto: what the page cache holds and the file system gives decides. Files that are not there are left to the load.
@@ -156,10 +146,9 @@ ReaderChoice choose_reader(Context& context, const SessionOptions& options, cons
 
 Session::Session(Context& context, const SessionOptions& options, bool with_text, bool with_runner)
     : context_(&context) {
-  const GpusAhead ahead = hide_other_gpus(options);
+  const int gpus_ahead = show_used_gpus(options);
   const auto how = options.device == "cpu" ? std::launch::deferred : std::launch::async;
-  std::future<DeviceChoice> device =
-      std::async(how, [&] { return prepare_device(context, options.device, ahead.n_needed, other_contexts_); });
+  std::future<DeviceChoice> device = std::async(how, [&] { return prepare_device(context, options.device); });
   n_threads_ = options.threads > 0 ? options.threads : usable_cores();
   auto opening = std::make_unique<Timeline::Scope>(&context.timeline, "open");
   const ModelKind kind = model_kind(options.model);
@@ -173,7 +162,7 @@ Session::Session(Context& context, const SessionOptions& options, bool with_text
                   "--dtype: a rank checkpoint is loaded as it is stored; choose the dtype with shard --dtype");
     manifest_ = read_manifest(options.model);
     config = parse_hf_config(read_listed(options.model, *manifest_, "config.json"));
-    tp_ = choose_tp(*manifest_, options.tp, ahead.n);
+    tp_ = choose_tp(*manifest_, options.tp, gpus_ahead);
     weights_dtype = manifest_->tensors.empty() ? DType::bf16 : manifest_->tensors.front().dtype;
     files = text_files(options.model, *manifest_);
     if (options.traditional) {  // any rank directory of tp 1 is a Hugging Face directory
@@ -203,18 +192,23 @@ Session::Session(Context& context, const SessionOptions& options, bool with_text
   if (with_text) start_text(std::move(files));
   ReaderChoice reader;  // made while the device's context comes up
   if (!source_) reader = choose_reader(context, options, *manifest_, tp_, n_threads_);
+  LoadOptions load = load_options(options, std::move(reader));
+  std::optional<EarlyLoad> early;
+  if (!source_ && !load.devices.empty()) early.emplace(options.model, load);
   const DeviceChoice choice = device.get();
   device_ = choice.device;
   if (!choice.why.empty()) say(context, str("device: ", to_string(device_), " (", choice.why, ")"));
-  if (manifest_ && !source_) {
+  if (!source_) {
     const int n_gpus = n_usable_gpus(options, device_), tp = choose_tp(*manifest_, options.tp, n_gpus);
-    if (tp != tp_) reader = choose_reader(context, options, *manifest_, tp, n_threads_);  // fewer GPUs than guessed
-    tp_ = tp;
+    if (tp != tp_) {  // other GPUs than there seemed to be
+      early.reset();
+      tp_ = tp;
+      load = load_options(options, choose_reader(context, options, *manifest_, tp_, n_threads_));
+    }
     if (options.tp == 0 && n_gpus > 1)
       say(context, str("tp: ", tp_, " (of those stored the largest for ", n_gpus, " GPUs)"));
   }
-  devices_ = device_.kind == Device::Kind::cpu ? std::vector<Device>(static_cast<size_t>(tp_))
-                                               : rank_devices(options.device, device_, tp_, gpus());
+  devices_ = rank_devices(options.device, device_, tp_, device_.kind == Device::Kind::cpu ? Gpus() : gpus());
 
   KvKind kv = weights_dtype == DType::f32 ? KvKind::f32 : KvKind::bf16;
   if (!options.kv.empty()) kv = *kv_kind_from(options.kv);
@@ -228,32 +222,41 @@ Session::Session(Context& context, const SessionOptions& options, bool with_text
       static_cast<uint64_t>(options.logit_rows - 1) * static_cast<uint64_t>(config.vocab_size) * sizeof(float) +
       exact_bytes(config, tp_, runner_options_);
   // What a GPU's arithmetic keeps for itself: cuBLASLt's workspace, logits of 64 rows, inputs rounded to bf16.
+  // Inboxes of ranks that exchange sums.
   if (device_.kind == Device::Kind::cuda) extra_bytes_ += (uint64_t{256} << 20) * static_cast<uint64_t>(tp_);
   choose_context(config, weight_bytes(config, tp_, weights_dtype), options, kv);
 
-  LoadOptions load;
-  load.tp = tp_;
   load.device = device_;
-  if (device_.kind == Device::Kind::cuda) load.devices = devices_;
-  load.verify = options.verify == "off" ? Verify::off : Verify::full;
-  load.n_threads = n_threads_;
+  load.devices = devices_;
   load.reserve_bytes = kv_page_bytes(config, tp_, kv) * static_cast<uint64_t>(runner_options_.n_pages) +
                        scratch_bytes(config, tp_, runner_options_) + extra_bytes_;
+  load_ = source_ ? load_traditionally(*source_, load)
+          : early ? early->finish(load.devices, load.reserve_bytes)
+                  : load_rank_checkpoint(options.model, load);
+  if (!with_runner) return;
+  const Timeline::Scope scope(&context.timeline, "runner");
+  runner_ = make_runner(load_->config(), load_->weights(), runner_options_);
+}
+
+/// All that is known before the devices are.
+LoadOptions Session::load_options(const SessionOptions& options, ReaderChoice reader) {
+  LoadOptions load;
+  load.tp = tp_;
+  load.devices = likely_devices(options.device, tp_);
+  load.verify = options.verify == "off" ? Verify::off : Verify::full;
+  load.n_threads = options.threads;  // unless told, a device's lane leaves cores to what is not reading
   if (options.dtype == "f32") load.dtype = DType::f32;
   if (options.dtype == "bf16") load.dtype = DType::bf16;
   if (manifest_ && source_ && load.verify == Verify::full) load.checked_before = "full, before the load";
-  load.make_reader = [reader](int n) { return make_reader(reader, n); };
-  load.stop = context.stop;
-  load.timeline = &context.timeline;
-  auto bar = std::make_shared<ProgressBar>(context);
+  load.make_reader = [reader = std::move(reader)](int n) { return make_reader(reader, n); };
+  load.stop = context_->stop;
+  load.timeline = &context_->timeline;
+  auto bar = std::make_shared<ProgressBar>(*context_);
   load.progress = [bar](uint64_t done, uint64_t total) {
     bar->update("loading", done, total);
     if (done == total) bar->clear();
   };
-  load_ = source_ ? load_traditionally(*source_, load) : load_rank_checkpoint(options.model, load);
-  if (!with_runner) return;
-  const Timeline::Scope scope(&context.timeline, "runner");
-  runner_ = make_runner(load_->config(), load_->weights(), runner_options_);
+  return load;
 }
 
 Session::~Session() {
@@ -309,10 +312,8 @@ void Session::choose_context(const ModelConfig& config, uint64_t arena_bytes, co
     // memory stays for others.
     const uint64_t scratch = scratch_bytes(config, tp_, runner_options_) + extra_bytes_;
     // Each GPU as much as the first: the others' contexts are not waited for here, and the load asks every one.
-    int last = 0;
-    for (const Device device : devices_) last = std::max(last, device.index - device_.index);
-    const double n_devices = 1 + last;
-    const auto room = static_cast<uint64_t>(0.9 * n_devices * static_cast<double>(free_memory(device_)));
+    const double n = n_devices(devices_) - device_.index;
+    const auto room = static_cast<uint64_t>(0.9 * n * static_cast<double>(free_memory(device_)));
     const uint64_t fits = room > arena_bytes + scratch ? (room - arena_bytes - scratch) / page_bytes : 1;
     if (static_cast<int64_t>(fits) < runner_options_.n_pages) {
       runner_options_.n_pages = std::max<int64_t>(1, static_cast<int64_t>(fits));

@@ -10,6 +10,7 @@
 #include "firstlight/ckpt/load.h"
 #include "firstlight/cli/context.h"
 #include "firstlight/cli/model_text.h"
+#include "firstlight/io/reader_choice.h"
 #include "firstlight/model/runner.h"
 
 namespace CLI {
@@ -77,6 +78,7 @@ class Session {
 
  private:
   void choose_context(const ModelConfig& config, uint64_t arena_bytes, const SessionOptions& options, KvKind kv);
+  LoadOptions load_options(const SessionOptions& options, ReaderChoice reader);
   void start_text(TextFiles files);
 
   Context* context_;
@@ -85,7 +87,6 @@ class Session {
   std::unique_ptr<Load> load_;
   std::unique_ptr<Runner> runner_;
   std::future<ModelText> text_future_;
-  std::future<void> other_contexts_;  // of further ranks' GPUs, on their way; what fails there the load will tell
   std::optional<ModelText> text_;
   RunnerOptions runner_options_;
   int64_t max_context_ = 0;

@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "firstlight/device/gpus.h"
 
+#include <unistd.h>
+
+#include <algorithm>
 #include <charconv>
+#include <cstdlib>
 
 #include "firstlight/base/error.h"
 #include "firstlight/base/str.h"
@@ -20,6 +24,25 @@ int index_in(std::string_view wanted) {
   int index = -1;
   const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), index);
   return error == std::errc() && end == digits.data() + digits.size() && index >= 0 ? index : -1;
+}
+
+constexpr const char* kVisible = "CUDA_VISIBLE_DEVICES";
+
+/// The first `n` entries of a list such as "2,GPU-ab12,0".
+std::string first_entries(std::string_view list, int n) {
+  size_t end = 0;
+  for (int i = 0; i < n && end != std::string_view::npos; ++i) end = list.find(',', end + (i > 0 ? 1 : 0));
+  return std::string(list.substr(0, end));
+}
+
+int n_device_files() {
+  int n = 0;
+  while (n < 1024 && ::access(str("/dev/nvidia", n).c_str(), F_OK) == 0) ++n;
+  const char* visible = std::getenv(kVisible);
+  if (visible == nullptr) return n;
+  const std::string_view list = visible;
+  const auto entries = list.empty() ? 0 : 1 + std::count(list.begin(), list.end(), ',');
+  return std::min(n, static_cast<int>(entries));
 }
 
 }  // namespace
@@ -52,6 +75,24 @@ std::vector<Device> rank_devices(std::string_view wanted, Device chosen, int tp,
   const size_t n = found.names.size();
   for (size_t rank = 0; n > 0 && rank < devices.size(); ++rank) devices[rank].index = static_cast<int>(rank % n);
   return devices;
+}
+
+std::vector<Device> likely_devices(std::string_view wanted, int tp) {
+  const int n = n_device_files();
+  const int index = wanted == "auto" ? 0 : index_in(wanted);
+  if (index < 0 || index >= n) return {};
+  return rank_devices(wanted, {Device::Kind::cuda, index}, tp, {std::vector<std::string>(static_cast<size_t>(n)), ""});
+}
+
+void show_gpus(int n) {
+  const char* before = std::getenv(kVisible);
+  std::string list;
+  if (before != nullptr) {
+    list = first_entries(before, n);
+  } else {
+    for (int i = 0; i < n; ++i) list += str(i > 0 ? "," : "", i);  // CUDA stops at the first that is not there
+  }
+  ::setenv(kVisible, list.c_str(), 1);
 }
 
 void start_device(Device device) {

@@ -199,7 +199,11 @@ void PreadReader::submit(std::span<const ReadRequest> requests, const ReadCallba
       impl_->queue.splice(impl_->queue.end(), items);
     }
   }
-  impl_->work.notify_all();
+  if (requests.size() == 1) {
+    impl_->work.notify_one();  // or all threads would wake for each piece of a staged reader
+  } else {
+    impl_->work.notify_all();
+  }
   impl_->keep.notify_all();
 }
 

@@ -27,31 +27,48 @@ struct Piece {
   uint64_t begin = 0, size = 0;  // in the request
 };
 
-struct Copying {
+/// What is in a slot, or coming.
+struct Slot {
   Piece piece;
-  int slot = 0;
+  uint64_t reads_left = 0;
+  int64_t error = 0;     // of the first read that failed
+  bool is_lost = false;  // a read that was given up may still write to it
+  bool is_prepared = false;
+  bool is_held = false;  // read, waits to be prepared or for release()
 };
+
+void relax() {
+#if defined(__x86_64__)
+  for (int i = 0; i < 32; ++i) __builtin_ia32_pause();  // about a microsecond
+#else
+  std::this_thread::yield();
+#endif
+}
 
 }  // namespace
 
-// Every piece is in one of: queue → a slot being read by `below` → copies → ended; queue → ended. What has ended is
-// counted by end() under the mutex; completions are delivered by the finisher alone, without the mutex.
+// Every piece is in one of: queue → a slot being read by `below` → (held in the slot →) copies → ended; queue → ended.
+// What has ended is counted by end() under the mutex; completions are delivered by the finisher alone, without the
+// mutex. Copies are started by the thread that has read, and their ends are polled for: to sleep until one ends and be
+// woken takes as long as a copy.
 struct StagedReader::Impl {
   std::unique_ptr<Reader> below;
-  std::unique_ptr<Staging> staging;  // set once, by the finisher, before `ready`
+  std::unique_ptr<Staging> staging;  // set once, by the preparer, before `made`
   mutable std::mutex mutex;
   std::condition_variable work;     // for the finisher
   std::condition_variable changed;  // ready, or nothing outstanding
   std::deque<Piece> queue;
+  std::vector<Slot> slots;
   std::vector<int> free_slots;
-  std::deque<Copying> copies;                   // in the order in which their copies were started, nearly
+  std::deque<int> copies;                       // slots, in the order in which their copies were started, nearly
   std::deque<std::shared_ptr<Whole>> complete;  // to be delivered
   uint64_t outstanding = 0;                     // requests whose callback has not returned
-  int n_reading = 0;                            // slots that `below` fills
-  int n_lost = 0;                               // slots that a read which was given up may still write to
-  bool ready = false, late = false, stopping = false;
+  int n_busy = 0;                               // slots that `below` fills or whose copy is being started
+  int n_lost = 0;
+  bool made = false, ready = false, holding = false, late = false, stopping = false;
+  Address address;
   std::exception_ptr failure;
-  std::thread finisher;
+  std::thread preparer, finisher;
 
   /// Under the mutex.
   void end(const Piece& piece, int64_t error) {
@@ -67,9 +84,17 @@ struct StagedReader::Impl {
     queue.clear();
   }
 
+  void drop_held(int64_t error) {
+    for (size_t i = 0; i < slots.size(); ++i) {
+      if (!std::exchange(slots[i].is_held, false)) continue;
+      end(std::exchange(slots[i].piece, {}), error);
+      free_slots.push_back(static_cast<int>(i));
+    }
+  }
+
   /// Under the mutex: gives free slots to the next pieces. `below` takes requests without calling back.
   void pump() {
-    if (!ready) return;
+    if (!made) return;
     if (stopping) return drop_queue(-ECANCELED);
     if (failure) return drop_queue(-EREMOTEIO);
     if (late || n_lost == staging->n_slots()) return drop_queue(-ETIMEDOUT);
@@ -82,57 +107,116 @@ struct StagedReader::Impl {
       }
       const int slot = free_slots.back();
       free_slots.pop_back();
-      ++n_reading;
-      const ReadRequest& whole = piece.whole->request;
-      const ReadRequest read{0, whole.file, whole.offset + piece.begin, piece.size, staging->slot(slot)};
-      below->submit({&read, 1}, [this, piece, slot](const ReadCompletion& done) { on_read(piece, slot, done.result); });
+      fill(slot, piece);
     }
   }
 
-  /// On a thread of `below`.
-  void on_read(const Piece& piece, int slot, int64_t result) {
-    std::exception_ptr cause;
-    const bool read = result == static_cast<int64_t>(piece.size);
-    if (read) {
-      try {
-        staging->start(slot, piece.whole->request.into + piece.begin, piece.size);
-      } catch (...) {
-        cause = std::current_exception();
-      }
+  void fill(int i, const Piece& piece) {
+    const ReadRequest& whole = piece.whole->request;
+    std::vector<ReadRequest> reads;
+    uint64_t at = 0;
+    do {
+      const uint64_t n = std::min(staging->read_bytes(), piece.size - at);
+      reads.push_back({n, whole.file, whole.offset + piece.begin + at, n, staging->slot(i) + at});
+      at += n;
+    } while (at < piece.size);
+    Slot& slot = slots[static_cast<size_t>(i)];
+    slot.piece = piece;
+    slot.reads_left = reads.size();
+    slot.error = 0;
+    slot.is_lost = false;
+    ++n_busy;
+    below->submit(reads, [this, i](const ReadCompletion& done) { on_read(i, done); });
+  }
+
+  /// On a thread of `below`; the id of a read is its size.
+  void on_read(int i, const ReadCompletion& done) {
+    std::unique_lock lock(mutex);
+    Slot& slot = slots[static_cast<size_t>(i)];
+    if (done.result != static_cast<int64_t>(done.id) && slot.error == 0) {
+      slot.error = done.result < 0 ? done.result : -EIO;
     }
-    const std::lock_guard lock(mutex);
-    --n_reading;
-    if (read && !cause) {
-      copies.push_back({piece, slot});
+    slot.is_lost = slot.is_lost || done.result == -ETIMEDOUT;
+    if (--slot.reads_left > 0) return;
+    --n_busy;
+    if (slot.error == 0 && !failure && !stopping) {
+      slot.is_held = true;
+      if (slot.is_prepared && !holding) start(lock, i);
+      return;
+    }
+    if (slot.is_lost) {
+      ++n_lost;
+      late = true;
     } else {
-      if (cause && !failure) failure = cause;
-      if (result == -ETIMEDOUT) {
-        ++n_lost;
-        late = true;
-      } else {
-        free_slots.push_back(slot);
-      }
-      end(piece, cause ? -EREMOTEIO : result < 0 ? result : -EIO);
-      pump();
+      free_slots.push_back(i);
     }
+    end(std::exchange(slot.piece, {}), slot.error != 0 ? slot.error : failure ? -EREMOTEIO : -ECANCELED);
+    pump();
     work.notify_all();
   }
 
-  /// Waits for the first copy without the mutex, then frees its slot.
-  void finish_copy(std::unique_lock<std::mutex>& lock) {
-    const Copying copy = std::move(copies.front());
-    copies.pop_front();
+  /// Without the mutex meanwhile: the slot is neither free nor held, but this thread's.
+  void start(std::unique_lock<std::mutex>& lock, int i) {
+    Slot& slot = slots[static_cast<size_t>(i)];
+    slot.is_held = false;
+    ReadRequest& whole = slot.piece.whole->request;
+    if (whole.into == nullptr && address) whole.into = address(whole.id);
+    std::byte* into = whole.into + slot.piece.begin;
+    const uint64_t size = slot.piece.size;
+    ++n_busy;
     lock.unlock();
     std::exception_ptr cause;
     try {
-      staging->finish(copy.slot);
+      staging->start(i, into, size);
     } catch (...) {
       cause = std::current_exception();
     }
     lock.lock();
-    if (cause && !failure) failure = cause;
-    free_slots.push_back(copy.slot);
-    end(copy.piece, cause ? -EREMOTEIO : 0);
+    --n_busy;
+    if (cause) {
+      fail(cause);
+      free_slots.push_back(i);
+      end(std::exchange(slot.piece, {}), -EREMOTEIO);
+      pump();
+    } else {
+      copies.push_back(i);
+    }
+    work.notify_all();
+  }
+
+  /// Under the mutex: what waits in slots can never be copied.
+  void fail(const std::exception_ptr& cause) {
+    if (!failure) failure = cause;
+    drop_held(-EREMOTEIO);
+  }
+
+  /// Under the mutex, which is given up now and then: starts what waited for nothing else any more.
+  void start_held(std::unique_lock<std::mutex>& lock) {
+    for (size_t i = 0; i < slots.size(); ++i) {
+      if (slots[i].is_held && slots[i].is_prepared && !holding && !failure && !stopping) {
+        start(lock, static_cast<int>(i));
+      }
+    }
+  }
+
+  /// Looks at the oldest copy without the mutex, and frees its slot if it is done.
+  void poll_copy(std::unique_lock<std::mutex>& lock) {
+    const int i = copies.front();
+    lock.unlock();
+    bool is_done = false;
+    std::exception_ptr cause;
+    try {
+      is_done = staging->finished(i);
+    } catch (...) {
+      cause = std::current_exception();
+    }
+    if (!is_done && !cause) relax();
+    lock.lock();
+    if (!is_done && !cause) return;
+    copies.pop_front();
+    if (cause) fail(cause);
+    free_slots.push_back(i);
+    end(std::exchange(slots[static_cast<size_t>(i)].piece, {}), cause ? -EREMOTEIO : 0);
     pump();
   }
 
@@ -145,27 +229,6 @@ struct StagedReader::Impl {
     whole.reset();  // the callback and the file are let go before anyone is told that all is done
     lock.lock();
     if (--outstanding == 0) changed.notify_all();
-  }
-
-  void make(const MakeStaging& make_staging) {
-    std::unique_ptr<Staging> made;
-    std::exception_ptr cause;
-    try {
-      made = make_staging();
-    } catch (...) {
-      cause = std::current_exception();
-    }
-    std::vector<std::span<std::byte>> slots;
-    for (int i = 0; made && i < made->n_slots(); ++i) slots.push_back({made->slot(i), made->slot_bytes()});
-    const std::lock_guard lock(mutex);
-    if (made && !stopping) below->use_memory(slots);  // later `below` may be gone
-    staging = std::move(made);
-    failure = cause;
-    for (int i = 0; staging && i < staging->n_slots(); ++i) free_slots.push_back(i);
-    ready = true;
-    cut_queue();
-    pump();
-    changed.notify_all();
   }
 
   /// Requests that came before the slots' length was known are whole pieces.
@@ -188,26 +251,75 @@ struct StagedReader::Impl {
     } while (begin < size);
   }
 
-  void run(const MakeStaging& make_staging) {
-    make(make_staging);
+  void make(const MakeStaging& make_staging) {
+    std::unique_ptr<Staging> ring = make_staging();
+    std::vector<std::span<std::byte>> memory;
+    for (int i = 0; i < ring->n_slots(); ++i) memory.push_back({ring->slot(i), ring->slot_bytes()});
+    const std::lock_guard lock(mutex);
+    if (!stopping) below->use_memory(memory);  // later `below` may be gone
+    staging = std::move(ring);
+    slots.resize(memory.size());
+    for (int i = staging->n_slots(); i-- > 0;) free_slots.push_back(i);  // the first are prepared first
+    made = true;
+    cut_queue();
+    pump();
+  }
+
+  void prepare_slots() {
+    for (int i = 0; i < staging->n_slots(); ++i) {
+      {
+        const std::lock_guard lock(mutex);
+        if (stopping) return;
+      }
+      staging->prepare(i);
+      std::unique_lock lock(mutex);
+      slots[static_cast<size_t>(i)].is_prepared = true;
+      ready = true;
+      changed.notify_all();
+      start_held(lock);
+    }
+  }
+
+  void run_preparer(const MakeStaging& make_staging, const std::function<void()>& start_device) {
+    try {
+      make(make_staging);
+      if (start_device) start_device();
+      prepare_slots();
+    } catch (...) {
+      const std::lock_guard lock(mutex);
+      fail(std::current_exception());
+      if (!made) cut_queue();
+      made = true;
+      pump();
+    }
+    const std::lock_guard lock(mutex);
+    ready = true;
+    changed.notify_all();
+    work.notify_all();
+  }
+
+  void run_finisher() {
     std::unique_lock lock(mutex);
     for (;;) {
-      work.wait(lock,
-                [&] { return !complete.empty() || !copies.empty() || (stopping && n_reading == 0 && queue.empty()); });
       if (!complete.empty()) {
         deliver(lock);
       } else if (!copies.empty()) {
-        finish_copy(lock);
-      } else {
+        poll_copy(lock);
+      } else if (stopping && n_busy == 0 && queue.empty()) {
         return;
+      } else {
+        work.wait(lock);
       }
     }
   }
 };
 
-StagedReader::StagedReader(std::unique_ptr<Reader> below, MakeStaging make) : impl_(std::make_unique<Impl>()) {
+StagedReader::StagedReader(std::unique_ptr<Reader> below, MakeStaging make, std::function<void()> start)
+    : impl_(std::make_unique<Impl>()) {
   impl_->below = std::move(below);
-  impl_->finisher = std::thread([impl = impl_.get(), make = std::move(make)] { impl->run(make); });
+  impl_->finisher = std::thread([impl = impl_.get()] { impl->run_finisher(); });
+  impl_->preparer = std::thread(
+      [impl = impl_.get(), make = std::move(make), start = std::move(start)] { impl->run_preparer(make, start); });
 }
 
 StagedReader::~StagedReader() {
@@ -215,8 +327,10 @@ StagedReader::~StagedReader() {
     const std::lock_guard lock(impl_->mutex);
     impl_->stopping = true;
     impl_->drop_queue(-ECANCELED);
+    impl_->drop_held(-ECANCELED);
   }
   impl_->work.notify_all();
+  impl_->preparer.join();
   impl_->below.reset();  // waits for what writes to the slots; calls on_read() for the rest
   impl_->finisher.join();
 }
@@ -229,7 +343,7 @@ void StagedReader::submit(std::span<const ReadRequest> requests, const ReadCallb
     impl_->outstanding += 1;
     if (impl_->stopping) {
       impl_->end({whole, 0, 0}, -ECANCELED);
-    } else if (impl_->ready) {
+    } else if (impl_->made) {
       impl_->cut(whole);
     } else {
       impl_->queue.push_back({whole, 0, request.size});
@@ -249,6 +363,7 @@ void StagedReader::cancel() {
   {
     const std::lock_guard lock(impl_->mutex);
     impl_->drop_queue(-ECANCELED);
+    impl_->drop_held(-ECANCELED);
   }
   impl_->below->cancel();
 }
@@ -261,6 +376,18 @@ void StagedReader::wait() {
 std::string_view StagedReader::name() const { return impl_->below->name(); }
 std::string StagedReader::why() const { return impl_->below->why(); }
 Reader& StagedReader::host_reader() { return *impl_->below; }
+
+void StagedReader::hold() {
+  const std::lock_guard lock(impl_->mutex);
+  impl_->holding = true;
+}
+
+void StagedReader::release(Address address) {
+  std::unique_lock lock(impl_->mutex);
+  impl_->address = std::move(address);
+  impl_->holding = false;
+  impl_->start_held(lock);
+}
 
 void StagedReader::wait_until_ready() {
   std::unique_lock lock(impl_->mutex);

@@ -12,12 +12,17 @@
 namespace firstlight {
 
 /// As Reader says; `into` is an address of the staging's device, and a request completes when its bytes are there. A
-/// request may be longer than a slot: it is cut. −EREMOTEIO: the copy failed, failure() says how.
+/// request may be longer than a slot: it is cut; what fits into a slot is read by several requests to the reader below
+/// and copied by one call. −EREMOTEIO: the copy failed, failure() says how.
 class StagedReader final : public Reader {
  public:
   using MakeStaging = std::function<std::unique_ptr<Staging>()>;
-  /// `make` runs at once on a thread of this reader (it may create a context: 0.2 s); requests wait for it.
-  StagedReader(std::unique_ptr<Reader> below, MakeStaging make);
+  /// Where the bytes of request `id` belong. Must not throw.
+  using Address = std::function<std::byte*(uint64_t id)>;
+
+  /// On a thread of this reader `make` runs at once, then `start` (which may make a context: 0.2 s), then slots are
+  /// prepared one after another. Slots are read into as soon as they are made.
+  StagedReader(std::unique_ptr<Reader> below, MakeStaging make, std::function<void()> start = {});
   ~StagedReader() override;
   StagedReader(const StagedReader&) = delete;
   StagedReader& operator=(const StagedReader&) = delete;
@@ -29,9 +34,14 @@ class StagedReader final : public Reader {
   std::string_view name() const override;
   std::string why() const override;
 
+  /// From now on requests are read as far as there are slots, but not copied: their `into` need not be known yet.
+  void hold();
+  /// Ends that: each request that has no `into` goes where `address` says.
+  void release(Address address);
+
   /// The reader below, for requests that end in host memory.
   Reader& host_reader();
-  /// Blocks until the staging stands; rethrows why it does not.
+  /// Blocks until the first slot is prepared, so that the device stands; rethrows why it does not.
   void wait_until_ready();
   /// Of the first copy (or of making the staging) that failed, or null.
   std::exception_ptr failure() const;

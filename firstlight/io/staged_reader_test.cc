@@ -29,30 +29,36 @@ using std::chrono::milliseconds;
 /// Copies only when it is asked to finish: a completion before that would show bytes that are not there.
 class LateStaging final : public Staging {
  public:
-  LateStaging(int n_slots, uint64_t slot_bytes, int fail_start = -1, int fail_finish = -1)
-      : memory_(static_cast<size_t>(n_slots), std::vector<std::byte>(slot_bytes)),
+  LateStaging(int n_slots, uint64_t slot_bytes, int fail_start = -1, int fail_finish = -1,
+              uint64_t read_bytes = UINT64_MAX)
+      : read_bytes_(read_bytes),
+        memory_(static_cast<size_t>(n_slots), std::vector<std::byte>(slot_bytes)),
         pending_(static_cast<size_t>(n_slots)),
         fail_start_(fail_start),
         fail_finish_(fail_finish) {}
   int n_slots() const override { return static_cast<int>(memory_.size()); }
   uint64_t slot_bytes() const override { return memory_[0].size(); }
+  uint64_t read_bytes() const override { return read_bytes_; }
   std::byte* slot(int i) override { return memory_[static_cast<size_t>(i)].data(); }
   void start(int i, std::byte* into, uint64_t bytes) override {
     if (n_started_++ == fail_start_) throw Error(ErrorKind::device, "start failed");
     pending_[static_cast<size_t>(i)] = {into, bytes};
   }
-  void finish(int i) override {
+  bool finished(int i) override {
+    if (n_asked_++ % 3 != 2) return false;
     if (n_finished_++ == fail_finish_) throw Error(ErrorKind::device, "finish failed");
     const auto [into, bytes] = pending_[static_cast<size_t>(i)];
     std::memcpy(into, slot(i), bytes);
+    return true;
   }
 
  private:
+  uint64_t read_bytes_;
   std::vector<std::vector<std::byte>> memory_;
   std::vector<std::pair<std::byte*, uint64_t>> pending_;
   int fail_start_, fail_finish_;
   std::atomic<int> n_started_{0};
-  int n_finished_ = 0;
+  int n_asked_ = 0, n_finished_ = 0;
 };
 
 /// Over pread and over io_uring.
@@ -128,6 +134,70 @@ TEST_P(StagedReaderTest, ARequestCompletesOnceAndWhenItsBytesHaveArrived) {
     EXPECT_EQ(std::count_if(into_.begin(), into_.end(),
                             [&](std::byte& b) { return b != byte_at(static_cast<uint64_t>(&b - into_.data())); }),
               0);
+  }
+}
+
+TEST_P(StagedReaderTest, ASlotIsFilledBySeveralReadsAndCopiedWhenTheLastHasCome) {
+  for (const uint64_t read : {1u, 250u, 333u, 999u, 1000u}) {
+    results_.clear();
+    std::fill(into_.begin(), into_.end(), std::byte{0});
+    const auto all = requests(read == 1 ? 40'000 : 2500);
+    const auto faulty = std::make_shared<FaultyRead>(std::vector<Fault>{});
+    StagedReader reader(make_faulty_reader(faulty, 2),
+                        [read] { return std::make_unique<LateStaging>(3, 1000, -1, -1, read); });
+    reader.submit({all.data(), read == 1 ? 1 : all.size()}, check(all));
+    reader.wait();
+    EXPECT_EQ(by_result(), (std::map<int64_t, int>{{0, read == 1 ? 1 : static_cast<int>(all.size())}})) << read;
+    if (GetParam() == std::string_view("pread")) {
+      EXPECT_GE(faulty->n_calls(), (read == 1 ? 40'000 : kSize) / read);
+    }
+  }
+}
+
+TEST_P(StagedReaderTest, AFailedReadOfASlotFailsItsRequestAloneAndTheSlotIsUsedAgain) {
+  const auto all = requests(5000);
+  const auto faulty = std::make_shared<FaultyRead>(
+      std::vector<Fault>{{.kind = Fault::Kind::error, .amount = EIO, .first_call = 7, .n_calls = 2}});
+  StagedReader reader(make_faulty_reader(faulty, 1),
+                      [] { return std::make_unique<LateStaging>(1, 1000, -1, -1, 100); });
+  reader.submit(all, check(all));
+  reader.wait();
+  EXPECT_EQ(by_result(), (std::map<int64_t, int>{{0, static_cast<int>(all.size()) - 1}, {-EIO, 1}}));
+}
+
+TEST_P(StagedReaderTest, HeldRequestsAreReadButGoNowhereUntilTheirAddressIsKnown) {
+  auto all = requests(1000);
+  const auto faulty = std::make_shared<FaultyRead>(std::vector<Fault>{});
+  const auto reader = make_over(faulty, 3, 1000);
+  reader->hold();
+  auto unplaced = all;
+  for (ReadRequest& request : unplaced) request.into = nullptr;
+  reader->submit(unplaced, check(all));
+  while (faulty->n_calls() < 3) std::this_thread::sleep_for(milliseconds(1));
+  std::this_thread::sleep_for(milliseconds(5));
+  EXPECT_EQ(faulty->n_calls(), 3u);  // as many as there are slots
+  EXPECT_TRUE(by_result().empty());
+  reader->release([&](uint64_t id) { return all[id].into; });
+  reader->wait();
+  EXPECT_EQ(by_result()[0], static_cast<int>(all.size()));
+}
+
+TEST_P(StagedReaderTest, HeldRequestsEndByCancelAndByTheDestructor) {
+  const auto all = requests(1000);
+  for (const bool cancelled : {true, false}) {
+    results_.clear();
+    const auto faulty = std::make_shared<FaultyRead>(std::vector<Fault>{});
+    auto reader = make_over(faulty, 3, 1000);
+    reader->hold();
+    reader->submit(all, check(all));
+    while (faulty->n_calls() < 3) std::this_thread::sleep_for(milliseconds(1));
+    if (cancelled) {
+      std::this_thread::sleep_for(milliseconds(5));
+      reader->cancel();
+      reader->wait();
+    }
+    reader.reset();
+    EXPECT_EQ(by_result(), (std::map<int64_t, int>{{-ECANCELED, static_cast<int>(all.size())}}));
   }
 }
 
