@@ -33,6 +33,7 @@ double thread_cpu_seconds() {
 struct RankState {
   RankFiles files;
   LoadLane* lane = nullptr;
+  std::unique_ptr<Gates> ready;  // the weights', until there are weights
   std::unique_ptr<LeafGates> gates;
   std::atomic<uint64_t> jobs_left{0};
   std::atomic<uint64_t> leaves_checked{0};
@@ -56,7 +57,8 @@ class RankLoad final : public Load {
   void on_done(const ReadCompletion& done);
   void on_hashed(size_t job, std::span<const uint64_t> hashes, const std::exception_ptr& failure);
   std::byte* address(const LoadJob& job);
-  std::vector<LeafBytes> leaves_of_job(const LoadJob& job);
+  std::vector<LeafBytes> bytes_to_hash(const LoadJob& job);
+  std::string verified() const;
   void hash_here(LoadJob& job);
   void take(LoadJob& job, std::span<const uint64_t> hashes);
   void check_leaves(const LoadJob& job, std::span<const uint64_t> hashes);
@@ -132,8 +134,10 @@ void RankLoad::open(const fs::path& out) {
   manifest_phase.end();
   Timeline::Scope headers_phase(options_.timeline, "headers");
   for (RankFiles& files : open_ranks(out, manifest_, config_, options_, lanes_[0].host_reader(), small_reads_)) {
-    ranks_.push_back(std::make_unique<RankState>());
-    ranks_.back()->files = std::move(files);
+    RankState& rank = *ranks_.emplace_back(std::make_unique<RankState>());
+    rank.files = std::move(files);
+    rank.ready = std::make_unique<Gates>(n_gates(config_));
+    rank.gates = std::make_unique<LeafGates>(rank.files, *rank.ready);
   }
   for (LoadLane& lane : lanes_) {
     for (const size_t rank : lane.ranks) ranks_[rank]->lane = &lane;
@@ -198,7 +202,7 @@ void RankLoad::allocate(LoadLane& lane) {
   for (const size_t r : lane.ranks) {
     RankState& rank = *ranks_[r];
     RankWeights made = make_rank_weights(config_, rank.files.layout, lane.device, options_.tp, static_cast<int>(r));
-    rank.gates = std::make_unique<LeafGates>(rank.files, *made.ready);
+    made.ready = std::move(rank.ready);
     const std::lock_guard lock(failure_mutex_);
     if (failure_) std::rethrow_exception(failure_);
     weights_[r] = std::move(made);
@@ -238,7 +242,7 @@ void RankLoad::on_done(const ReadCompletion& done) {
     } else if (options_.verify == Verify::off) {
       take(job, {});
     } else if (LeafChecks* checks = ranks_[job.rank]->lane->checks.get()) {
-      checks->add(done.id, leaves_of_job(job));  // on_hashed() counts it
+      checks->add(done.id, bytes_to_hash(job));  // on_hashed() counts it
       return;
     } else {
       hash_here(job);
@@ -266,7 +270,7 @@ void RankLoad::count_job(const LoadJob& job) {
   if (rank.jobs_left.fetch_sub(1, std::memory_order_acq_rel) == 1) {
     rank.end_s = seconds_since_exec();
     if (options_.timeline != nullptr) {
-      const char* phase = options_.verify == Verify::full ? "read+verify rank " : "read rank ";
+      const char* phase = options_.verify == Verify::off ? "read rank " : "read+verify rank ";
       options_.timeline->add(str(phase, job.rank), rank.lane->ready_s, rank.end_s);
     }
   }
@@ -276,7 +280,7 @@ void RankLoad::count_job(const LoadJob& job) {
 /// The bytes of a job are in memory: checks them, puts a tail in its place, opens what waited for them.
 void RankLoad::take(LoadJob& job, std::span<const uint64_t> hashes) {
   RankState& rank = *ranks_[job.rank];
-  if (options_.verify == Verify::full) check_leaves(job, hashes);
+  check_leaves(job, hashes);
   if (job.kind == LoadJob::Kind::tail) {
     place_tail(job, rank.files, weights_[job.rank].arena);
     job.staging = {};
@@ -287,29 +291,30 @@ void RankLoad::take(LoadJob& job, std::span<const uint64_t> hashes) {
   if (options_.progress) options_.progress(done, total_bytes_);
 }
 
-std::vector<LeafBytes> RankLoad::leaves_of_job(const LoadJob& job) {
-  std::vector<LeafBytes> leaves;
-  for (uint64_t at = 0; at < job.size(); at += kLeafBytes) {
-    leaves.push_back({address(job) + at, std::min(kLeafBytes, job.size() - at)});
+std::vector<LeafBytes> RankLoad::bytes_to_hash(const LoadJob& job) {
+  std::vector<LeafBytes> bytes;
+  for (const uint64_t leaf : leaves_to_check(job, options_.verify)) {
+    const uint64_t at = leaf * kLeafBytes - job.begin;
+    bytes.push_back({address(job) + at, std::min(kLeafBytes, job.size() - at)});
   }
-  return leaves;
+  return bytes;
 }
 
 /// On the thread that has just read the bytes: they are in its core's cache.
 void RankLoad::hash_here(LoadJob& job) {
   std::vector<uint64_t> hashes;
   const double begin = thread_cpu_seconds();
-  for (const LeafBytes& leaf : leaves_of_job(job)) hashes.push_back(xxh3_64({leaf.data, leaf.size}));
+  for (const LeafBytes& leaf : bytes_to_hash(job)) hashes.push_back(xxh3_64({leaf.data, leaf.size}));
   hash_ns_.fetch_add(static_cast<uint64_t>(1e9 * (thread_cpu_seconds() - begin)), std::memory_order_relaxed);
   take(job, hashes);
 }
 
 void RankLoad::check_leaves(const LoadJob& job, std::span<const uint64_t> hashes) {
   RankState& rank = *ranks_[job.rank];
-  for (size_t i = 0; i < hashes.size(); ++i) {
-    const uint64_t leaf = job.begin / kLeafBytes + i;
-    if (hashes[i] == rank.files.expected_leaf(job.part, leaf)) continue;
-    std::rethrow_exception(leaf_failure(rank.files, job.part, leaf, hashes[i]));
+  const std::vector<uint64_t> leaves = leaves_to_check(job, options_.verify);
+  for (size_t i = 0; i < leaves.size(); ++i) {
+    if (hashes[i] == rank.files.expected_leaf(job.part, leaves[i])) continue;
+    std::rethrow_exception(leaf_failure(rank.files, job.part, leaves[i], hashes[i]));
   }
   rank.leaves_checked.fetch_add(hashes.size(), std::memory_order_relaxed);
 }
@@ -350,6 +355,17 @@ void RankLoad::rethrow_failure() {
   if (failure_) std::rethrow_exception(failure_);
 }
 
+std::string RankLoad::verified() const {
+  if (options_.verify == Verify::full) return "full";
+  if (options_.verify == Verify::off) return "off";
+  uint64_t checked = 0, all = 0;
+  for (const auto& rank : ranks_) {
+    checked += rank->leaves_checked;
+    for (const ManifestPart& part : rank->files.manifest->parts) all += leaves_of(part);
+  }
+  return str("sample: every ", kSampledLeaf, "th leaf, ", checked, " of ", all);
+}
+
 LoadReport RankLoad::wait() {
   for (LoadLane& lane : lanes_) {
     lane.reader->wait();
@@ -362,7 +378,7 @@ LoadReport RankLoad::wait() {
   report.seconds = end_s_ - lanes_[0].ready_s;
   report.reader = lanes_[0].reader->name();
   report.why = lanes_[0].reader->why();
-  report.verify = options_.verify == Verify::full ? "full" : "off";
+  report.verify = verified();
   report.verify_cpu_seconds = 1e-9 * static_cast<double>(hash_ns_.load());
   for (const LoadLane& lane : lanes_) report.verify_device_seconds += lane.checks ? lane.checks->seconds() : 0;
   for (size_t r = 0; r < ranks_.size(); ++r) {

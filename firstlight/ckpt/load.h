@@ -17,7 +17,10 @@
 
 namespace firstlight {
 
-enum class Verify { full, off };
+/// sample: leaf 0 of each part and each kSampledLeaf-th after it, and the leaves in which small tensors stand. It finds
+/// a file that is another one, and storage that is broken throughout; a single wrong byte it mostly does not.
+enum class Verify { full, sample, off };
+inline constexpr uint64_t kSampledLeaf = 16;
 
 struct RankReport {
   int rank = 0;
@@ -34,7 +37,7 @@ struct LoadReport {
   double seconds = 0;
   std::string reader;  ///< the path that ran: "pread", "traditional"
   std::string why;
-  std::string verify;                ///< "full", "off", on the traditional path what it was told, else "none: …"
+  std::string verify;  ///< "full", "sample: …", "off", on the traditional path what it was told, else "none: …"
   double verify_cpu_seconds = 0;     ///< time spent hashing, summed over threads
   double verify_device_seconds = 0;  ///< time in which a device hashed, beside reading and copying
   std::vector<RankReport> ranks;

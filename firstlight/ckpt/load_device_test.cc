@@ -123,6 +123,22 @@ TEST_F(LoadDeviceTest, AByteThatChangesInMemoryIsNamedWithTensorFileAndRange) {
   EXPECT_GE(found, 4);
 }
 
+TEST_F(LoadDeviceTest, ASampleFindsDamageInTheFirstLeafOfAPartAndSaysHowManyItChecked) {
+  out_ = make_checkpoint("sampled", DTypeChoice::bf16, 1u << 30);
+  options_.tp = 1;
+  options_.verify = Verify::sample;
+  const ManifestPart part = read_manifest(out_).find_tp(1)->ranks[0].parts.at(0);
+  const uint64_t n_leaves = (part.data_bytes + kLeafBytes - 1) / kLeafBytes;
+  const uint64_t tail_leaves = n_leaves - part.tail_begin / kLeafBytes;
+  ASSERT_GT(n_leaves, tail_leaves + 2);
+  EXPECT_EQ(load_rank_checkpoint(out_, options_)->wait().verify,
+            str("sample: every 16th leaf, ", 1 + tail_leaves, " of ", n_leaves));
+  flip(out_ / part.file, kDataBegin + kLeafBytes + 77);
+  EXPECT_FALSE(error_of(options_)) << "a leaf that is not looked at";
+  flip(out_ / part.file, kDataBegin + 77);
+  expect_error(ErrorKind::damaged, {fs::path(part.file).filename(), "same wrong bytes"}, options_);
+}
+
 TEST_F(LoadDeviceTest, AFlippedBitInAFileIsNamed) {
   const ManifestRank rank = read_manifest(out_).find_tp(2)->ranks[1];
   for (const ManifestPart& part : rank.parts) {

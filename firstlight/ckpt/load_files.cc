@@ -68,7 +68,7 @@ std::vector<RankFiles> open_ranks(const fs::path& out, const Manifest& manifest,
       files.parts.push_back(open_listed(out, manifest, part.file));
       reads.push_back({files.parts.back(), 0, std::string(part.header_bytes, '\0'), 0});
     }
-    if (options.verify == Verify::full) {
+    if (options.verify != Verify::off) {
       files.leaves_file = open_listed(out, manifest, rank.directory + "/leaves.xxh3");
       reads.push_back({files.leaves_file, 0, std::string(files.leaves_file->size(), '\0'), 0});
     }
@@ -85,7 +85,7 @@ std::vector<RankFiles> open_ranks(const fs::path& out, const Manifest& manifest,
       ++next;
     }
     ranks[r].layout = lay_out_arena(config, manifest, rank, options.tp, static_cast<int>(r), headers);
-    if (options.verify == Verify::full) {
+    if (options.verify != Verify::off) {
       const SmallRead& leaves = reads[next++];
       check_hash(leaves, manifest.files.at(rank.directory + "/leaves.xxh3").xxh3_128);
       ranks[r].leaves.resize(leaves.into.size() / sizeof(uint64_t));  // as many as the manifest's sizes demand

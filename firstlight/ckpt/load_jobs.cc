@@ -61,6 +61,16 @@ std::vector<LoadJob> plan_load_jobs(std::span<const RankFiles* const> ranks, uin
   return jobs;
 }
 
+std::vector<uint64_t> leaves_to_check(const LoadJob& job, Verify verify) {
+  std::vector<uint64_t> leaves;
+  if (verify == Verify::off) return leaves;
+  const bool all = verify == Verify::full || job.kind == LoadJob::Kind::tail;
+  for (uint64_t leaf = job.begin / kLeafBytes; leaf * kLeafBytes < job.end; ++leaf) {
+    if (all || leaf % kSampledLeaf == 0) leaves.push_back(leaf);
+  }
+  return leaves;
+}
+
 void place_tail(const LoadJob& job, const RankFiles& files, const Buffer& arena) {
   const ManifestPart& part = files.manifest->parts[job.part];
   const Device from = job.staging.device(), to = arena.device();

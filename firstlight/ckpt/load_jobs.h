@@ -26,6 +26,9 @@ struct LoadJob {
 /// no tensor needs (paddings, if all is to be verified) at the end.
 std::vector<LoadJob> plan_load_jobs(std::span<const RankFiles* const> ranks, uint64_t request_bytes, bool with_padding);
 
+/// Which leaves of a body or tail are to be checked, counted from the beginning of the part.
+std::vector<uint64_t> leaves_to_check(const LoadJob& job, Verify verify);
+
 /// What stands before the tail goes on with its region, the tail's tensors to their slots.
 void place_tail(const LoadJob& job, const RankFiles& files, const Buffer& arena);
 

@@ -26,8 +26,9 @@ void start(Device device, Timeline* timeline) {
 void fill(LoadLane& lane, const LoadOptions& options, int n_threads, StagingSize size,
           const LeafChecks::Done& checked) {
   const bool is_staged = lane.device.kind != Device::Kind::cpu || options.make_staging;
-  // One thread waits for copies, another for hashes; reading needs no more than nine cores (6.2 GB/s each).
-  if (is_staged && options.n_threads == 0) n_threads = std::max(1, n_threads - 2);
+  // One more thread waits for copies, another for hashes. Nine cores read what a link takes (6.2 GB/s each).
+  constexpr int kMostReaders = 14;
+  if (is_staged && options.n_threads == 0) n_threads = std::clamp(n_threads - 2, 1, kMostReaders);
   lane.reader = options.make_reader ? options.make_reader(n_threads) : std::make_unique<PreadReader>(n_threads);
   if (!lane.reader) throw Error(ErrorKind::bug, "LoadOptions::make_reader made no reader");
   const Device device = lane.device;
@@ -45,7 +46,7 @@ void fill(LoadLane& lane, const LoadOptions& options, int n_threads, StagingSize
       });
   lane.staged = staged.get();
   lane.reader = std::move(staged);
-  if (options.verify != Verify::full) return;
+  if (options.verify == Verify::off) return;
   lane.checks = std::make_unique<LeafChecks>(
       [&options, device] { return options.make_hasher ? options.make_hasher(device) : make_leaf_hasher(device); },
       checked);

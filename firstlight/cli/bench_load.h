@@ -55,6 +55,7 @@ struct BenchLoadReport {
   std::vector<BenchSeries> loads;
   std::vector<SweepPoint> sweep;
   std::vector<BytesLine> lines;
+  std::vector<Phase> phases;  ///< of one more verified load into GPUs, since it was called
 };
 
 /// Loads into GPUs: what there is to report of them.

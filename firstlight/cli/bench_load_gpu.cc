@@ -2,6 +2,7 @@
 // firstlight bench load --device cuda: whole loads into GPUs, every leaf hashed there or none, beside copies from
 // pinned memory to the same GPUs at once, in turn in one process whose contexts stand.
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstring>
 #include <fstream>
@@ -11,6 +12,7 @@
 #include "firstlight/base/error.h"
 #include "firstlight/base/str.h"
 #include "firstlight/base/thread_pool.h"
+#include "firstlight/ckpt/leaf_hasher.h"
 #include "firstlight/ckpt/load.h"
 #include "firstlight/ckpt/manifest.h"
 #include "firstlight/cli/bench_load.h"
@@ -30,7 +32,9 @@ double seconds_since(Clock::time_point begin) { return std::chrono::duration<dou
 class PinnedFloor {
  public:
   explicit PinnedFloor(Device device)
-      : staging_(make_staging(device, {4, 64u << 20})), into_(device, 4 * staging_->slot_bytes()) {
+      : staging_(make_staging(device, {4, 64u << 20})),
+        into_(device, 4 * staging_->slot_bytes()),
+        hasher_(make_leaf_hasher(device)) {
     uint64_t random = 88172645463325252u;
     for (int i = 0; i < staging_->n_slots(); ++i) {
       for (uint64_t at = 0; at < staging_->slot_bytes(); at += sizeof random) {  // not zeros, which may go faster
@@ -39,6 +43,22 @@ class PinnedFloor {
       }
       staging_->prepare(i);
     }
+  }
+  /// Leaves hashed on the device meanwhile, as a load does: a GPU that computes may copy faster than one that does not.
+  void copy_beside_hashing(uint64_t bytes) {
+    std::atomic<bool> stop = false;
+    std::jthread hashing([&] {
+      constexpr uint64_t kLeaf = 1u << 20;
+      std::vector<LeafBytes> leaves;
+      for (uint64_t i = 0; i < 16; ++i) leaves.push_back({into_.data() + i * kLeaf, kLeaf});
+      std::vector<uint64_t> hashes(leaves.size());
+      while (!stop) {
+        hasher_->hash(leaves, hashes);
+        std::this_thread::sleep_for(std::chrono::microseconds(100));
+      }
+    });
+    copy(bytes);
+    stop = true;
   }
   void copy(uint64_t bytes) {
     const uint64_t step = staging_->slot_bytes();
@@ -61,6 +81,7 @@ class PinnedFloor {
  private:
   std::unique_ptr<Staging> staging_;
   Buffer into_;
+  std::unique_ptr<LeafHasher> hasher_;
 };
 
 struct GpuBench {
@@ -93,12 +114,20 @@ double load_once(const GpuBench& bench, const LoadOptions& options) {
   return seconds_since(begin);
 }
 
-double floor_once(GpuBench& bench) {
+double floor_once(GpuBench& bench, bool beside_hashing) {
   const uint64_t each = bench.bytes / bench.floors.size();
   const auto begin = Clock::now();
   {
     std::vector<std::jthread> threads;
-    for (auto& floor : bench.floors) threads.emplace_back([&floor, each] { floor->copy(each); });
+    for (auto& floor : bench.floors) {
+      threads.emplace_back([&floor, each, beside_hashing] {
+        if (beside_hashing) {
+          floor->copy_beside_hashing(each);
+        } else {
+          floor->copy(each);
+        }
+      });
+    }
   }
   return seconds_since(begin);
 }
@@ -113,7 +142,7 @@ uint64_t status_bytes(const std::string& key) {
 }
 
 /// What one load takes beside its weights.
-std::string memory_note(const GpuBench& bench) {
+std::string memory_note(GpuBench& bench) {
   const uint64_t anon_before = status_bytes("RssAnon");
   std::vector<uint64_t> free_before;
   for (const Device device : bench.distinct) free_before.push_back(free_memory(device));
@@ -122,11 +151,17 @@ std::string memory_note(const GpuBench& bench) {
   options.progress = [&, before = anon_before](uint64_t done, uint64_t total) {
     if (done == total) anon = std::max(anon, status_bytes("RssAnon") - before);
   };
+  Timeline timeline;
+  options.timeline = &timeline;
+  const double begin = seconds_since_exec();
   const std::unique_ptr<Load> load = load_rank_checkpoint(bench.options.model, options);
   uint64_t on_gpus = 0, arenas = 0;
   for (size_t i = 0; i < bench.distinct.size(); ++i) on_gpus += free_before[i] - free_memory(bench.distinct[i]);
   for (const RankWeights& weights : load->weights()) arenas += weights.arena.size();
   load->wait();
+  for (const Phase& phase : timeline.phases()) {
+    bench.report.phases.push_back({phase.name, phase.start_s - begin, phase.end_s - begin});
+  }
   const auto n = static_cast<double>(bench.distinct.size());
   return str("Memory of one load, a GPU: ", human_bytes(static_cast<double>(anon) / n),
              " of the host's beside the page cache (ring included), ",
@@ -173,7 +208,9 @@ void measure(GpuBench& bench) {
   say(bench.context, "whole loads …");
   const std::string gpus_text = bench.distinct.size() == 1 ? "the GPU" : str(bench.distinct.size(), " GPUs at once");
   report.loads.push_back({str("floor: pinned memory to ", gpus_text), "warm", "", true, bench.bytes,
-                          [&bench] { return floor_once(bench); }});
+                          [&bench] { return floor_once(bench, false); }});
+  report.loads.push_back({"floor: the same beside the hashing of leaves", "warm", "", true, bench.bytes,
+                          [&bench] { return floor_once(bench, true); }});
   for (const Verify verify : {Verify::full, Verify::off}) {
     report.loads.push_back({"load by pread", "warm", verify == Verify::full ? "full" : "off", false, bench.bytes,
                             [&bench, verify] { return load_once(bench, load_options(bench, verify)); }});
@@ -192,6 +229,7 @@ BenchLoadReport bench_load_gpu(Context& context, const BenchLoadOptions& given) 
   const Manifest manifest = read_manifest(given.model);
   const int tp = given.tp != 0 || manifest.tps.empty() ? given.tp : manifest.tps.front().tp;
   show_gpus(tp);
+  use_few_queues();
   const DeviceChoice choice = choose_device(given.device, gpus());
   GpuBench bench{given, context, rank_devices(given.device, choice.device, tp, gpus()), {}, {}, 0, {}};
   const ManifestTp* stored = manifest.find_tp(tp);

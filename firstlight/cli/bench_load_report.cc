@@ -6,6 +6,7 @@
 
 #include "firstlight/base/str.h"
 #include "firstlight/cli/bench_load.h"
+#include "firstlight/cli/session.h"
 
 namespace firstlight::cli {
 
@@ -19,18 +20,21 @@ std::string fixed_text(double value, int digits) {
 
 double gb_per_s(uint64_t bytes, double seconds) { return static_cast<double>(bytes) / seconds / 1e9; }
 
-/// Of the floor in the same state: the median of the rounds' ratios, as a noisy minute hits both. 0 where there is
-/// none.
+/// Of the lowest floor in the same state: the median of the rounds' ratios, as a noisy minute hits both. 0 where there
+/// is none.
 double share_of_floor(const BenchLoadReport& report, const BenchSeries& series) {
+  double lowest = 0;
   for (const BenchSeries& floor : report.loads) {
     if (!floor.is_floor || floor.state != series.state) continue;
     std::vector<double> ratios;
     for (size_t i = 0; i < std::min(floor.seconds.size(), series.seconds.size()); ++i) {
       ratios.push_back(floor.seconds[i] / series.seconds[i]);
     }
-    return ratios.empty() ? 0 : Spread(ratios).median;
+    if (ratios.empty()) continue;
+    const double share = Spread(ratios).median;
+    lowest = lowest == 0 ? share : std::min(lowest, share);
   }
-  return 0;
+  return lowest;
 }
 
 /// "1.23 (1.10–1.30)": the most seconds are the least rate.

@@ -122,7 +122,7 @@ TEST(BenchLoad, TheReportSetsEachFigureBesideTheFloorOfItsState) {
   EXPECT_NEAR(json["time_against_bytes"][0]["gb_per_s"], 10.0, 1e-9);
   EXPECT_NEAR(json["time_against_bytes"][0]["intercept_s"], 0.01, 1e-12);
   const std::string text = to_markdown(report);
-  EXPECT_THAT(text, HasSubstr("| load | warm | full | 2.00 (1.00–2.50) | 50 % |"));
+  EXPECT_THAT(text, HasSubstr("| load | warm | full | 2.00 (1.00–2.50) | 50.0 % |"));
   EXPECT_THAT(text, HasSubstr("| floor b | cold | – | 1.00 (1.00–1.00) | – |"));
   EXPECT_THAT(text, HasSubstr("| io_uring | cold | 1024 KiB | 16 | 2 | 2.00 (1.00–4.00) |"));
   EXPECT_THAT(text, HasSubstr("| pread | warm | 10.00 | 10.0 ms |"));

@@ -47,9 +47,11 @@ void SessionOptions::add_to(CLI::App& command) {
       ->check(CLI::IsMember({"auto", "pread", "io_uring"}))
       ->capture_default_str();
   command
-      .add_option("--verify", verify,
-                  "full: every byte of a rank checkpoint against its hash; off: headers and small files only")
-      ->check(CLI::IsMember({"full", "off"}))
+      .add_option(
+          "--verify", verify,
+          "full: every byte of a rank checkpoint against its hash; sample: every 16th leaf (1 MiB); off: headers "
+          "and small files only")
+      ->check(CLI::IsMember({"full", "sample", "off"}))
       ->capture_default_str();
   command.add_flag("--traditional", traditional,
                    "Load as other engines do: through host memory, converted, one rank after another");
@@ -83,7 +85,9 @@ int show_used_gpus(const SessionOptions& options) {
   const bool named = options.device.starts_with("cuda:");
   const int n_gpus = named ? 1 : n_devices(likely_devices(options.device, kAnyTp));
   const int tp = options.tp > 0 ? options.tp : options.traditional ? 1 : tp_for(stored_tps(options.model), n_gpus);
-  if (const int n = n_devices(likely_devices(options.device, tp)); n > 0) show_gpus(n);
+  const int n = n_devices(likely_devices(options.device, tp));
+  if (n > 0) show_gpus(n);
+  if (n >= tp) use_few_queues();
   return n_gpus;
 }
 
@@ -169,7 +173,7 @@ Session::Session(Context& context, const SessionOptions& options, bool with_text
       if (manifest_->find_tp(1) == nullptr)
         throw Error(ErrorKind::not_found, "--traditional: tp 1 is not stored, so there is no whole model to read");
       source_path /= "tp1/rank-00";
-      if (options.verify == "full") check_traditional(context, options.model, *manifest_, n_threads_);
+      if (options.verify != "off") check_traditional(context, options.model, *manifest_, n_threads_);
       tp_ = options.tp == 0 ? 1 : options.tp;
     }
   }
@@ -243,11 +247,11 @@ LoadOptions Session::load_options(const SessionOptions& options, ReaderChoice re
   LoadOptions load;
   load.tp = tp_;
   load.devices = likely_devices(options.device, tp_);
-  load.verify = options.verify == "off" ? Verify::off : Verify::full;
+  load.verify = options.verify == "off" ? Verify::off : options.verify == "sample" ? Verify::sample : Verify::full;
   load.n_threads = options.threads;  // unless told, a device's lane leaves cores to what is not reading
   if (options.dtype == "f32") load.dtype = DType::f32;
   if (options.dtype == "bf16") load.dtype = DType::bf16;
-  if (manifest_ && source_ && load.verify == Verify::full) load.checked_before = "full, before the load";
+  if (manifest_ && source_ && load.verify != Verify::off) load.checked_before = "full, before the load";
   load.make_reader = [reader = std::move(reader)](int n) { return make_reader(reader, n); };
   load.stop = context_->stop;
   load.timeline = &context_->timeline;

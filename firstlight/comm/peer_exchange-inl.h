@@ -29,6 +29,7 @@ inline constexpr int64_t kInboxFloats = 1 << 20;
 /// Of one sender and one of the two halves, a multiple of 4; an inbox has 2 * size of them.
 FIRSTLIGHT_HD constexpr int64_t place_floats(int size) { return kInboxFloats / (size - 1) / 4 * 4; }
 
+/// Four floats as their bits.
 struct alignas(16) Words {
   uint32_t word[4];
 };
@@ -61,32 +62,32 @@ FIRSTLIGHT_HD inline int64_t vector_step(const Here& here) {
   return static_cast<int64_t>(here.n_blocks()) * here.n_threads();
 }
 
-FIRSTLIGHT_HD inline uint32_t word_of(float x) {
-  union {
-    float f;
-    uint32_t w;
-  } both{x};
-  return both.w;
-}
-FIRSTLIGHT_HD inline float float_of(uint32_t w) {
-  union {
-    uint32_t w;
-    float f;
-  } both{w};
-  return both.f;
+FIRSTLIGHT_HD inline uint32_t word_of(float x) { return __builtin_bit_cast(uint32_t, x); }
+FIRSTLIGHT_HD inline float float_of(uint32_t w) { return __builtin_bit_cast(float, w); }
+
+/// 16 bytes at a multiple of 16, floats or words.
+FIRSTLIGHT_HD inline void copy_words(const void* from, void* to) {
+#if defined(__CUDA_ARCH__)
+  *static_cast<Words*>(to) = *static_cast<const Words*>(from);  // one access; device code knows no other aliasing
+#else
+  __builtin_memcpy(to, from, sizeof(Words));
+#endif
 }
 
 /// Vector i of n floats, zeros behind the last.
 FIRSTLIGHT_HD inline Words vector_of(const float* data, int64_t i, int64_t n) {
   Words out{};
-  if (4 * i + 4 <= n) return *reinterpret_cast<const Words*>(data + 4 * i);
+  if (4 * i + 4 <= n) {
+    copy_words(data + 4 * i, &out);
+    return out;
+  }
   for (int k = 0; k < 4; ++k)
     if (4 * i + k < n) out.word[k] = word_of(data[4 * i + k]);
   return out;
 }
 FIRSTLIGHT_HD inline void set_vector(float* data, int64_t i, int64_t n, const Words& words) {
   if (4 * i + 4 <= n) {
-    *reinterpret_cast<Words*>(data + 4 * i) = words;
+    copy_words(&words, data + 4 * i);
   } else {
     for (int k = 0; k < 4; ++k)
       if (4 * i + k < n) data[4 * i + k] = float_of(words.word[k]);

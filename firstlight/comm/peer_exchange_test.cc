@@ -73,7 +73,7 @@ class Machine {
  public:
   Machine(int n_ranks, int n_blocks, int64_t most) : n_blocks_(n_blocks), ranks_(static_cast<size_t>(n_ranks)) {
     for (Rank& rank : ranks_) {
-      rank.data.resize(static_cast<size_t>(most * n_ranks + 4) / 4);
+      rank.data.resize(static_cast<size_t>(most * n_ranks));
       rank.mine.resize(static_cast<size_t>(most));
       rank.inbox.assign(static_cast<size_t>(2 * n_ranks * place_floats(n_ranks) / 4),
                         Words{{kNothing, kNothing, kNothing, kNothing}});
@@ -96,12 +96,11 @@ class Machine {
 
  private:
   struct Rank {
-    std::vector<Words> data;
-    std::vector<float> mine;
+    std::vector<float> data, mine;  // malloc aligns to 16 bytes
     std::vector<Words> inbox;
     std::unique_ptr<Signals> signals;
     std::unique_ptr<std::barrier<>> kernel;
-    float* floats() { return reinterpret_cast<float*>(data.data()); }
+    float* floats() { return data.data(); }
   };
   bool stopped() { return std::atomic_ref(stop_).load(std::memory_order_relaxed) != 0; }
   int n_ranks() const { return static_cast<int>(ranks_.size()); }

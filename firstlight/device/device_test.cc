@@ -3,7 +3,9 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdlib>
 #include <cstring>
+#include <optional>
 #include <thread>
 #include <type_traits>
 #include <vector>
@@ -115,6 +117,51 @@ TEST(ChooseDevice, RefusesAGpuByNameThatIsNotThere) {
   for (const char* word : {"", "gpu", "cuda:", "cuda:-1", "cuda:1x", "cuda0"}) {
     EXPECT_EQ(kind_of_choice(word, {{"A", "B"}, ""}), ErrorKind::bad_input) << word;
   }
+}
+
+/// Sets the variable for one test and puts back what was there.
+class VisibleGpus : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (const char* is = std::getenv(kName)) before_ = is;
+  }
+  void TearDown() override {
+    if (before_) {
+      ::setenv(kName, before_->c_str(), 1);
+    } else {
+      ::unsetenv(kName);
+    }
+  }
+  static std::string shown(const char* before, int n) {
+    if (before != nullptr) {
+      ::setenv(kName, before, 1);
+    } else {
+      ::unsetenv(kName);
+    }
+    show_gpus(n);
+    return std::getenv(kName);
+  }
+  static constexpr const char* kName = "CUDA_VISIBLE_DEVICES";
+  std::optional<std::string> before_;
+};
+
+TEST_F(VisibleGpus, AreTheFirstOfThoseThatWereVisible) {
+  EXPECT_EQ(shown(nullptr, 1), "0");
+  EXPECT_EQ(shown(nullptr, 3), "0,1,2");
+  EXPECT_EQ(shown("2,GPU-1f,0", 2), "2,GPU-1f");
+  EXPECT_EQ(shown("2,GPU-1f,0", 3), "2,GPU-1f,0");
+  EXPECT_EQ(shown("2,GPU-1f,0", 9), "2,GPU-1f,0");
+  EXPECT_EQ(shown("", 1), "");
+}
+
+TEST_F(VisibleGpus, AreLikelyOnlyWhereThereAreDeviceFiles) {
+  EXPECT_TRUE(likely_devices("cpu", 2).empty());
+  EXPECT_TRUE(likely_devices("cuda:1000", 1).empty());
+  ::setenv(kName, "", 1);
+  EXPECT_TRUE(likely_devices("auto", 1).empty());
+  if (gpus().names.empty()) GTEST_SKIP() << "no GPU: " << gpus().why_none;
+  ::setenv(kName, "0", 1);
+  EXPECT_EQ(likely_devices("auto", 2), (std::vector<Device>(2, {Device::Kind::cuda, 0})));
 }
 
 TEST(RankDevices, AreOneAfterAnotherWhereNoneIsNamed) {

@@ -95,6 +95,8 @@ void show_gpus(int n) {
   ::setenv(kVisible, list.c_str(), 1);
 }
 
+void use_few_queues() { ::setenv("CUDA_DEVICE_MAX_CONNECTIONS", "2", 0); }
+
 void start_device(Device device) {
   if (device.kind == Device::Kind::cuda) gpu::start(device);
 }

@@ -37,14 +37,6 @@ struct Slot {
   bool is_held = false;  // read, waits to be prepared or for release()
 };
 
-void relax() {
-#if defined(__x86_64__)
-  for (int i = 0; i < 32; ++i) __builtin_ia32_pause();  // about a microsecond
-#else
-  std::this_thread::yield();
-#endif
-}
-
 }  // namespace
 
 // Every piece is in one of: queue → a slot being read by `below` → (held in the slot →) copies → ended; queue → ended.
@@ -210,7 +202,7 @@ struct StagedReader::Impl {
     } catch (...) {
       cause = std::current_exception();
     }
-    if (!is_done && !cause) relax();
+    if (!is_done && !cause) std::this_thread::yield();
     lock.lock();
     if (!is_done && !cause) return;
     copies.pop_front();
