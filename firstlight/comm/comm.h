@@ -39,7 +39,7 @@ class Comm {
   /// Ends all ranks' calls with this cause, and what waits on their devices; the first cause stays.
   virtual void fail(std::exception_ptr cause) = 0;
   /// After a failure, when no rank is in a call: waits until the devices are done, and makes the whole group new. By
-  /// one of its ends.
+  /// one of its ends. Throws Error{device} where a device is lost; the group then stays failed.
   virtual void reset() = 0;
 };
 

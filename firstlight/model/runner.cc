@@ -103,8 +103,12 @@ class LlamaRunner final : public Runner {
     try {
       crew_.run([this](int rank) { run_rank(static_cast<size_t>(rank)); });
     } catch (...) {
-      comms_[0]->reset();  // the next call is a new one
-      throw;
+      const std::exception_ptr cause = std::current_exception();
+      try {
+        comms_[0]->reset();              // the next call is a new one
+      } catch (const std::exception&) {  // a device is lost: the ranks stay failed, with this cause
+      }
+      std::rethrow_exception(cause);
     }
   }
 
