@@ -60,6 +60,12 @@ std::vector<int> encode_prompt(Context& context, const RunOptions& options, cons
   return text.encode_chat(messages);
 }
 
+std::vector<std::string> names_of(const std::vector<Device>& devices) {
+  std::vector<std::string> names;
+  for (const Device device : devices) names.push_back(to_string(device));
+  return names;
+}
+
 void report(Context& context, const RunOptions& options, Session& session, const LoadReport& load,
             const Answer& answer) {
   if (options.json) {
@@ -75,6 +81,8 @@ void report(Context& context, const RunOptions& options, Session& session, const
                 {"tokens_per_s", answer.tokens_per_s()},
                 {"tp", session.tp()},
                 {"device", to_string(session.device())},
+                {"devices", names_of(session.devices())},
+                {"sums", session.runner().comm_path()},
                 {"ops", session.runner().ops_name()},
                 {"threads", session.n_threads()},
                 {"max_context", session.max_context()},
@@ -91,7 +99,8 @@ void report(Context& context, const RunOptions& options, Session& session, const
                 answer.n_prompt, answer.prompt_tokens_per_s(), 1e3 * answer.waited_seconds, answer.ids.size(),
                 answer.tokens_per_s(), std::string(to_string(answer.finish)).c_str());
   say(context, rates.data());
-  say(context, str("computed by ", session.runner().ops_name(), ", tp ", session.tp()));
+  const std::string sums = session.tp() == 1 ? "" : str(", sums by ", session.runner().comm_path());
+  say(context, str("computed by ", session.runner().ops_name(), ", tp ", session.tp(), sums));
   say(context, describe(session.kv_use()));
 }
 

@@ -13,19 +13,18 @@
 #include "firstlight/ckpt/slice_map.h"
 #include "firstlight/cli/arguments.h"
 #include "firstlight/cli/early_load.h"
+#include "firstlight/cli/tp_choice.h"
 #include "firstlight/device/gpus.h"
 #include "firstlight/io/reader_choice.h"
 #include "firstlight/io/ring.h"
 
 namespace firstlight::cli {
 
-int default_tp(const Manifest& manifest, int n_devices) {
+int default_tp(const Manifest& manifest, int n_gpus) {
   if (manifest.tps.empty()) throw Error(ErrorKind::damaged, "the manifest lists no tp");
-  int best = manifest.tps.front().tp;
-  for (const ManifestTp& one : manifest.tps) {
-    if (one.tp <= n_devices) best = one.tp;
-  }
-  return best;
+  std::vector<int> tps;
+  for (const ManifestTp& stored : manifest.tps) tps.push_back(stored.tp);
+  return tp_for(tps, n_gpus);
 }
 
 void SessionOptions::add_to(CLI::App& command) {
@@ -33,10 +32,10 @@ void SessionOptions::add_to(CLI::App& command) {
   command
       .add_option(
           "--tp", tp,
-          "Tensor-parallel ranks (default: the largest stored that fits, a rank a device: 1 on the CPU and on one GPU; "
-          "the smallest stored if none does)")
+          "Tensor-parallel ranks (default: of those stored the most that have a GPU each; on the CPU the fewest)")
       ->check(whole_number(1, 1024));
-  command.add_option("--device", device, "auto, cpu or cuda:N")->capture_default_str();
+  command.add_option("--device", device, "auto, cpu, cuda (ranks on GPUs 0, 1, …) or cuda:N (all on that one)")
+      ->capture_default_str();
   command.add_option("--dtype", dtype, "Of the weights, when MODEL is no rank checkpoint: bf16 or f32")
       ->check(one_of({"bf16", "f32"}));
   std::vector<std::string> kinds;
@@ -85,16 +84,24 @@ DeviceChoice prepare_device(Context& context, const std::string& wanted) {
   return choice;
 }
 
-/// Only the GPUs that will be used: each that is visible makes contexts slower. Without --tp a rank checkpoint is
-/// loaded at its smallest tp, which is 1 nearly always; if not, all stay visible.
-void show_used_gpus(const SessionOptions& options) {
-  const fs::path out = options.model;
-  if (options.tp == 0 && fs::exists(out / "READY") && !fs::exists(out / "tp1")) return;
+/// The number of the last device in use, plus one.
+int n_devices(const std::vector<Device>& devices) {
   int n = 0;
-  const int tp = std::max(1, options.tp);
-  for (const Device device : likely_devices(options.device, tp)) n = std::max(n, device.index + 1);
+  for (const Device device : devices) n = std::max(n, device.index + 1);
+  return n;
+}
+
+/// Shows this process only the GPUs that will be used: each that is visible makes contexts slower. Returns over how
+/// many ranks can be spread, it seems.
+int show_used_gpus(const SessionOptions& options) {
+  constexpr int kAnyTp = 1024;
+  const bool named = options.device.starts_with("cuda:");
+  const int n_gpus = named ? 1 : n_devices(likely_devices(options.device, kAnyTp));
+  const int tp = options.tp > 0 ? options.tp : options.traditional ? 1 : tp_for(stored_tps(options.model), n_gpus);
+  const int n = n_devices(likely_devices(options.device, tp));
   if (n > 0) show_gpus(n);
   if (n >= tp) use_few_queues();
+  return n_gpus;
 }
 
 uint64_t weight_bytes(const ModelConfig& config, int tp, DType dtype) {
@@ -113,6 +120,12 @@ void check_traditional(Context& context, const fs::path& out, const Manifest& ma
   const Timeline::Scope scope(&context.timeline, "verify tp1/rank-00");
   check_files(
       out, manifest, [](const std::string& name) { return name.starts_with("tp1/rank-00/"); }, n_threads, context.stop);
+}
+
+/// What `auto` and `cuda` spread ranks over; a GPU that is named takes all of them.
+int n_usable_gpus(const SessionOptions& options, Device device) {
+  if (device.kind == Device::Kind::cpu) return 0;
+  return options.device.starts_with("cuda:") ? 1 : static_cast<int>(gpus().names.size());
 }
 
 /// auto: what the page cache holds and the file system gives decides. Files that are not there are left to the load.
@@ -141,7 +154,7 @@ ReaderChoice choose_reader(Context& context, const SessionOptions& options, cons
 
 Session::Session(Context& context, const SessionOptions& options, bool with_text, bool with_runner)
     : context_(&context) {
-  show_used_gpus(options);
+  const int gpus_ahead = show_used_gpus(options);
   const auto prepare = [&] { return prepare_device(context, options.device); };
   std::future<DeviceChoice> device =
       options.device == "cpu" ? std::async(std::launch::deferred, prepare) : start_future("the device", prepare);
@@ -158,7 +171,7 @@ Session::Session(Context& context, const SessionOptions& options, bool with_text
                   "--dtype: a rank checkpoint is loaded as it is stored; choose the dtype with shard --dtype");
     manifest_ = read_manifest(options.model);
     config = parse_hf_config(read_listed(options.model, *manifest_, "config.json"));
-    tp_ = options.tp != 0 ? options.tp : default_tp(*manifest_, 1);
+    tp_ = options.tp != 0 ? options.tp : default_tp(*manifest_, gpus_ahead);
     weights_dtype = manifest_->tensors.empty() ? DType::bf16 : manifest_->tensors.front().dtype;
     files = text_files(options.model, *manifest_);
     if (options.traditional) {  // any rank directory of tp 1 is a Hugging Face directory
@@ -186,7 +199,6 @@ Session::Session(Context& context, const SessionOptions& options, bool with_text
   opening->end();
   files.optional = options.text_optional;
   if (with_text) start_text(std::move(files));
-  if (manifest_) start_small_files(options.model, options.traditional ? 1 : tp_, with_text);
   ReaderChoice reader;  // made while the device's context comes up
   if (!source_) reader = choose_reader(context, options, *manifest_, tp_, n_threads_);
   LoadOptions load = load_options(options, std::move(reader));
@@ -195,6 +207,19 @@ Session::Session(Context& context, const SessionOptions& options, bool with_text
   const DeviceChoice choice = device.get();
   device_ = choice.device;
   if (!choice.why.empty()) say(context, str("device: ", to_string(device_), " (", choice.why, ")"));
+  if (!source_) {
+    const int n_gpus = n_usable_gpus(options, device_);
+    const int tp = options.tp != 0 ? options.tp : default_tp(*manifest_, n_gpus);
+    if (tp != tp_) {  // other GPUs than there seemed to be
+      early.reset();
+      tp_ = tp;
+      load = load_options(options, choose_reader(context, options, *manifest_, tp_, n_threads_));
+    }
+    if (options.tp == 0 && n_gpus > 1)
+      say(context, str("tp: ", tp_, " (of those stored the largest for ", n_gpus, " GPUs)"));
+  }
+  if (manifest_) start_small_files(options.model, options.traditional ? 1 : tp_, with_text);
+  devices_ = rank_devices(options.device, device_, tp_, device_.kind == Device::Kind::cpu ? Gpus() : gpus());
 
   KvKind kv = weights_dtype == DType::f32 ? KvKind::f32 : KvKind::bf16;
   if (!options.kv.empty()) kv = *kv_kind_from(options.kv);
@@ -208,11 +233,12 @@ Session::Session(Context& context, const SessionOptions& options, bool with_text
       static_cast<uint64_t>(options.logit_rows - 1) * static_cast<uint64_t>(config.vocab_size) * sizeof(float) +
       exact_bytes(config, tp_, runner_options_);
   // What a GPU's arithmetic keeps for itself: cuBLASLt's workspace, logits of 64 rows, inputs rounded to bf16.
-  if (device_.kind == Device::Kind::cuda) extra_bytes_ += 256u << 20;
+  // Inboxes of ranks that exchange sums.
+  if (device_.kind == Device::Kind::cuda) extra_bytes_ += (uint64_t{256} << 20) * static_cast<uint64_t>(tp_);
   choose_context(config, weight_bytes(config, tp_, weights_dtype), options, kv);
 
   load.device = device_;
-  load.devices = rank_devices(options.device, device_, tp_, device_.kind == Device::Kind::cpu ? Gpus() : gpus());
+  load.devices = devices_;
   load.reserve_bytes = kv_page_bytes(config, tp_, kv) * static_cast<uint64_t>(runner_options_.n_pages) +
                        scratch_bytes(config, tp_, runner_options_) + extra_bytes_;
   load_ = source_ ? load_traditionally(*source_, load)
@@ -317,7 +343,9 @@ void Session::choose_context(const ModelConfig& config, uint64_t arena_bytes, co
     // The model's own maximum (131,072 tokens for Llama 3.1) may not fit: unless told, take what does. 10 % of the free
     // memory stays for others.
     const uint64_t scratch = scratch_bytes(config, tp_, runner_options_) + extra_bytes_;
-    const auto room = static_cast<uint64_t>(0.9 * static_cast<double>(free_memory(device_)));
+    // Each GPU as much as the first: the others' contexts are not waited for here, and the load asks every one.
+    const double n = n_devices(devices_) - device_.index;
+    const auto room = static_cast<uint64_t>(0.9 * n * static_cast<double>(free_memory(device_)));
     const uint64_t fits = room > arena_bytes + scratch ? (room - arena_bytes - scratch) / page_bytes : 1;
     if (static_cast<int64_t>(fits) < runner_options_.n_pages) {
       runner_options_.n_pages = std::max<int64_t>(1, static_cast<int64_t>(fits));

@@ -75,7 +75,8 @@ class Session {
   int tp() const { return tp_; }
   /// Null unless MODEL is a rank checkpoint.
   const Manifest* manifest() const { return manifest_ ? &*manifest_ : nullptr; }
-  Device device() const { return device_; }
+  Device device() const { return device_; }                        ///< of rank 0
+  const std::vector<Device>& devices() const { return devices_; }  ///< of each rank
   int n_threads() const { return n_threads_; }
   KvUse kv_use() const;
 
@@ -97,13 +98,14 @@ class Session {
   int64_t max_context_ = 0;
   uint64_t extra_bytes_ = 0;  // beyond the row that scratch_bytes() counts
   Device device_;
+  std::vector<Device> devices_;
   int tp_ = 1;
   int n_threads_ = 1;
 };
 
-/// The largest stored tp that fits, a rank a device (the CPU is one: its ranks would share the same cores); the
-/// smallest stored if none does. Throws Error{damaged} for a manifest without any.
-int default_tp(const Manifest& manifest, int n_devices);
+/// The largest stored tp that has a GPU for each rank; the smallest if none does, as on the CPU (0 GPUs), where ranks
+/// would share the same cores. Throws Error{damaged} for a manifest without any.
+int default_tp(const Manifest& manifest, int n_gpus);
 
 /// "load": {...} of run --json.
 nlohmann::ordered_json to_json(const LoadReport& report);

@@ -52,7 +52,7 @@ TEST(Comm, TheSumIsThatOfRankOrderToTheBitOnEveryRankAtEverySize) {
           expected[i] = value(0, i, round);
           for (int r = 1; r < n; ++r) expected[i] += value(r, i, round);
         }
-        comm.all_reduce_sum(data);
+        comm.all_reduce_sum(data, {});
         if (size != 0 && std::memcmp(data.data(), expected.data(), size * sizeof(float)) != 0) {
           throw Error(ErrorKind::bug, "wrong sum of " + std::to_string(size));
         }
@@ -69,7 +69,7 @@ TEST(Comm, AGatherPutsThePiecesInRankOrder) {
         const size_t size = static_cast<size_t>(1 + round * 13 % 40);
         std::vector<float> mine(size), all(size * static_cast<size_t>(n));
         for (size_t i = 0; i < size; ++i) mine[i] = value(comm.rank(), i, round);
-        comm.all_gather(mine, all);
+        comm.all_gather(mine, all, {});
         for (int r = 0; r < n; ++r) {
           for (size_t i = 0; i < size; ++i) {
             if (all[static_cast<size_t>(r) * size + i] != value(r, i, round))
@@ -102,14 +102,14 @@ TEST(Comm, AFailedRankEndsEveryCallOnEveryRankWithTheFirstCause) {
   for (int collective = 0; collective < 3; ++collective) {
     const auto thrown = on_all_ranks(3, [&](Comm& comm) {
       std::vector<float> data(100, 1.0f), all(300);
-      comm.all_reduce_sum(data);
+      comm.all_reduce_sum(data, {});
       if (comm.rank() == 1) {
         comm.fail(std::make_exception_ptr(Error(ErrorKind::damaged, "leaf 7")));
         comm.fail(std::make_exception_ptr(Error(ErrorKind::io, "a later cause")));
       }
       if (collective == 0) comm.barrier();
-      if (collective == 1) comm.all_reduce_sum(data);
-      if (collective == 2) comm.all_gather(data, all);
+      if (collective == 1) comm.all_reduce_sum(data, {});
+      if (collective == 2) comm.all_gather(data, all, {});
     });
     for (const std::string& what : thrown) EXPECT_EQ(what, "leaf 7");
   }
@@ -130,7 +130,7 @@ TEST(Comm, AFailureWakesRanksThatAlreadyWait) {
 TEST(Comm, RanksThatDisagreeOnASizeAllFail) {
   const auto thrown = on_all_ranks(3, [](Comm& comm) {
     std::vector<float> data(comm.rank() == 1 ? 10 : 11);
-    comm.all_reduce_sum(data);
+    comm.all_reduce_sum(data, {});
   });
   for (const std::string& what : thrown) EXPECT_NE(what.find("collective: rank"), std::string::npos) << what;
 }

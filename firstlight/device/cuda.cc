@@ -160,5 +160,23 @@ void start(Device device) {
   cuda::check(cudaFree(nullptr), str("context of ", to_string(device)));
 }
 
+void* make_stream(Device device) {
+  cuda::use(device);
+  cudaStream_t stream = nullptr;
+  cuda::check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), str("create a stream of ", to_string(device)));
+  return stream;
+}
+
+void release_stream(Device device, void* stream) noexcept {
+  if (cudaSetDevice(device.index) == cudaSuccess) cudaStreamDestroy(static_cast<cudaStream_t>(stream));
+  cudaGetLastError();  // fails only where the context is gone, and the stream with it
+}
+
+void wait(Device device, void* stream) {
+  cuda::use(device);
+  cuda::check(cudaStreamSynchronize(static_cast<cudaStream_t>(stream)),
+              str("wait for a stream of ", to_string(device)));
+}
+
 }  // namespace gpu
 }  // namespace firstlight

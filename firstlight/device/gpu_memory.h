@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What Buffer, copy and start_device do on a GPU: by cuda.cc, or, in a build without CUDA, by no_cuda.cc, which
+// What Buffer, Stream, copy and start_device do on a GPU: by cuda.cc, or, in a build without CUDA, by no_cuda.cc, which
 // refuses.
 #pragma once
 #include <cstddef>
@@ -17,5 +17,9 @@ uint64_t free_memory(Device device);
 void copy(std::byte* to, Device to_device, const std::byte* from, Device from_device, uint64_t bytes);
 void clear(std::byte* to, Device device, uint64_t bytes);
 void start(Device device);
+/// A cudaStream_t that does not wait for the legacy stream.
+void* make_stream(Device device);
+void release_stream(Device device, void* stream) noexcept;
+void wait(Device device, void* stream);
 
 }  // namespace firstlight::gpu

@@ -14,10 +14,15 @@ int64_t region(int64_t floats) { return (floats + 63) / 64 * 64; }
 
 Matrix<const float> constant(Matrix<float> m) { return {m.data, m.rows, m.cols, m.stride}; }
 
-std::unique_ptr<Ops> make_ops(const RunnerOptions& options, Device device, int tp, ThreadPool& pool) {
+std::unique_ptr<Ops> make_ops(const RunnerOptions& options, const Stream& stream, const Comm& comm, ThreadPool& pool) {
   if (options.make_ops) return options.make_ops(pool);
-  if (device.kind == Device::Kind::cpu) return make_cpu_ops(pool);
-  return make_cuda_ops(device, {.graphs = tp == 1});
+  if (stream.device().kind == Device::Kind::cpu) return make_cpu_ops(pool);
+  CudaOpsOptions cuda;
+  cuda.stream = &stream;
+  cuda.graphs = comm.size() == 1 || comm.recordable();
+  cuda.resident = comm.size() == 1;
+  if (comm.size() > 1) cuda.why_not_resident = "it has no sums over ranks";
+  return make_cuda_ops(stream.device(), cuda);
 }
 
 /// [layer][kv head][key, value]. Heads count over the model, so that a token has the same codes at every tp; where
@@ -58,31 +63,35 @@ uint64_t RankShape::scratch_bytes(int64_t n) const {
   return static_cast<uint64_t>(floats) * sizeof(float);
 }
 
-LlamaRank::LlamaRank(const ModelConfig& config, RankWeights& weights, const RunnerOptions& options, int n_threads,
-                     int spin)
+LlamaRank::LlamaRank(const ModelConfig& config, RankWeights& weights, const RunnerOptions& options, Comm& comm,
+                     int n_threads, int spin)
     : shape_(config, weights.tp),
       weights_(config, weights),
       inverse_frequencies_(rope_inverse_frequencies(config)),
       eps_(static_cast<float>(config.norm_eps)),
       kv_kind_(options.kv),
       spin_(spin),
+      comm_(comm),
       pool_(n_threads, 0),
-      ops_(make_ops(options, weights.arena.device(), weights.tp, pool_)),
+      stream_(weights.arena.device()),
+      ops_(make_ops(options, stream_, comm, pool_)),
       kv_(weights.arena.device(), static_cast<uint64_t>(options.n_pages) * shape_.page_bytes(options.kv)),
       exact_(weights.arena.device(), static_cast<uint64_t>(options.n_exact_pages) * shape_.page_bytes(KvKind::bf16)),
       signs_(signs_of_rank(config, weights, options.kv)),
       scratch_(weights.arena.device(), shape_.scratch_bytes(options.max_batch_tokens)) {}
 
-void LlamaRank::forward(const Batch& batch, std::span<Likeliest> likeliest, Comm& comm) {
-  const PassRows rows{batch.ids, batch.spans, batch.wanted, batch.logits, likeliest};
-  if (!ops_->begin(rows, weights_.all_there())) compute(batch, likeliest, comm);
+void LlamaRank::forward(const Batch& batch, std::span<Likeliest> likeliest) {
+  PassRows rows{batch.ids, batch.spans, batch.wanted, batch.logits, likeliest};
+  if (comm_.size() > 1 && comm_.recordable()) rows.least_of_ranks = [this](int mine) { return comm_.least(mine); };
+  if (!ops_->begin(rows, weights_.all_there())) compute(batch, likeliest);
   ops_->end();
+  comm_.check();  // what waits on a device for a rank that failed is told to go on with whatever is there
 }
 
-void LlamaRank::compute(const Batch& batch, std::span<Likeliest> likeliest, Comm& comm) {
+void LlamaRank::compute(const Batch& batch, std::span<Likeliest> likeliest) {
   pool_.set_spin(weights_.all_there() ? spin_ : 0);  // while weights arrive the cores are the readers'
   Activations a = carve(static_cast<int64_t>(batch.ids.size()));
-  embed(batch, a, comm);
+  embed(batch, a);
   for (int i = 0; i < shape_.n_layers; ++i) {
     const LlamaLayer& w = weights_.layer(i);
     const KvLayer kv = kv_layer(i);
@@ -91,16 +100,16 @@ void LlamaRank::compute(const Batch& batch, std::span<Likeliest> likeliest, Comm
     if (last && batch.wanted.empty()) return;
     attend(kv, last ? batch.wanted : batch.spans, a);
     if (last) keep_wanted(batch, a);  // nothing reads what the last layer would make of the other rows
-    add_to_residual(constant(a.heads), w.o, w.o_bias, a.x, comm);
-    mlp(w, a, comm);
+    add_to_residual(constant(a.heads), w.o, w.o_bias, a.x);
+    mlp(w, a);
   }
   write_logits(a, batch.logits, likeliest);
 }
 
 /// x = the embedding table's rows. A row comes from the rank that holds it; on the others it is zero.
-void LlamaRank::embed(const Batch& batch, const Activations& a, Comm& comm) {
+void LlamaRank::embed(const Batch& batch, const Activations& a) {
   ops_->embed(batch.ids, weights_.embedding(), weights_.vocab_begin(), a.x);
-  comm.all_reduce_sum(flat(a.x));
+  comm_.all_reduce_sum(flat(a.x), stream_);
 }
 
 /// q, k, v = rope(norm(x) wᵀ); k and v go into the pages.
@@ -119,22 +128,21 @@ void LlamaRank::attend(const KvLayer& kv, std::span<const AttentionSpan> spans, 
 }
 
 /// x += down(silu(gate(norm(x))) * up(norm(x)))
-void LlamaRank::mlp(const LlamaLayer& w, const Activations& a, Comm& comm) {
+void LlamaRank::mlp(const LlamaLayer& w, const Activations& a) {
   ops_->rms_norm(constant(a.x), w.mlp_norm, eps_, a.normed);
   ops_->gate_up_silu(constant(a.normed), w.gate_up, if_present(w.gate_up_bias), a.hidden);
-  add_to_residual(constant(a.hidden), w.down, w.down_bias, a.x, comm);
+  add_to_residual(constant(a.hidden), w.down, w.down_bias, a.x);
 }
 
 /// x += Σ over ranks of in wᵀ, + bias. Rank 0 brings the residual and the bias into the sum, the others their share
 /// alone.
-void LlamaRank::add_to_residual(Matrix<const float> in, const Weight& w, const Weight& bias, Matrix<float> x,
-                                Comm& comm) {
-  if (comm.rank() == 0) {
+void LlamaRank::add_to_residual(Matrix<const float> in, const Weight& w, const Weight& bias, Matrix<float> x) {
+  if (comm_.rank() == 0) {
     ops_->matmul_add(in, w, if_present(bias), x);
   } else {
     ops_->matmul(in, w, nullptr, x);
   }
-  comm.all_reduce_sum(flat(x));
+  comm_.all_reduce_sum(flat(x), stream_);
 }
 
 /// Ranks are threads of one process, so each writes its columns where the caller wants them; the padding rows of the

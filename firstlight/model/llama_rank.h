@@ -10,6 +10,7 @@
 #include "firstlight/base/thread_pool.h"
 #include "firstlight/comm/comm.h"
 #include "firstlight/device/buffer.h"
+#include "firstlight/device/stream.h"
 #include "firstlight/kv/page_pool.h"
 #include "firstlight/model/llama_weights.h"
 #include "firstlight/model/runner.h"
@@ -40,11 +41,13 @@ struct RankShape {
 /// Used by one thread at a time, beside the pool's threads of its own.
 class LlamaRank {
  public:
-  LlamaRank(const ModelConfig& config, RankWeights& weights, const RunnerOptions& options, int n_threads, int spin);
+  /// `comm`, this rank's end, outlives it.
+  LlamaRank(const ModelConfig& config, RankWeights& weights, const RunnerOptions& options, Comm& comm, int n_threads,
+            int spin);
 
-  /// Computes the batch together with the other ranks of `comm` and writes this rank's columns of batch.logits.
+  /// Computes the batch together with the other ranks and writes this rank's columns of batch.logits.
   /// With `likeliest` [wanted rows] it writes there the likeliest of this rank's columns instead.
-  void forward(const Batch& batch, std::span<Likeliest> likeliest, Comm& comm);
+  void forward(const Batch& batch, std::span<Likeliest> likeliest);
   std::string_view ops_name() const { return ops_->name(); }
 
  private:
@@ -57,15 +60,15 @@ class LlamaRank {
     Matrix<float> hidden;  ///< [n, hidden_dim]; lies where qkv lay
   };
   Activations carve(int64_t n_rows) const;
-  void compute(const Batch& batch, std::span<Likeliest> likeliest, Comm& comm);
+  void compute(const Batch& batch, std::span<Likeliest> likeliest);
   /// From now on only the wanted rows, moved to the front; of x and heads.
   void keep_wanted(const Batch& batch, Activations& a);
   KvLayer kv_layer(int i) const;
-  void embed(const Batch& batch, const Activations& a, Comm& comm);
+  void embed(const Batch& batch, const Activations& a);
   void store_keys_and_values(const LlamaLayer& w, const KvLayer& kv, const Batch& batch, const Activations& a);
   void attend(const KvLayer& kv, std::span<const AttentionSpan> spans, const Activations& a);
-  void mlp(const LlamaLayer& w, const Activations& a, Comm& comm);
-  void add_to_residual(Matrix<const float> in, const Weight& w, const Weight& bias, Matrix<float> x, Comm& comm);
+  void mlp(const LlamaLayer& w, const Activations& a);
+  void add_to_residual(Matrix<const float> in, const Weight& w, const Weight& bias, Matrix<float> x);
   void write_logits(const Activations& a, Matrix<float> logits, std::span<Likeliest> likeliest);
 
   const RankShape shape_;
@@ -74,7 +77,9 @@ class LlamaRank {
   const float eps_;
   const KvKind kv_kind_;
   const int spin_;
+  Comm& comm_;
   ThreadPool pool_;
+  const Stream stream_;  ///< what ops and comm queue on
   std::unique_ptr<Ops> ops_;
   Buffer kv_;     ///< [page][layer][k, v][n_kv_heads][64][head_dim], or [page][layer][n_kv_heads] pages of codes
   Buffer exact_;  ///< beside codes: [exact page][layer][k, v][n_kv_heads][64][head_dim] bf16

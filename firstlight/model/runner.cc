@@ -53,10 +53,14 @@ class LlamaRunner final : public Runner {
     const int cores = usable_cores(), n_threads = !on_cpu ? 1 : options.n_threads > 0 ? options.n_threads : cores;
     const int spin =
         tp_ > 1 || n_threads > cores ? 0 : kPoolSpin;  // waiting threads must not take the cores of working ones
-    for (RankWeights& rank : weights) {
-      ranks_.push_back(std::make_unique<LlamaRank>(config_, rank, options, std::max(1, n_threads / tp_), spin));
+    if (!on_cpu && cores > tp_) crew_.set_spin(kPoolSpin);
+    std::vector<Device> devices;
+    for (const RankWeights& rank : weights) devices.push_back(rank.arena.device());
+    comms_ = make_comms(devices);
+    for (size_t r = 0; r < weights.size(); ++r) {
+      ranks_.push_back(
+          std::make_unique<LlamaRank>(config_, weights[r], options, *comms_[r], std::max(1, n_threads / tp_), spin));
     }
-    comms_ = make_thread_comms(tp_);
     picks_.resize(weights.size());
   }
 
@@ -83,6 +87,7 @@ class LlamaRunner final : public Runner {
   PagePool& pool() override { return pool_; }
   PagePool* exact_pool() override { return compressed_ ? &exact_pool_ : nullptr; }
   std::string_view ops_name() const override { return ranks_[0]->ops_name(); }
+  std::string_view comm_path() const override { return comms_[0]->path(); }
 
  private:
   /// Of two ranks' likeliest; ranks without rows of the vocabulary have minus infinity.
@@ -98,8 +103,12 @@ class LlamaRunner final : public Runner {
     try {
       crew_.run([this](int rank) { run_rank(static_cast<size_t>(rank)); });
     } catch (...) {
-      comms_ = make_thread_comms(tp_);  // the old group stays failed; the next call is a new one
-      throw;
+      const std::exception_ptr cause = std::current_exception();
+      try {
+        comms_[0]->reset();              // the next call is a new one
+      } catch (const std::exception&) {  // a device is lost: the ranks stay failed, with this cause
+      }
+      std::rethrow_exception(cause);
     }
   }
 
@@ -139,10 +148,10 @@ class LlamaRunner final : public Runner {
   void run_rank(size_t rank) {
     Comm& comm = *comms_[rank];
     try {
-      ranks_[rank]->forward(batch_, picks_[rank], comm);
+      ranks_[rank]->forward(batch_, picks_[rank]);
     } catch (...) {
       comm.fail(std::current_exception());
-      comm.barrier();  // throws the first cause, on every rank the same
+      comm.check();  // throws the first cause, on every rank the same
     }
   }
 
@@ -151,8 +160,8 @@ class LlamaRunner final : public Runner {
   PagePool pool_, exact_pool_;
   const bool compressed_;
   const int tp_;
-  std::vector<std::unique_ptr<LlamaRank>> ranks_;
   std::vector<std::unique_ptr<Comm>> comms_;
+  std::vector<std::unique_ptr<LlamaRank>> ranks_;
   Batch batch_;
   std::vector<std::vector<Likeliest>> picks_;  // of each rank, in a greedy pass
   ThreadPool crew_;                            // one thread a rank, rank 0 on the caller's
@@ -168,10 +177,6 @@ void check_options(const ModelConfig& config, const std::vector<RankWeights>& we
       throw Error(ErrorKind::bug,
                   str("weights of rank ", rank.rank, " of ", rank.tp, " stand where rank ", r, " of ", tp, " should"));
     }
-  }
-  if (tp > 1 && weights[0].arena.device().kind != Device::Kind::cpu) {
-    throw Error(ErrorKind::unsupported,
-                str("tp ", tp, " on GPUs: ranks exchange sums through host memory alone so far"));
   }
   if (options.max_batch_tokens < 1) throw Error(ErrorKind::bug, str("max_batch_tokens ", options.max_batch_tokens));
   if (is_compressed(options.kv) && weights[0].arena.device().kind != Device::Kind::cpu) {

@@ -13,16 +13,19 @@ namespace firstlight {
 using cuda::check;
 
 CudaOps::CudaOps(Device device, const CudaOpsOptions& options)
-    : device_(device), options_(options), cublaslt_(device.index) {
+    : device_(device),
+      options_(options),
+      own_stream_(options.stream ? Stream() : Stream(device)),
+      stream_(static_cast<cudaStream_t>((options.stream ? options.stream : &own_stream_)->handle())),
+      cublaslt_(device.index) {
   cuda::use(device);
   if (options.load_cublaslt) cublaslt_.start_loading();
   cudaDeviceProp properties{};
   check(cudaGetDeviceProperties(&properties, device.index), str("properties of ", to_string(device)));
   gpu_ = {properties.multiProcessorCount, static_cast<int>(properties.sharedMemPerBlockOptin)};
   gpu_name_ = properties.name;
-  if (!options.graphs || !options.resident) why_not_resident_ = "not asked for";
+  if (!options.graphs || !options.resident) why_not_resident_ = options.why_not_resident;
   compose_name();
-  check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "create a stream");
 }
 
 CudaOps::~CudaOps() {
@@ -32,7 +35,6 @@ CudaOps::~CudaOps() {
     forget_recordings();
   } catch (...) {  // a driver that fails here has failed before
   }
-  cudaStreamDestroy(stream_);
 }
 
 void CudaOps::compose_name() {
@@ -85,22 +87,31 @@ bool CudaOps::begin(const PassRows& rows, bool weights_ready) {
   const bool alike = options_.graphs && weights_ready && (rows.logits.data || !rows.likeliest.empty()) &&
                      all.n_rows > 0 && all.n_single == all.n_rows && all.n_spans == static_cast<size_t>(all.n_rows) &&
                      all.in_place && wanted.n_rows == all.n_rows && wanted.in_place;
-  if (!alike) return false;
+  if (!alike) {
+    agree(rows, 0);
+    return false;
+  }
   shape_ = {all.n_rows, !rows.likeliest.empty(),
             static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(all.n_pages_single)))};
   recording_ = &recordings_[shape_];
-  if (recording_->graph) {
+  const int agreed = agree(rows, recording_->graph ? 2 : recording_->seen ? 1 : 0);
+  if (agreed == 2) {
     state_ = State::replaying;
     check(cudaGraphLaunch(recording_->graph, stream_), "replay a pass");
     return true;
   }
   begin_program();
   if (program_) state_ = State::direct;  // its first pass, too: so all passes of these rows give the same bits
-  if (recording_->seen) {
+  if (agreed == 1) {
     check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeRelaxed), "begin to record a pass");
     state_ = State::recording;
   }
   return false;
+}
+
+int CudaOps::agree(const PassRows& rows, int mine) {
+  least_of_ranks_ = rows.least_of_ranks;
+  return least_of_ranks_ ? least_of_ranks_(mine) : mine;
 }
 
 void CudaOps::begin_program() {
@@ -141,6 +152,7 @@ void CudaOps::end() {
     check(cudaStreamEndCapture(stream_, &graph), "record a pass");
     if (program_ && program_->launched()) program_->send(stream_);
     recording_->program = std::move(program_);
+    if (recording_->graph) check(cudaGraphExecDestroy(recording_->graph), "destroy a recording");  // another had none
     const cudaError_t code = cudaGraphInstantiate(&recording_->graph, graph, 0);
     cudaGraphDestroy(graph);
     if (code != cudaSuccess) recording_->graph = nullptr;
@@ -152,6 +164,10 @@ void CudaOps::end() {
       delivery.to.data = nullptr;
     }
     recording_->n_picked = picked_.size();
+    if (least_of_ranks_) {  // all have theirs ready on the device: from here on GPUs may wait for each other
+      check(cudaGraphUpload(recording_->graph, stream_), "send a recorded pass");
+      least_of_ranks_(0);
+    }
     check(cudaGraphLaunch(recording_->graph, stream_), "run a recorded pass");
   } else if (ended == State::replaying) {
     deliveries_ = recording_->deliveries;

@@ -85,6 +85,8 @@ class CudaOps final : public Ops {
   cuda::SinglesParams singles(const cuda::AttendParams& params, const cuda::RowSet& set);
   int64_t pages_bound(const cuda::RowSet& set) const;
   void compose_name();
+  /// What all ranks do with a pass that can be recorded here as far as `mine`: 0 run it plainly, 1 record, 2 replay.
+  int agree(const PassRows& rows, int mine);
   void begin_program();
   /// Passes after this one will not try: so that those of a model that has an op without an instruction are alike.
   void never_resident();
@@ -101,7 +103,8 @@ class CudaOps final : public Ops {
   const CudaOpsOptions options_;
   std::string name_, gpu_name_, why_no_library_, why_not_resident_;
   cuda::GpuShape gpu_;
-  cudaStream_t stream_ = nullptr;
+  const Stream own_stream_;
+  cudaStream_t const stream_;
   cuda::CublasLt cublaslt_;
   cuda::PassTables pass_;
   cuda::DeviceScratch twin_memory_, products_, partials_, arrivals_, logits_, picks_, angle_memory_[2],
@@ -116,6 +119,7 @@ class CudaOps final : public Ops {
   Matrix<float> pass_logits_;
   std::span<Likeliest> pass_likeliest_, picked_;
   Recording* recording_ = nullptr;
+  std::function<int(int)> least_of_ranks_;          // of the pass that is recorded
   std::unique_ptr<cuda::ResidentProgram> program_;  // of the pass under way
   std::map<PassShape, Recording> recordings_;
   std::vector<Delivery> deliveries_;

@@ -2,16 +2,18 @@
 // The CUDA back end, as those see it who may not see CUDA's headers.
 #pragma once
 #include <memory>
+#include <string>
 
 #include "firstlight/device/device.h"
+#include "firstlight/device/stream.h"
 #include "firstlight/ops/ops.h"
 
 namespace firstlight {
 
 struct CudaOpsOptions {
   /// Record passes of single rows at their second coming and replay them from then on. Only for a caller whose passes
-  /// of one shape make the same calls with the same addresses, and nothing else between begin() and end() (so not where
-  /// ranks exchange sums through the host).
+  /// of one shape make the same calls with the same addresses, and nothing else between begin() and end() but what is
+  /// recorded with `stream` (so not where ranks exchange sums through the host).
   bool graphs = true;
   /// Begin to load cuBLASLt at once, on a thread of its own; else at the first product of more than 8 rows.
   bool load_cublaslt = true;
@@ -19,12 +21,16 @@ struct CudaOpsOptions {
   /// one on. A norm is then part of the products that read it: nothing else of the pass may read what rms_norm() wrote,
   /// and its scale is applied to their sums, so that last bits differ from those of the ops one by one.
   bool resident = true;
+  std::string why_not_resident = "not asked for";  ///< for name(), where `resident` is false
+  /// Where ops are queued; null: on one of their own. Outlives the ops. Others may queue there what reads and writes
+  /// matrices of a pass, but not what rms_norm(), gate_up_silu() or attend() wrote and a product has yet to read.
+  const Stream* stream = nullptr;
 };
 
-/// One stream of `device`; matrices and weights lie there. Products of up to 8 rows are own kernels, exact to about
-/// 2^-17 of each term; above, cuBLASLt with activations rounded to bf16 (f32 weights: own kernels, all in f32). Within
-/// 1–8 rows a row's bits depend on the row alone and on whether its pass is one that can be recorded. One thread at a
-/// time. Throws Error{unsupported} in a build without CUDA, Error{device} if the driver fails.
+/// Queued on one stream of `device`; matrices and weights lie there. Products of up to 8 rows are own kernels, exact to
+/// about 2^-17 of each term; above, cuBLASLt with activations rounded to bf16 (f32 weights: own kernels, all in f32).
+/// Within 1–8 rows a row's bits depend on the row alone and on whether its pass is one that can be recorded. One thread
+/// at a time. Throws Error{unsupported} in a build without CUDA, Error{device} if the driver fails.
 std::unique_ptr<Ops> make_cuda_ops(Device device, const CudaOpsOptions& options = {});
 
 }  // namespace firstlight

@@ -3,6 +3,7 @@
 // x_test.cc.
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string_view>
@@ -73,6 +74,9 @@ struct PassRows {
   /// neither is not recorded.
   Matrix<float> logits = {};
   std::span<Likeliest> likeliest = {};
+  /// Of a rank among several: blocks until all ranks have said a number, returns the least. They replay a recorded pass
+  /// together or not at all. None: this rank is alone.
+  std::function<int(int)> least_of_ranks = {};
 };
 
 /// Calls are ordered on one stream (CPU: they return when done; all of `pool`'s threads work). Activations are f32.

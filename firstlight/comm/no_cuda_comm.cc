@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: Apache-2.0
+// In the place of cuda_comm.cu where the build has no CUDA.
+#include "firstlight/base/error.h"
+#include "firstlight/comm/comm.h"
+
+namespace firstlight {
+
+std::vector<std::unique_ptr<Comm>> make_cuda_comms(std::span<const Device>, const CudaCommOptions&) {
+  throw Error(ErrorKind::unsupported, "ranks on GPUs: this program was built without CUDA");
+}
+
+}  // namespace firstlight
