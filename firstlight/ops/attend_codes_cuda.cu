@@ -35,26 +35,34 @@ template <int kDim>
 __device__ void fix_queries(const CodeSinglesParams& p, const CodePart& part, CodeShared<kDim>& shared) {
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   const Matrix<const float>& q = p.codes.attend.q;
-  if (threadIdx.x == 0) shared.tables = ExpandTables::known();
-  for (int g = warp; g < kHeadsAtOnce; g += kCodeWarps) {
-    float x[kDim / 32] = {};
-    int integers[kDim / 32] = {};
-    float unit = 0;
-    if (g < part.n_heads) {
-      const float* row = q.data + part.row.row * q.stride + (int64_t{part.first_head} + g) * kDim;
+  if (threadIdx.x < 4) shared.tables[threadIdx.x] = ExpandTables::known();
+  static_assert(kHeadsAtOnce == 2 * kCodeWarps);
+  float x[2][kDim / 32], units[2];  // two heads side by side: shuffles of one while the other's are under way
+  int integers[2][kDim / 32];
 #pragma unroll
-      for (int j = 0; j < kDim / 32; ++j) x[j] = __ldcg(row + 32 * j + lane);
-      rotate<kDim>(p.codes.signs[2 * part.kv_head], x);
-      unit = fix_query<kDim>(x, integers);
-    }
+  for (int i = 0; i < 2; ++i) {
+    const int g = warp + i * kCodeWarps;
+    const float* row = q.data + part.row.row * q.stride + (int64_t{part.first_head} + min(g, part.n_heads - 1)) * kDim;
+#pragma unroll
+    for (int j = 0; j < kDim / 32; ++j) x[i][j] = __ldcg(row + 32 * j + lane);
+  }
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    rotate<kDim>(p.codes.signs[2 * part.kv_head], x[i]);
+    units[i] = fix_query<kDim>(x[i], integers[i]);
+  }
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int g = warp + i * kCodeWarps;
 #pragma unroll
     for (int j = 0; j < kDim / 32; ++j) {
-      const int high = (integers[j] + 64) >> 7;
+      const int whole = g < part.n_heads ? integers[i][j] : 0, high = (whole + 64) >> 7;
       int8_t* at = &shared.query[g][32 * j * 2 + lane / 4 * 8 + lane % 4];
       at[0] = static_cast<int8_t>(high);
-      at[4] = static_cast<int8_t>(integers[j] - 128 * high);
+      at[4] = static_cast<int8_t>(whole - 128 * high);
     }
-    if (lane == 0) shared.units[g] = unit * p.codes.attend.scale / 64;  // scales are stored 64 times as large
+    // Scales are stored 64 times as large.
+    if (lane == 0) shared.units[g] = g < part.n_heads ? units[i] * p.codes.attend.scale / 64 : 0.0f;
   }
   __syncthreads();
 }
@@ -186,8 +194,7 @@ __device__ __forceinline__ void add_code_pages(const CodeSinglesParams& p, CodeP
   const float unit = shared.units[g];
   __syncthreads();  // the queries' place is wanted for sums
   CodeSums<kDim> sums;
-  const volatile ExpandTables& there = shared.tables;
-  const ExpandTables tables{there.plus, there.minus, there.second};
+  const ExpandTables tables = shared.tables[t];
   for (int i = 0; i < pages.n; ++i) {
     const bool more = i + 1 < pages.n;
     const uint64_t next = more ? pages.offset(i + 1) : 0;
@@ -232,6 +239,7 @@ __global__ void __launch_bounds__(kCodeWarps * 32, kBlocksAtOnce<kDim, kKeyBits>
       stream.load_keys(first, 0);
       stream.load_values(first);
     }
+    if (part.exact_begin < part.exact_end) fetch_exact_pages<kDim>(p, part);
     if (!ready) wait_for_predecessor(), ready = true;
     if (part.begin < part.end) {
       fix_queries<kDim>(p, part, shared);

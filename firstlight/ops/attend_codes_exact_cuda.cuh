@@ -103,6 +103,25 @@ __device__ __forceinline__ void mix_exactly(const float (&weights)[4], const __n
   }
 }
 
+/// The part's exact pages on their way to L2, where nothing that is still to be written is missed.
+template <int kDim>
+__device__ __forceinline__ void fetch_exact_pages(const CodeSinglesParams& p, const CodePart& part) {
+  constexpr int kBytes = kPageTokens * kDim * 2;  // keys or values of a head
+  const KvLayer& kv = p.codes.attend.kv;
+  const RowCut row(p, part.row.position);
+  for (int i = part.exact_begin; i < part.exact_end; ++i) {
+    const std::byte* keys =
+        kv.exact +
+        static_cast<uint64_t>(p.codes.exact[part.row.pages + row.exact_page(i)]) * kv.exact_stride +
+        int64_t{part.kv_head} * kBytes;
+#pragma unroll
+    for (int side = 0; side < 2; ++side) {
+      for (int at = static_cast<int>(threadIdx.x) * 128; at < kBytes; at += kCodeWarps * 32 * 128)
+        asm volatile("prefetch.global.L2 [%0];" ::"l"(keys + side * int64_t{kv.n_kv_heads} * kBytes + at));
+    }
+  }
+}
+
 /// The part's exact pages, put down in shared memory.
 template <int kDim>
 __device__ void add_exact_pages(const CodeSinglesParams& p, const CodePart& part, CodeShared<kDim>& shared) {

@@ -49,8 +49,9 @@ __device__ __forceinline__ uint32_t upper_half(uint32_t x, uint32_t second) {
   return __dp2a_lo(x, second, 0u);
 #endif
 }
-/// Constants that stay in registers, because they come from shared memory: if the compiler knew them, it would fetch them
-/// anew for every word, 200 instructions a page.
+/// Constants that stay in registers, because they come from a place of the lane's own in shared memory: if the compiler
+/// knew them, or that all lanes have the same, it would move them to registers anew for every word, 200 instructions a
+/// page.
 struct ExpandTables {
   uint32_t plus, minus, second;
   __host__ __device__ static constexpr ExpandTables known() { return {expanded(1, 0), expanded(-1, 0), 0x0100}; }
@@ -66,6 +67,18 @@ __device__ __forceinline__ Expanded expand(const ExpandTables& tables, uint32_t 
           permute(tables.plus, plus, upper_half(codes, tables.second)) |
               permute(tables.minus, minus, upper_half(flipped, tables.second))};
 }
+
+#ifdef TQ_DOUBLE
+__device__ __forceinline__ Expanded expand_plus(const ExpandTables& tables, uint32_t codes) {
+  constexpr uint32_t plus = expanded(1, 4);
+  return {permute(tables.plus, plus, codes), permute(tables.plus, plus, upper_half(codes, tables.second))};
+}
+__device__ __forceinline__ Expanded expand_minus(const ExpandTables& tables, uint32_t codes) {
+  constexpr uint32_t minus = expanded(-1, 4);
+  const uint32_t flipped = codes ^ 0x88888888u;
+  return {permute(tables.minus, minus, flipped), permute(tables.minus, minus, upper_half(flipped, tables.second))};
+}
+#endif
 
 /// Queries as the first operand.
 template <int kDim>
@@ -141,8 +154,14 @@ struct CodeKeys {
 #pragma unroll
       for (int s = 0; s < kDim / 32; ++s) {
         if constexpr (kBits == 4) {
+#ifdef TQ_DOUBLE
+          const Expanded x = expand_plus(tables, words[tile][s]), y = expand_minus(tables, words[tile][s]);
+          mma_s8(c, q.a[s], x.low, x.high, c);
+          mma_s8(c, q.a[s], y.low, y.high, c);
+#else
           const Expanded x = expand(tables, words[tile][s]);
           mma_s8(c, q.a[s], x.low, x.high, c);
+#endif
         } else {
           mma_s8(c, q.a[s], words[tile][2 * s], words[tile][2 * s + 1], c);
         }
@@ -203,12 +222,28 @@ struct CodeValues {
       mma_u8(base, w.a[1], kMinusOffsets, kMinusOffsets, base);
 #pragma unroll
       for (int i = 0; i < kDim / 16; ++i) {
+#ifdef TQ_DOUBLE
+        int c[4], d[4];
+        const Expanded e0 = expand_plus(tables, word(0, i)), e1 = expand_plus(tables, word(1, i));
+        mma_u8(c, w.a[0], e0.low, e1.low, base);
+        mma_u8(d, w.a[0], e0.high, e1.high, base);
+        const Expanded f0 = expand_plus(tables, word(2, i)), f1 = expand_plus(tables, word(3, i));
+        mma_u8(c, w.a[1], f0.low, f1.low, c);
+        mma_u8(d, w.a[1], f0.high, f1.high, d);
+        const Expanded g0 = expand_minus(tables, word(0, i)), g1 = expand_minus(tables, word(1, i));
+        mma_u8(c, w.a[0], g0.low, g1.low, c);
+        mma_u8(d, w.a[0], g0.high, g1.high, d);
+        const Expanded h0 = expand_minus(tables, word(2, i)), h1 = expand_minus(tables, word(3, i));
+        mma_u8(c, w.a[1], h0.low, h1.low, c);
+        mma_u8(d, w.a[1], h0.high, h1.high, d);
+#else
         const Expanded e0 = expand(tables, word(0, i)), e1 = expand(tables, word(1, i)), f0 = expand(tables, word(2, i)), f1 = expand(tables, word(3, i));
         int c[4], d[4];
         mma_u8(c, w.a[0], e0.low, e1.low, base);
         mma_u8(d, w.a[0], e0.high, e1.high, base);
         mma_u8(c, w.a[1], f0.low, f1.low, c);
         mma_u8(d, w.a[1], f0.high, f1.high, d);
+#endif
         add(c, sums[2 * i]);
         add(d, sums[2 * i + 1]);
       }

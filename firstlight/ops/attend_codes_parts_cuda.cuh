@@ -9,7 +9,16 @@
 
 namespace firstlight::cuda {
 
-inline constexpr int kCodeWarps = 4;
+#ifndef TQ_WARPS
+#define TQ_WARPS 4
+#endif
+inline constexpr int kCodeWarps = TQ_WARPS;
+
+/// a / b rounded up, for 0 ≤ a < 2²³ and b > 0; the compiler's own division takes three times the instructions.
+__device__ __forceinline__ int ceil_quotient(int a, int b) {
+  const int n = a + b - 1, q = __float2int_rz(__fdividef(static_cast<float>(n), static_cast<float>(b))), rest = n - q * b;
+  return q + static_cast<int>(rest >= b) - static_cast<int>(rest < 0);
+}
 
 /// What a row reads, in units of a page of codes: its exact pages come first, then the codes.
 struct RowCut {
@@ -21,9 +30,8 @@ struct RowCut {
     units = n_exact * p.exact_units + n_codes;
   }
   __device__ void cut(int each) {
-    const int wanted = min(kMostParts, (units + each - 1) / each);
-    per_part = (units + wanted - 1) / wanted;
-    n_parts = (units + per_part - 1) / per_part;
+    per_part = ceil_quotient(units, min(kMostParts, ceil_quotient(units, each)));
+    n_parts = ceil_quotient(units, per_part);
   }
   /// Exact pages that begin in parts before this one, and the same of pages of codes.
   __device__ int exact_before(const CodeSinglesParams& p, int part) const {
@@ -46,23 +54,30 @@ struct CodePart {
   int begin, end;              ///< pages of codes
 };
 
-/// Units for each part, so that all parts are under way at once, if they can be. A warp's work; the same in all.
+/// Units for each part, so that the parts fill the GPU once, twice or three times, whichever takes the least time. A
+/// warp's work; the same in all.
 __device__ __forceinline__ int units_each(const CodeSinglesParams& p) {
+  constexpr int kPartUnits = 6;  // what beginning and ending a part takes
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  int units = 0;
-  for (int r = lane; r < p.n_rows; r += 32) units += RowCut(p, p.rows[r].position).units;
-  const int least = max(p.exact_units, (__reduce_add_sync(kWholeWarp, units) + p.held - 1) / p.held);
-  const int step = max(1, least / 16);
-  for (int each = least; each <= least + 8 * step; each += step) {
-    int n = 0;
-    for (int r = lane; r < p.n_rows; r += 32) {
-      RowCut row(p, p.rows[r].position);
-      row.cut(each);
-      n += row.n_parts;
+  const auto units_of = [&](int r) { return r < p.n_rows ? RowCut(p, p.rows[r].position).units : 0; };
+  const int first = units_of(lane);
+  int units = first;
+  for (int r = lane + 32; r < p.n_rows; r += 32) units += units_of(r);
+  units = __reduce_add_sync(kWholeWarp, units);
+  int best = 0x7fffffff, each_of_best = 0;
+  for (int rounds = 1; rounds <= kMostRounds; ++rounds) {
+    const int room = rounds * p.held, least = max(p.exact_units, (units + room - 1) / room);
+    each_of_best = best == 0x7fffffff ? least : each_of_best;
+    for (int each = least; each <= least + least / 5; each += max(1, least / 16)) {
+      int n = ceil_quotient(first, each);
+      for (int r = lane + 32; r < p.n_rows; r += 32) n += ceil_quotient(units_of(r), each);
+      if (__reduce_add_sync(kWholeWarp, n) > room) continue;
+      if (rounds * (each + kPartUnits) < best) best = rounds * (each + kPartUnits), each_of_best = each;
+      break;
     }
-    if (__reduce_add_sync(kWholeWarp, n) <= p.held) return each;
+    if (p.n_rows == 1) break;
   }
-  return least;
+  return each_of_best;
 }
 
 /// Part `number` of all (rows in order, all blocks of heads of a part side by side); false if there are fewer.
@@ -126,7 +141,7 @@ template <int kDim>
 struct CodeShared {
   static constexpr int kStride = kDim + 4;
   float maxima[kCodeWarps][kHeadsAtOnce], divisors[kCodeWarps][kHeadsAtOnce], units[kHeadsAtOnce], totals[kHeadsAtOnce];
-  union {
+  union alignas(16) {
     float sums[kCodeWarps][kHeadsAtOnce][kStride];
     struct {
       float shares[kHeadsAtOnce][2 * kMostParts], exact[kHeadsAtOnce][kDim], rotated[kHeadsAtOnce][kDim];
@@ -134,7 +149,7 @@ struct CodeShared {
     alignas(16) int8_t query[kHeadsAtOnce][2 * kDim];  ///< of 8 dimensions: 4 high bytes, 4 low; the same of the others
   };
   alignas(16) uint8_t scales[kCodeWarps][2][4 * kPageTokens];  ///< of this page and the next, keys' and values'
-  ExpandTables tables;
+  ExpandTables tables[4];  ///< the same
   bool last;
 };
 
@@ -143,18 +158,20 @@ template <int kDim>
 __device__ void join_code_warps(const CodeSinglesParams& p, const CodePart& part, int which, CodeShared<kDim>& shared) {
   const CodePartials<kDim> partials(p, part.slot + part.part, part.head_block, which);
   __syncthreads();
-  for (int at = static_cast<int>(threadIdx.x); at < part.n_heads * kDim; at += kCodeWarps * 32) {
+  for (int at = static_cast<int>(threadIdx.x) * 4; at < part.n_heads * kDim; at += kCodeWarps * 128) {
     const int g = at / kDim, i = at % kDim;
-    float top = shared.maxima[0][g], sum = 0, total = 0;
+    float top = shared.maxima[0][g], total = 0;
+    float4 sum = make_float4(0, 0, 0, 0);
 #pragma unroll
     for (int w = 1; w < kCodeWarps; ++w) top = fmaxf(top, shared.maxima[w][g]);
 #pragma unroll
     for (int w = 0; w < kCodeWarps; ++w) {
       const float share = exp2f(shared.maxima[w][g] - top);
-      sum += share * shared.sums[w][g][i];
+      const float4 x = *reinterpret_cast<const float4*>(&shared.sums[w][g][i]);
+      sum.x += share * x.x, sum.y += share * x.y, sum.z += share * x.z, sum.w += share * x.w;
       total += share * shared.divisors[w][g];
     }
-    partials.sums[at] = sum;
+    *reinterpret_cast<float4*>(partials.sums + at) = sum;
     if (i == 0) partials.shares[g] = make_float2(top, total);
   }
   __syncthreads();
@@ -174,49 +191,64 @@ __device__ __forceinline__ bool comes_last(const CodeSinglesParams& p, const Cod
   return shared.last;
 }
 
+/// Each part's weight in the row's result, [2 part + {exact, codes}], 0 where nothing was written; a warp a head.
+template <int kDim>
+__device__ __forceinline__ void share_out(const CodeSinglesParams& p, const CodePart& part, const RowCut& row,
+                                          CodeShared<kDim>& shared) {
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  const int exact_end = ceil_quotient((row.n_exact - 1) * p.exact_units + 1, row.per_part);
+  const int codes_begin = row.n_codes > 0 ? row.n_exact * p.exact_units / row.per_part : row.n_parts;
+  const int64_t step = int64_t{p.head_blocks} * kHeadsAtOnce;
+  const float2* first = CodePartials<kDim>(p, part.slot, part.head_block, 0).shares;
+  for (int g = warp; g < part.n_heads; g += kCodeWarps) {
+    constexpr int kEach = 2 * kMostParts / 32;
+    float2 each[kEach];
+    float top = -INFINITY, total = 0;
+#pragma unroll
+    for (int k = 0; k < kEach; ++k) {
+      const int at = k * 32 + lane, c = at / 2;
+      const bool there = at % 2 == 0 ? c < exact_end && row.exact_before(p, c) < row.exact_before(p, c + 1)
+                                     : c >= codes_begin && c < row.n_parts;
+      each[k] = there ? __ldcg(first + (2 * c) * step + at % 2 * kHeadsAtOnce + g) : make_float2(-INFINITY, 0);
+      top = fmaxf(top, each[k].x);
+    }
+#pragma unroll
+    for (int k = 16; k > 0; k /= 2) top = fmaxf(top, __shfl_xor_sync(kWholeWarp, top, k));
+#pragma unroll
+    for (int k = 0; k < kEach; ++k) {
+      const float share = exp2f(each[k].x - top);
+      if (k * 32 < 2 * row.n_parts) shared.merge.shares[g][k * 32 + lane] = share;
+      total += share * each[k].y;
+    }
+    total = warp_sum(total);
+    if (lane == 0) shared.totals[g] = total;
+  }
+}
+
 /// A row's result: its parts' sums, weighted; those over codes are rotated back.
 template <int kDim>
 __device__ void merge_parts(const CodeSinglesParams& p, const CodePart& part, int each, CodeShared<kDim>& shared) {
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   RowCut row(p, part.row.position);
   row.cut(each);
-  const auto there = [&](int which, int c) {
-    return which == 0 ? row.exact_before(p, c) < row.exact_before(p, c + 1)
-                      : row.codes_before(p, c) < row.codes_before(p, c + 1);
-  };
-  for (int g = warp; g < part.n_heads; g += kCodeWarps) {
-    float top = -INFINITY, total = 0;
-    for (int k = lane; k < 2 * part.n_parts; k += 32) {
-      if (there(k % 2, k / 2))
-        top = fmaxf(top, __ldcg(&CodePartials<kDim>(p, part.slot + k / 2, part.head_block, k % 2).shares[g]).x);
-    }
-#pragma unroll
-    for (int step = 16; step > 0; step /= 2) top = fmaxf(top, __shfl_xor_sync(kWholeWarp, top, step));
-    for (int k = lane; k < 2 * part.n_parts; k += 32) {
-      float2 one = make_float2(-INFINITY, 0);
-      if (there(k % 2, k / 2))
-        one = __ldcg(&CodePartials<kDim>(p, part.slot + k / 2, part.head_block, k % 2).shares[g]);
-      const float share = exp2f(one.x - top);
-      shared.merge.shares[g][k] = share;
-      total += share * one.y;
-    }
-    total = warp_sum(total);
-    if (lane == 0) shared.totals[g] = total;
-  }
+  share_out<kDim>(p, part, row, shared);
   __syncthreads();
   const int64_t step = int64_t{p.head_blocks} * 2 * kHeadsAtOnce * kDim;
-  for (int at = static_cast<int>(threadIdx.x); at < part.n_heads * kDim; at += kCodeWarps * 32) {
-    const int g = at / kDim, i = at % kDim;
+  for (int at = static_cast<int>(threadIdx.x) * 4; at < part.n_heads * kDim; at += kCodeWarps * 128) {
+    const float* shares = shared.merge.shares[at / kDim];
 #pragma unroll
     for (int which = 0; which < 2; ++which) {
       const float* from = CodePartials<kDim>(p, part.slot, part.head_block, which).sums + at;
-      float sum = 0;
+      float4 sum = make_float4(0, 0, 0, 0);
 #pragma unroll 8
-      for (int c = 0; c < part.n_parts; ++c) {
-        const float share = shared.merge.shares[g][2 * c + which];
-        if (share > 0) sum += share * __ldcg(from + c * step);  // 0: nothing was written there
+      for (int c = 0; c < row.n_parts; ++c) {  // loads of 8 parts are under way together
+        const float share = shares[2 * c + which];
+        float4 x = make_float4(0, 0, 0, 0);
+        if (share > 0) x = __ldcg(reinterpret_cast<const float4*>(from + c * step));
+        sum.x += share * x.x, sum.y += share * x.y, sum.z += share * x.z, sum.w += share * x.w;
       }
-      (which == 0 ? shared.merge.exact : shared.merge.rotated)[g][i] = sum;
+      auto* to = which == 0 ? &shared.merge.exact[0][0] : &shared.merge.rotated[0][0];
+      *reinterpret_cast<float4*>(to + at) = sum;
     }
   }
   __syncthreads();

@@ -14,20 +14,7 @@ constexpr int kWarps = 4;
 struct PlainParams {
   AttendCodesParams codes;
   const RowOnDevice* rows;
-  const TileOnDevice* tiles;  ///< in place of rows, if not null
 };
-
-/// What block x works on; false: nothing.
-__device__ __forceinline__ bool find_row(const PlainParams& p, RowOnDevice& row) {
-  if (!p.tiles) {
-    row = p.rows[blockIdx.x];
-    return true;
-  }
-  const TileOnDevice tile = p.tiles[blockIdx.x / kTileRows];
-  const int within = static_cast<int>(blockIdx.x % kTileRows);
-  row = {tile.row + within, tile.position + within, tile.pages, 0};
-  return within < tile.n_rows;
-}
 
 /// A warp's softmax so far; the sums over codes are rotated, those over exact pages are not.
 template <int kDim>
@@ -158,8 +145,7 @@ __global__ void attend_codes_plain_kernel(const __grid_constant__ PlainParams pa
   let_successor_start();
   const AttendCodesParams& p = params.codes;
   const KvLayer& kv = p.attend.kv;
-  RowOnDevice row;
-  if (!find_row(params, row)) return;
+  const RowOnDevice row = params.rows[blockIdx.x];
   const int head = static_cast<int>(blockIdx.y), kv_head = head / (p.attend.n_heads / kv.n_kv_heads);
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   const float* q_row = p.attend.q.data + row.row * p.attend.q.stride + int64_t{head} * kDim;
@@ -189,24 +175,16 @@ __global__ void attend_codes_plain_kernel(const __grid_constant__ PlainParams pa
   finish<kDim>(p, row, head, kv_head, sums, shared);
 }
 
-void start(const PlainParams& params, int64_t n, cudaStream_t stream) {
-  const int d = params.codes.attend.kv.head_dim;
+}  // namespace
+
+void attend_codes_plain(const AttendCodesParams& params, const RowOnDevice* rows, int n_rows, cudaStream_t stream) {
+  const int d = params.attend.kv.head_dim;
   launch("plain attention over codes",
          d == 64    ? attend_codes_plain_kernel<64>
          : d == 128 ? attend_codes_plain_kernel<128>
                     : attend_codes_plain_kernel<256>,
-         dim3(static_cast<unsigned>(n), static_cast<unsigned>(params.codes.attend.n_heads)), kWarps * 32, 0, stream,
-         params);
-}
-
-}  // namespace
-
-void attend_codes_plain(const AttendCodesParams& params, const RowOnDevice* rows, int n_rows, cudaStream_t stream) {
-  start({params, rows, nullptr}, n_rows, stream);
-}
-
-void attend_code_tiles(const AttendCodesParams& params, const TileOnDevice* tiles, int n_tiles, cudaStream_t stream) {
-  start({params, nullptr, tiles}, n_tiles * kTileRows, stream);
+         dim3(static_cast<unsigned>(n_rows), static_cast<unsigned>(params.attend.n_heads)), kWarps * 32, 0, stream,
+         PlainParams{params, rows});
 }
 
 }  // namespace firstlight::cuda

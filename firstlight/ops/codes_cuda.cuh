@@ -46,6 +46,7 @@ struct AttendCodesParams {
 };
 /// Any kind of codes and rows, at a speed of no account: a warp a key.
 void attend_codes_plain(const AttendCodesParams& params, const RowOnDevice* rows, int n_rows, cudaStream_t stream);
+/// Tiles of up to 64 rows by tensor cores: codes of 4 or 8 bits, head_dim 64 or 128.
 void attend_code_tiles(const AttendCodesParams& params, const TileOnDevice* tiles, int n_tiles, cudaStream_t stream);
 
 /// Single rows over codes of 4 or 8 bits, head_dim 64 or 128.
@@ -65,6 +66,8 @@ struct CodeSinglesParams {
 };
 /// Parts of a row at most.
 inline constexpr int kMostParts = 128;
+/// Times that parts may fill the GPU.
+inline constexpr int kMostRounds = 3;
 /// Blocks of the kernel that a multiprocessor holds.
 int code_blocks_at_once(const AttendCodesParams& params);
 bool takes_code_singles(const AttendCodesParams& params);

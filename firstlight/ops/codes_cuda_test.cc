@@ -52,7 +52,10 @@ class CodesCuda : public reference::WithGpu {
             error += (y - x) * (y - x);
             length += x * x;
           }
-          ASSERT_LE(std::sqrt(error / length), 2e-4) << "span of " << span.n_rows << " rows at " << span.position
+          // Tiles of rows round q and weights to bf16; kinds without such a kernel do not.
+          const KvBits bits = kv_bits(kind);
+          const bool rounded = span.n_rows >= 8 && d <= 128 && bits.key != 3 && bits.value != 3;
+          ASSERT_LE(std::sqrt(error / length), rounded ? 8e-3 : 2e-4) << "span of " << span.n_rows << " rows at " << span.position
                                                      << ", row " << row << ", head " << head;
         }
       }
@@ -200,6 +203,37 @@ TEST_F(CodesCuda, ARowIsTheSameBitsAloneAndInABatchThatCutsItAlike) {
     for (int64_t i = span.row_begin * 384; i < (span.row_begin + span.n_rows) * 384; ++i)
       ASSERT_EQ(out[static_cast<size_t>(i)], all[static_cast<size_t>(i)]) << "span at " << span.position;
   }
+}
+
+/// From the second pass on the same kernels are replayed; positions and pages are the pass's own.
+TEST_F(CodesCuda, RecordedPassesGiveTheBitsOfPlainOnes) {
+  const auto cpu_ops = cpu(), plain = make_cuda_ops(reference::kGpu, {.graphs = false}),
+             recorded = make_cuda_ops(reference::kGpu);
+  CodeBatch batch({{1, 700}, {1, 90}}, KvKind::tq4, 4, 2, 64, 1, *cpu_ops);
+  const std::vector<double> no_angles(32, 0.0);
+  const std::vector<int> ids{1, 2};
+  std::vector<std::vector<float>> found[2];
+  for (Ops* ops : {plain.get(), recorded.get()}) {
+    const OnGpu codes(batch.codes), exact(batch.exact);
+    const reference::GpuTensor q(batch.q);
+    KvLayer layer = batch.layer();
+    layer.data = codes.data();
+    layer.exact = exact.data();
+    reference::GpuTensor out(reference::unwritten(2, 4 * 64));
+    std::vector<Likeliest> picked(2);
+    std::vector<AttentionSpan> spans = batch.spans;
+    for (int step = 0; step < 6; ++step) {
+      for (AttentionSpan& span : spans) span.position -= step;
+      if (!ops->begin({.ids = ids, .spans = spans, .wanted = spans, .likeliest = picked}, true)) {
+        ops->rope_and_store(q.matrix(), 4, nullptr, nullptr, 1e-5f, no_angles, spans, layer);
+        ops->attend(q.view(), 4, spans, layer, out.matrix());
+      }
+      ops->end();
+      found[ops == plain.get() ? 0 : 1].push_back(out.fetch().f32);
+    }
+  }
+  for (size_t step = 0; step < 6; ++step) reference::expect_same(found[1][step], found[0][step], "pass");
+  EXPECT_NE(recorded->name().find("a graph of kernels (resident kernel: it reads no codes)"), std::string_view::npos);
 }
 
 TEST_F(CodesCuda, AKeyThatIsNotANumberIsRefusedByItsPosition) {

@@ -85,7 +85,7 @@ void CudaOps::attend_codes(const cuda::AttendParams& attend, const cuda::RowSet&
   // A row has one part at least, and no part is shorter than an exact page.
   const int exact_units = static_cast<int>((exact_page + codes.shape.bytes() - 1) / codes.shape.bytes());
   const int64_t units = std::bit_ceil(static_cast<uint64_t>(pages_bound(set))) + (kExactTail + 1) * exact_units;
-  const int parts = static_cast<int>(std::min<int64_t>(held + rows, rows * std::min<int64_t>(cuda::kMostParts, units)));
+  const int parts = static_cast<int>(std::min<int64_t>(cuda::kMostRounds * held + rows, rows * std::min<int64_t>(cuda::kMostParts, units)));
   reserve(codes_.partials, int64_t{parts} * blocks * 2 * cuda::kHeadsAtOnce * (kv.head_dim + 2) * 4);
   if (codes_.arrivals.reserve(static_cast<uint64_t>(int64_t{rows} * blocks * 4), stream_)) {
     forget_recordings();
