@@ -22,6 +22,7 @@ namespace firstlight {
 namespace {
 
 using Clock = std::chrono::steady_clock;
+static bool near = false;
 constexpr Device kGpu{Device::Kind::cuda, 0};
 constexpr uint64_t kMemory = 60'000'000'000, kExactMemory = 2'000'000'000;
 constexpr int64_t kWidest = 64 * 128 + 16 * 128;
@@ -114,7 +115,8 @@ Measured measure(const Case& c, Memory& memory, bool append) {
     exact.emplace_back(static_cast<size_t>(each), -1);
     for (int64_t p = 0; p < each; ++p) {
       pages.back().push_back(static_cast<int32_t>(dealt++ * 7919 % in_use));
-      if (is_exact(p, each - 1)) exact.back()[static_cast<size_t>(p)] = static_cast<int32_t>(s * 4 + (p ? p - each + 4 : 0));
+      if (is_exact(p, each - 1))
+        exact.back()[static_cast<size_t>(p)] = static_cast<int32_t>(s * 4 + (p ? p - each + 4 : 0));
     }
   }
   for (size_t s = 0; s < pages.size(); ++s)
@@ -129,16 +131,18 @@ Measured measure(const Case& c, Memory& memory, bool append) {
   float* q = reinterpret_cast<float*>(memory.rows.data());
   float* heads = q + 64 * kWidest;
   const auto ops = make_cuda_ops(kGpu, {.load_cublaslt = false});
-  const double bytes = is_compressed(c.kind)
-                           ? static_cast<double>(c.batch) * (static_cast<double>(std::max<int64_t>(0, each - 4)) * static_cast<double>(layer_bytes) +
-                                                             static_cast<double>(std::min<int64_t>(each, 4)) * static_cast<double>(exact_bytes))
-                           : static_cast<double>(c.batch * each) * static_cast<double>(layer_bytes);
+  const double bytes =
+      is_compressed(c.kind)
+          ? static_cast<double>(c.batch) *
+                (static_cast<double>(std::max<int64_t>(0, each - 4)) * static_cast<double>(layer_bytes) +
+                 static_cast<double>(std::min<int64_t>(each, 4)) * static_cast<double>(exact_bytes))
+          : static_cast<double>(c.batch * each) * static_cast<double>(layer_bytes);
   const int rounds = std::max(1, static_cast<int>(std::min(64.0 / n_layers, 4e10 / (bytes * n_layers))));
   const auto once = [&] {
     if (!ops->begin({.ids = ids, .spans = spans, .wanted = spans, .likeliest = picked}, true)) {
       for (int i = 0; i < rounds * n_layers; ++i) {
         const auto layer = static_cast<uint64_t>(i % n_layers);
-        KvLayer kv{memory.pages.data() + layer * layer_bytes, layer_bytes * static_cast<uint64_t>(n_layers), c.kind,
+        KvLayer kv{memory.pages.data() + layer * layer_bytes * (near ? static_cast<uint64_t>(in_use) : 1), layer_bytes * static_cast<uint64_t>(near ? 1 : n_layers), c.kind,
                    c.n_kv_heads, c.head_dim};
         if (is_compressed(c.kind)) {
           kv.exact = memory.exact.data() + layer * exact_bytes;
@@ -160,6 +164,7 @@ Measured measure(const Case& c, Memory& memory, bool append) {
 
 void run(const std::string& only) {
   cuda::use(kGpu);
+  near = only == "near";
   Memory memory;
   for (const Buffer* each : {&memory.pages, &memory.exact, &memory.rows})
     fill_kernel<<<4096, 256>>>(reinterpret_cast<uint64_t*>(each->data()), static_cast<int64_t>(each->size() / 8));
@@ -171,8 +176,7 @@ void run(const std::string& only) {
       for (const int64_t context : {4096, 32768, 131072}) {
         double seconds[3] = {};
         for (const KvKind kind : {KvKind::bf16, KvKind::tq8, KvKind::tq4}) {
-          if (only == "tq4" && kind != KvKind::tq4) continue;
-          if (only == "short" && (context > 32768 || kind != KvKind::tq4 || batch > 8)) continue;
+          if ((only == "tq4" || near) && (kind != KvKind::tq4 || context > 32768)) continue;
           const Measured m = measure({n_heads, 8, 128, batch, context, kind}, memory, false);
           if (m.layers == 0) continue;
           seconds[kind == KvKind::bf16 ? 0 : kind == KvKind::tq8 ? 1 : 2] = m.seconds;
@@ -189,7 +193,8 @@ void run(const std::string& only) {
   for (const KvKind kind : {KvKind::bf16, KvKind::tq8, KvKind::tq4, KvKind::tq3}) {
     for (const int batch : {1, 32}) {
       const Measured m = measure({32, 8, 128, batch, 4096, kind}, memory, true);
-      std::printf("append of %2d rows, %-4s: %6.2f us a layer\n", batch, std::string(to_string(kind)).c_str(), m.seconds * 1e6);
+      std::printf("append of %2d rows, %-4s: %6.2f us a layer\n", batch, std::string(to_string(kind)).c_str(),
+                  m.seconds * 1e6);
     }
   }
 }

@@ -234,8 +234,7 @@ void Session::choose_context(const ModelConfig& config, uint64_t arena_bytes, co
   const auto pages_in = [&](uint64_t memory) {
     const auto all_exact = static_cast<int64_t>(memory / (page_bytes + exact_page_bytes));
     const uint64_t exact = static_cast<uint64_t>(exact_pages(std::numeric_limits<int64_t>::max())) * exact_page_bytes;
-    return exact_pages(all_exact) == all_exact ? all_exact
-                                               : static_cast<int64_t>((memory - exact) / page_bytes);
+    return exact_pages(all_exact) == all_exact ? all_exact : static_cast<int64_t>((memory - exact) / page_bytes);
   };
   runner_options_.kv = kv;
   if (options.max_context > config.max_context) {
@@ -250,13 +249,12 @@ void Session::choose_context(const ModelConfig& config, uint64_t arena_bytes, co
     runner_options_.n_pages = pages_in(memory);
     max_context_ = std::min(wanted, runner_options_.n_pages * kPageTokens);
     if (max_context_ == 0)
-      throw Error(
-          ErrorKind::bad_input,
-          str("--kv-memory ", options.kv_memory, ": one page of 64 tokens takes ",
-              human_bytes(static_cast<double>(page_bytes)),
-              exact_page_bytes > 0
-                  ? str(", and its exact page beside codes ", human_bytes(static_cast<double>(exact_page_bytes)))
-                  : ""));
+      throw Error(ErrorKind::bad_input,
+                  str("--kv-memory ", options.kv_memory, ": one page of 64 tokens takes ",
+                      human_bytes(static_cast<double>(page_bytes)),
+                      exact_page_bytes > 0 ? str(", and its exact page beside codes ",
+                                                 human_bytes(static_cast<double>(exact_page_bytes)))
+                                           : ""));
   } else if (options.max_context == 0) {
     // The model's own maximum (131,072 tokens for Llama 3.1) may not fit: unless told, take what does. 10 % of the free
     // memory stays for others.

@@ -14,6 +14,10 @@ namespace {
 #ifndef TQ_BLOCKS
 #define TQ_BLOCKS 3
 #endif
+#ifndef TQ_AHEAD
+#define TQ_AHEAD 2
+#endif
+constexpr int kAhead = TQ_AHEAD;
 template <int kDim, int kKeyBits>
 constexpr int kBlocksAtOnce = kDim == 128 && kKeyBits == 8 ? 2 : TQ_BLOCKS;
 
@@ -145,6 +149,13 @@ struct CodePages {
     return mine < n ? numbers[mine * kCodeWarps] : 0;
   }
   /// Must be asked for in order, from 0 on.
+  /// Page i + kAhead on its way to L2, by the lane that knows its number.
+  __device__ __forceinline__ void fetch(const uint8_t* head, int i, int bytes) const {
+    const int ahead = i + kAhead, lane = static_cast<int>(threadIdx.x) % 32;
+    if (kAhead == 0 || ahead >= n || lane != ahead % 32) return;
+    const auto number = static_cast<uint32_t>(ahead / 32 == max(i, 0) / 32 ? held : next_held);
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(head + number * stride), "r"(bytes) : "memory");
+  }
   __device__ __forceinline__ uint64_t offset(int i) {
     if (i % 32 == 0) {
       held = next_held;
@@ -160,11 +171,11 @@ struct CodeStream {
   static constexpr tq::PageShape kShape{kDim, kKeyBits, kValueBits};
   CodeKeys<kDim, kKeyBits> keys;
   CodeValues<kDim, kValueBits> values;
-  const uint8_t *keys_at, *values_at;
+  const uint8_t *head, *keys_at, *values_at;
   uint32_t scales_to;  ///< in shared memory
 
   __device__ CodeStream(const CodeSinglesParams& p, const CodePart& part, CodeShared<kDim>& shared) {
-    const auto* head = reinterpret_cast<const uint8_t*>(p.codes.attend.kv.data) + int64_t{part.kv_head} * kShape.bytes();
+    head = reinterpret_cast<const uint8_t*>(p.codes.attend.kv.data) + int64_t{part.kv_head} * kShape.bytes();
     keys_at = head + keys.lane_offset();
     values_at = head + kShape.values_at() + values.lane_offset();
     scales_to = static_cast<uint32_t>(__cvta_generic_to_shared(shared.scales[threadIdx.x / 32][0]));
@@ -197,9 +208,23 @@ __device__ __forceinline__ void add_code_pages(const CodeSinglesParams& p, CodeP
   const ExpandTables tables = shared.tables[t];
   for (int i = 0; i < pages.n; ++i) {
     const bool more = i + 1 < pages.n;
+    pages.fetch(stream.head, i, stream.kShape.bytes());
     const uint64_t next = more ? pages.offset(i + 1) : 0;
     const uint8_t* scales = shared.scales[warp][i % 2];
     float scores[16];
+#ifdef TQ_SKIP
+    copy_async_wait<0>();
+    __syncwarp();
+    uint32_t all = scales[0];
+    for (int k = 0; k < 8; ++k) for (int w = 0; w < stream.keys.kWords; ++w) all ^= stream.keys.words[k][w];
+    sums.of[0][0] += all & 1;
+    if (more) stream.load_keys(next, i + 1);
+    all = 0;
+    for (int k = 0; k < 4; ++k) for (int w = 0; w < stream.values.kPieces * 4; ++w) all ^= stream.values.word(k, w);
+    sums.of[0][1] += all & 1;
+    if (more) stream.load_values(next);
+  }
+#else
     copy_async_wait<0>();
     __syncwarp();
     stream.keys.score(tables, q, ScalePieces(scales), scores);
@@ -208,6 +233,7 @@ __device__ __forceinline__ void add_code_pages(const CodeSinglesParams& p, CodeP
     stream.values.mix(tables, weights, sums.of);
     if (more) stream.load_values(next);
   }
+#endif
   sums.divisor += __shfl_xor_sync(kWholeWarp, sums.divisor, 1);
   sums.divisor += __shfl_xor_sync(kWholeWarp, sums.divisor, 2);
   if (t == 0) {
@@ -238,6 +264,7 @@ __global__ void __launch_bounds__(kCodeWarps * 32, kBlocksAtOnce<kDim, kKeyBits>
       const uint64_t first = pages.offset(0);
       stream.load_keys(first, 0);
       stream.load_values(first);
+      for (int i = 1; i < kAhead; ++i) pages.fetch(stream.head, i - kAhead, stream.kShape.bytes());
     }
     if (part.exact_begin < part.exact_end) fetch_exact_pages<kDim>(p, part);
     if (!ready) wait_for_predecessor(), ready = true;
@@ -274,17 +301,20 @@ Kernel kernel_of(const tq::PageShape& shape) {
 bool takes_code_singles(const AttendCodesParams& p) {
   const KvLayer& kv = p.attend.kv;
   return (kv.head_dim == 64 || kv.head_dim == 128) && (p.shape.key_bits == 4 || p.shape.key_bits == 8) &&
-         (p.shape.value_bits == 4 || p.shape.value_bits == 8) && kv.page_stride % 16 == 0 && kv.exact_stride % 16 == 0 &&
-         reinterpret_cast<uintptr_t>(kv.data) % 16 == 0 && reinterpret_cast<uintptr_t>(kv.exact) % 16 == 0 &&
-         p.attend.q.stride % 2 == 0 && reinterpret_cast<uintptr_t>(p.attend.q.data) % 8 == 0;
+         (p.shape.value_bits == 4 || p.shape.value_bits == 8) && kv.page_stride % 16 == 0 &&
+         kv.exact_stride % 16 == 0 && reinterpret_cast<uintptr_t>(kv.data) % 16 == 0 &&
+         reinterpret_cast<uintptr_t>(kv.exact) % 16 == 0 && p.attend.q.stride % 2 == 0 &&
+         reinterpret_cast<uintptr_t>(p.attend.q.data) % 8 == 0;
 }
 
-int code_blocks_at_once(const AttendCodesParams& p) { return p.shape.key_bits == 8 && p.shape.head_dim == 128 ? 2 : TQ_BLOCKS; }
+int code_blocks_at_once(const AttendCodesParams& p) {
+  return p.shape.key_bits == 8 && p.shape.head_dim == 128 ? 2 : TQ_BLOCKS;
+}
 
 void attend_code_singles(const CodeSinglesParams& p, int n_blocks, cudaStream_t stream) {
   const int64_t most = int64_t{p.most_parts} * p.head_blocks;
-  launch("attention over codes", kernel_of(p.codes.shape), dim3(static_cast<unsigned>(std::min<int64_t>(n_blocks, most))),
-         kCodeWarps * 32, 0, stream, p);
+  launch("attention over codes", kernel_of(p.codes.shape),
+         dim3(static_cast<unsigned>(std::min<int64_t>(n_blocks, most))), kCodeWarps * 32, 0, stream, p);
 }
 
 }  // namespace firstlight::cuda

@@ -110,10 +110,9 @@ __device__ __forceinline__ void fetch_exact_pages(const CodeSinglesParams& p, co
   const KvLayer& kv = p.codes.attend.kv;
   const RowCut row(p, part.row.position);
   for (int i = part.exact_begin; i < part.exact_end; ++i) {
-    const std::byte* keys =
-        kv.exact +
-        static_cast<uint64_t>(p.codes.exact[part.row.pages + row.exact_page(i)]) * kv.exact_stride +
-        int64_t{part.kv_head} * kBytes;
+    const std::byte* keys = kv.exact +
+                            static_cast<uint64_t>(p.codes.exact[part.row.pages + row.exact_page(i)]) * kv.exact_stride +
+                            int64_t{part.kv_head} * kBytes;
 #pragma unroll
     for (int side = 0; side < 2; ++side) {
       for (int at = static_cast<int>(threadIdx.x) * 128; at < kBytes; at += kCodeWarps * 32 * 128)
@@ -148,8 +147,7 @@ __device__ void add_exact_pages(const CodeSinglesParams& p, const CodePart& part
 #pragma unroll
   for (int n = 0; n < kDim / 8; ++n) {
 #pragma unroll
-    for (int e = 0; e < 2; ++e)
-      shared.sums[warp][g][channel<4>(n, 2 * t + e)] = sums.of[n][e] + sums.of[n][2 + e];
+    for (int e = 0; e < 2; ++e) shared.sums[warp][g][channel<4>(n, 2 * t + e)] = sums.of[n][e] + sums.of[n][2 + e];
   }
 }
 

@@ -32,8 +32,7 @@ inline constexpr int kOffset = 64;
 inline constexpr uint32_t kMinusOffsets = 0xc0c0c0c0u;  // four times -kOffset
 __host__ __device__ constexpr uint32_t expanded(int sign, uint32_t first) {
   uint32_t four = 0;
-  for (uint32_t i = 0; i < 4; ++i)
-    four |= static_cast<uint32_t>(kOffset + sign * tq::level<4>(first + i)) << (8 * i);
+  for (uint32_t i = 0; i < 4; ++i) four |= static_cast<uint32_t>(kOffset + sign * tq::level<4>(first + i)) << (8 * i);
   return four;
 }
 __device__ __forceinline__ uint32_t permute(uint32_t low, uint32_t high, uint32_t selector) {
@@ -210,7 +209,8 @@ struct CodeValues {
   }
 
   /// sums += weights times values, of row g, columns 2 t and 2 t + 1 of each tile.
-  __device__ __forceinline__ void mix(const ExpandTables& tables, const CodeWeights& w, float (&sums)[kDim / 8][2]) const {
+  __device__ __forceinline__ void mix(const ExpandTables& tables, const CodeWeights& w,
+                                      float (&sums)[kDim / 8][2]) const {
     const int zeros[4] = {};
     const auto add = [&](const int(&c)[4], float(&sum)[2]) {
       sum[0] += static_cast<float>(c[0] * 256 + c[2]) * w.unit;
@@ -237,7 +237,8 @@ struct CodeValues {
         mma_u8(c, w.a[1], h0.low, h1.low, c);
         mma_u8(d, w.a[1], h0.high, h1.high, d);
 #else
-        const Expanded e0 = expand(tables, word(0, i)), e1 = expand(tables, word(1, i)), f0 = expand(tables, word(2, i)), f1 = expand(tables, word(3, i));
+        const Expanded e0 = expand(tables, word(0, i)), e1 = expand(tables, word(1, i)),
+                       f0 = expand(tables, word(2, i)), f1 = expand(tables, word(3, i));
         int c[4], d[4];
         mma_u8(c, w.a[0], e0.low, e1.low, base);
         mma_u8(d, w.a[0], e0.high, e1.high, base);

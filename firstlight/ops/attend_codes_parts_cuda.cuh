@@ -16,21 +16,23 @@ inline constexpr int kCodeWarps = TQ_WARPS;
 
 /// a / b rounded up, for 0 ≤ a < 2²³ and b > 0; the compiler's own division takes three times the instructions.
 __device__ __forceinline__ int ceil_quotient(int a, int b) {
-  const int n = a + b - 1, q = __float2int_rz(__fdividef(static_cast<float>(n), static_cast<float>(b))), rest = n - q * b;
+  const int n = a + b - 1, q = __float2int_rz(__fdividef(static_cast<float>(n), static_cast<float>(b))),
+            rest = n - q * b;
   return q + static_cast<int>(rest >= b) - static_cast<int>(rest < 0);
 }
 
 /// What a row reads, in units of a page of codes: its exact pages come first, then the codes.
 struct RowCut {
-  int last, n_exact, n_codes, units, per_part = 1, n_parts = 1;
+  int last, n_exact, n_codes, units, least, per_part = 1, n_parts = 1;
   __device__ RowCut(const CodeSinglesParams& p, int position) {
     last = position / kPageTokens;
     n_exact = min(last, static_cast<int>(kExactTail)) + 1;
     n_codes = last + 1 - n_exact;
     units = n_exact * p.exact_units + n_codes;
+    least = p.exact_units;  // so that no part lies within an exact page
   }
   __device__ void cut(int each) {
-    per_part = ceil_quotient(units, min(kMostParts, ceil_quotient(units, each)));
+    per_part = max(least, ceil_quotient(units, min(kMostParts, ceil_quotient(units, each))));
     n_parts = ceil_quotient(units, per_part);
   }
   /// Exact pages that begin in parts before this one, and the same of pages of codes.
@@ -144,12 +146,12 @@ struct CodeShared {
   union alignas(16) {
     float sums[kCodeWarps][kHeadsAtOnce][kStride];
     struct {
-      float shares[kHeadsAtOnce][2 * kMostParts], exact[kHeadsAtOnce][kDim], rotated[kHeadsAtOnce][kDim];
+      float shares[kHeadsAtOnce][kMostParts + 32], exact[kHeadsAtOnce][kDim], rotated[kHeadsAtOnce][kDim];
     } merge;
     alignas(16) int8_t query[kHeadsAtOnce][2 * kDim];  ///< of 8 dimensions: 4 high bytes, 4 low; the same of the others
   };
   alignas(16) uint8_t scales[kCodeWarps][2][4 * kPageTokens];  ///< of this page and the next, keys' and values'
-  ExpandTables tables[4];  ///< the same
+  ExpandTables tables[4];                                      ///< the same
   bool last;
 };
 
@@ -191,25 +193,36 @@ __device__ __forceinline__ bool comes_last(const CodeSinglesParams& p, const Cod
   return shared.last;
 }
 
-/// Each part's weight in the row's result, [2 part + {exact, codes}], 0 where nothing was written; a warp a head.
+/// What a row's result is made of: the sums of its parts over exact pages, then those over codes.
+struct PartSums {
+  int n_exact, n_codes, first_codes;
+  __device__ PartSums(const CodeSinglesParams& p, const RowCut& row) {
+    n_exact = ceil_quotient((row.n_exact - 1) * p.exact_units + 1, row.per_part);
+    first_codes = row.n_codes > 0 ? row.n_exact * p.exact_units / row.per_part : row.n_parts;
+    n_codes = row.n_parts - first_codes;
+  }
+  __device__ __forceinline__ int n() const { return n_exact + n_codes; }
+  /// Of the i-th: 2 part + {exact, codes}.
+  __device__ __forceinline__ int at(int i) const {
+    return i < n_exact ? 2 * i : 2 * (first_codes + i - n_exact) + 1;
+  }
+};
+
+/// The weight of each sum in the row's result; a warp a head.
 template <int kDim>
-__device__ __forceinline__ void share_out(const CodeSinglesParams& p, const CodePart& part, const RowCut& row,
+__device__ __forceinline__ void share_out(const CodeSinglesParams& p, const CodePart& part, const PartSums& sums,
                                           CodeShared<kDim>& shared) {
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  const int exact_end = ceil_quotient((row.n_exact - 1) * p.exact_units + 1, row.per_part);
-  const int codes_begin = row.n_codes > 0 ? row.n_exact * p.exact_units / row.per_part : row.n_parts;
-  const int64_t step = int64_t{p.head_blocks} * kHeadsAtOnce;
+  const int64_t step = int64_t{p.head_blocks} * 2 * kHeadsAtOnce;  // from part to part
   const float2* first = CodePartials<kDim>(p, part.slot, part.head_block, 0).shares;
   for (int g = warp; g < part.n_heads; g += kCodeWarps) {
-    constexpr int kEach = 2 * kMostParts / 32;
+    constexpr int kEach = (kMostParts + 4) / 32 + 1;
     float2 each[kEach];
     float top = -INFINITY, total = 0;
 #pragma unroll
     for (int k = 0; k < kEach; ++k) {
-      const int at = k * 32 + lane, c = at / 2;
-      const bool there = at % 2 == 0 ? c < exact_end && row.exact_before(p, c) < row.exact_before(p, c + 1)
-                                     : c >= codes_begin && c < row.n_parts;
-      each[k] = there ? __ldcg(first + (2 * c) * step + at % 2 * kHeadsAtOnce + g) : make_float2(-INFINITY, 0);
+      const int i = k * 32 + lane, at = sums.at(i);
+      each[k] = i < sums.n() ? __ldcg(first + at / 2 * step + at % 2 * kHeadsAtOnce + g) : make_float2(-INFINITY, 0);
       top = fmaxf(top, each[k].x);
     }
 #pragma unroll
@@ -217,7 +230,7 @@ __device__ __forceinline__ void share_out(const CodeSinglesParams& p, const Code
 #pragma unroll
     for (int k = 0; k < kEach; ++k) {
       const float share = exp2f(each[k].x - top);
-      if (k * 32 < 2 * row.n_parts) shared.merge.shares[g][k * 32 + lane] = share;
+      shared.merge.shares[g][k * 32 + lane] = share;
       total += share * each[k].y;
     }
     total = warp_sum(total);
@@ -231,25 +244,32 @@ __device__ void merge_parts(const CodeSinglesParams& p, const CodePart& part, in
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   RowCut row(p, part.row.position);
   row.cut(each);
-  share_out<kDim>(p, part, row, shared);
+  const PartSums sums(p, row);
+  share_out<kDim>(p, part, sums, shared);
   __syncthreads();
   const int64_t step = int64_t{p.head_blocks} * 2 * kHeadsAtOnce * kDim;
-  for (int at = static_cast<int>(threadIdx.x) * 4; at < part.n_heads * kDim; at += kCodeWarps * 128) {
-    const float* shares = shared.merge.shares[at / kDim];
-#pragma unroll
-    for (int which = 0; which < 2; ++which) {
-      const float* from = CodePartials<kDim>(p, part.slot, part.head_block, which).sums + at;
-      float4 sum = make_float4(0, 0, 0, 0);
+  const float* from = CodePartials<kDim>(p, part.slot, part.head_block, 0).sums;
+  constexpr int kPieces = kHeadsAtOnce * kDim / (kCodeWarps * 128);  // of 4 values, of a thread
+  float4 of_exact[kPieces] = {}, of_codes[kPieces] = {};
 #pragma unroll 8
-      for (int c = 0; c < row.n_parts; ++c) {  // loads of 8 parts are under way together
-        const float share = shares[2 * c + which];
-        float4 x = make_float4(0, 0, 0, 0);
-        if (share > 0) x = __ldcg(reinterpret_cast<const float4*>(from + c * step));
-        sum.x += share * x.x, sum.y += share * x.y, sum.z += share * x.z, sum.w += share * x.w;
-      }
-      auto* to = which == 0 ? &shared.merge.exact[0][0] : &shared.merge.rotated[0][0];
-      *reinterpret_cast<float4*>(to + at) = sum;
+  for (int i = 0; i < sums.n(); ++i) {  // loads of 8 sums are under way together
+    const int at = sums.at(i);
+    const float* here = from + at / 2 * step + at % 2 * kHeadsAtOnce * kDim + threadIdx.x * 4;
+#pragma unroll
+    for (int k = 0; k < kPieces; ++k) {
+      const int g = (k * kCodeWarps * 128 + static_cast<int>(threadIdx.x) * 4) / kDim;
+      if (g >= part.n_heads) continue;
+      const float4 x = __ldcg(reinterpret_cast<const float4*>(here + k * kCodeWarps * 128));
+      const float share = shared.merge.shares[g][i], e = at % 2 == 0 ? share : 0, c = at % 2 == 0 ? 0 : share;
+      of_exact[k].x += e * x.x, of_exact[k].y += e * x.y, of_exact[k].z += e * x.z, of_exact[k].w += e * x.w;
+      of_codes[k].x += c * x.x, of_codes[k].y += c * x.y, of_codes[k].z += c * x.z, of_codes[k].w += c * x.w;
     }
+  }
+#pragma unroll
+  for (int k = 0; k < kPieces; ++k) {
+    const int at = k * kCodeWarps * 128 + static_cast<int>(threadIdx.x) * 4;
+    *reinterpret_cast<float4*>(&shared.merge.exact[0][0] + at) = of_exact[k];
+    *reinterpret_cast<float4*>(&shared.merge.rotated[0][0] + at) = of_codes[k];
   }
   __syncthreads();
   const AttendParams& a = p.codes.attend;

@@ -83,7 +83,8 @@ __device__ __forceinline__ void add_code(const AttendCodesParams& p, const Share
   product = __reduce_add_sync(kWholeWarp, product);
   const float key_scale = tq::scale_of(reinterpret_cast<const uint16_t*>(page + p.shape.key_scales_at())[slot]);
   const float value_scale = tq::scale_of(reinterpret_cast<const uint16_t*>(page + p.shape.value_scales_at())[slot]);
-  const float weight = sums.weight(static_cast<float>(product) * key_scale * shared.unit * p.attend.scale) * value_scale;
+  const float weight =
+      sums.weight(static_cast<float>(product) * key_scale * shared.unit * p.attend.scale) * value_scale;
   const uint8_t* quad = page + p.shape.values_at() + slot / tq::kQuad * p.shape.quad_bytes();
 #pragma unroll
   for (int j = 0; j < kDim / 32; ++j) {

@@ -53,7 +53,9 @@ __device__ __forceinline__ uint32_t level_pair(uint32_t bytes) {
   const __nv_bfloat162 y = __hsub2(x, __floats2bfloat162_rn(128.0f + kOffset, 128.0f + kOffset));
   return *reinterpret_cast<const uint32_t*>(&y);
 }
-__device__ __forceinline__ uint32_t whole_pair(int a, int b) { return pack(static_cast<float>(a), static_cast<float>(b)); }
+__device__ __forceinline__ uint32_t whole_pair(int a, int b) {
+  return pack(static_cast<float>(a), static_cast<float>(b));
+}
 __device__ __forceinline__ int byte_of(uint32_t x, int i) { return static_cast<int8_t>(x >> (8 * i)); }
 
 /// A page's keys and values of 4 or 8 bits, in 16-byte pieces.
@@ -67,7 +69,8 @@ struct PageCodes {
 
   __device__ __forceinline__ void load(const uint8_t* page) {
 #pragma unroll
-    for (int i = 0; i < kKeyPieces; ++i) keys[i] = *reinterpret_cast<const uint4*>(page + (i * kThreads + threadIdx.x) * 16);
+    for (int i = 0; i < kKeyPieces; ++i)
+      keys[i] = *reinterpret_cast<const uint4*>(page + (i * kThreads + threadIdx.x) * 16);
 #pragma unroll
     for (int i = 0; i < kValuePieces; ++i)
       values[i] = *reinterpret_cast<const uint4*>(page + kShape.values_at() + (i * kThreads + threadIdx.x) * 16);
@@ -105,7 +108,8 @@ struct PageCodes {
 #pragma unroll
     for (int i = 0; i < kValuePieces; ++i) {
       constexpr int kPerQuad = kDim * kValueBits / 32;
-      const int at = i * kThreads + static_cast<int>(threadIdx.x), slot = at / kPerQuad * tq::kQuad, first = at % kPerQuad;
+      const int at = i * kThreads + static_cast<int>(threadIdx.x), slot = at / kPerQuad * tq::kQuad,
+                first = at % kPerQuad;
       const uint32_t words[4] = {values[i].x, values[i].y, values[i].z, values[i].w};
       if constexpr (kValueBits == 4) {  // a word: two channels of four tokens
         Expanded x[4];
@@ -233,8 +237,8 @@ __device__ void load_query(const AttendCodesParams& p, const TileOnDevice& tile,
   for (int s = 0; s < kDim / 16; ++s) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const float2 x = *reinterpret_cast<const float2*>(shared.row(warp * 16 + lane / 4 + i % 2 * 8) + s * 16 + i / 2 * 8 +
-                                                        lane % 4 * 2);
+      const float2 x = *reinterpret_cast<const float2*>(shared.row(warp * 16 + lane / 4 + i % 2 * 8) + s * 16 +
+                                                        i / 2 * 8 + lane % 4 * 2);
       rows.q[s][i] = pack(x.x, x.y);
     }
   }
@@ -376,7 +380,8 @@ __global__ void __launch_bounds__(kThreads) attend_code_tiles_kernel(const __gri
     __syncwarp();
   }
   load_query<kDim>(p, tile, head, nullptr, shared, rows);
-  for (int page = 0; page <= last; page = page == 0 ? max(1, first_last + 1 - static_cast<int>(kExactTail)) : page + 1) {
+  for (int page = 0; page <= last;
+       page = page == 0 ? max(1, first_last + 1 - static_cast<int>(kExactTail)) : page + 1) {
     const auto number = static_cast<uint64_t>(p.exact[tile.pages + page]);
     const auto* keys = reinterpret_cast<const __nv_bfloat16*>(kv.exact + number * kv.exact_stride) +
                        int64_t{kv_head} * kPageTokens * kDim;

@@ -54,12 +54,12 @@ struct CodeSinglesParams {
   AttendCodesParams codes;
   const RowOnDevice* rows = nullptr;
   int n_rows = 0;
-  int group = 0;           ///< query heads of a key/value head
-  int of_group = 0;        ///< blocks for a group
-  int head_blocks = 0;     ///< blocks for a row's part
-  int held = 0;            ///< parts of rows that the GPU holds at a time
-  int exact_units = 0;     ///< pages of codes that an exact page counts for
-  bool olds_hold = false;  ///< the pass writes no page of codes that a row reads
+  int group = 0;              ///< query heads of a key/value head
+  int of_group = 0;           ///< blocks for a group
+  int head_blocks = 0;        ///< blocks for a row's part
+  int held = 0;               ///< parts of rows that the GPU holds at a time
+  int exact_units = 0;        ///< pages of codes that an exact page counts for
+  bool olds_hold = false;     ///< the pass writes no page of codes that a row reads
   float* partials = nullptr;  ///< [parts][head_blocks][exact, codes][heads][head_dim], then so many (maximum, divisor)
   unsigned* arrivals = nullptr;  ///< [n_rows, head_blocks], zeros before and after
   int most_parts = 0;            ///< that the partials provide for

@@ -55,8 +55,8 @@ class CodesCuda : public reference::WithGpu {
           // Tiles of rows round q and weights to bf16; kinds without such a kernel do not.
           const KvBits bits = kv_bits(kind);
           const bool rounded = span.n_rows >= 8 && d <= 128 && bits.key != 3 && bits.value != 3;
-          ASSERT_LE(std::sqrt(error / length), rounded ? 8e-3 : 2e-4) << "span of " << span.n_rows << " rows at " << span.position
-                                                     << ", row " << row << ", head " << head;
+          ASSERT_LE(std::sqrt(error / length), rounded ? 8e-3 : 2e-4)
+              << "span of " << span.n_rows << " rows at " << span.position << ", row " << row << ", head " << head;
         }
       }
     }
@@ -118,8 +118,7 @@ TEST_F(CodesCuda, PagesHoldTheBytesOfTheCpu) {
       const uint64_t exact_stride = static_cast<uint64_t>(2 * kKvHeads * kPageTokens * d * 2) + 64;
       std::vector<turboquant::Signs> signs;
       for (int i = 0; i < 2 * kKvHeads; ++i)
-        signs.push_back(
-            turboquant::signs_of(9, 1, i / 2, i % 2 ? turboquant::Side::value : turboquant::Side::key));
+        signs.push_back(turboquant::signs_of(9, 1, i / 2, i % 2 ? turboquant::Side::value : turboquant::Side::key));
       const std::vector<double> no_angles(static_cast<size_t>(d / 2), 0.0);
       reference::Tensor rows = hard_rows(kRows, kHeads, kKvHeads, d);
       const auto fill = [&](Ops& ops, float* data, std::byte* codes, std::byte* numbers, int64_t chunk) {
@@ -128,8 +127,7 @@ TEST_F(CodesCuda, PagesHoldTheBytesOfTheCpu) {
           const std::vector<AttentionSpan> spans{{0, n, begin, pages.data(), exact.data()}};
           if (&ops == ops_) next({.ids = {}, .spans = spans, .wanted = {}});
           ops.rope_and_store({data + begin * rows.cols, n, rows.cols, rows.cols}, kHeads, nullptr, nullptr, 1e-5f,
-                             no_angles, spans,
-                             {codes, stride, kind, kKvHeads, d, numbers, exact_stride, signs.data()});
+                             no_angles, spans, {codes, stride, kind, kKvHeads, d, numbers, exact_stride, signs.data()});
           if (&ops == ops_) next();
         }
       };

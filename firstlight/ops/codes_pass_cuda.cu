@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // The host's side of a cache of codes: what its kernels are given, and which kernel a row goes to.
-#include "firstlight/ops/codes_pass_cuda.cuh"
-
 #include <algorithm>
 #include <bit>
 #include <cstring>
 
 #include "firstlight/base/error.h"
 #include "firstlight/base/str.h"
+#include "firstlight/ops/codes_pass_cuda.cuh"
 #include "firstlight/ops/cuda_ops.cuh"
 
 namespace firstlight {
@@ -73,8 +72,8 @@ void CodesOfPass::require_finite(cudaStream_t stream) {
 void CudaOps::attend_codes(const cuda::AttendParams& attend, const cuda::RowSet& set) {
   close_program();
   const KvLayer& kv = attend.kv;
-  const cuda::AttendCodesParams codes{
-      attend, cuda::page_shape(kv), pass_.exact(), codes_.signs(kv, state_ == State::recording, stream_)};
+  const cuda::AttendCodesParams codes{attend, cuda::page_shape(kv), pass_.exact(),
+                                      codes_.signs(kv, state_ == State::recording, stream_)};
   if (!cuda::takes_code_singles(codes)) return cuda::attend_codes_plain(codes, set.rows, set.n_rows, stream_);
   if (set.n_tiles > 0) cuda::attend_code_tiles(codes, set.tiles, set.n_tiles, stream_);
   if (set.n_single == 0) return;
@@ -85,12 +84,14 @@ void CudaOps::attend_codes(const cuda::AttendParams& attend, const cuda::RowSet&
   // A row has one part at least, and no part is shorter than an exact page.
   const int exact_units = static_cast<int>((exact_page + codes.shape.bytes() - 1) / codes.shape.bytes());
   const int64_t units = std::bit_ceil(static_cast<uint64_t>(pages_bound(set))) + (kExactTail + 1) * exact_units;
-  const int parts = static_cast<int>(std::min<int64_t>(cuda::kMostRounds * held + rows, rows * std::min<int64_t>(cuda::kMostParts, units)));
+  const int parts = static_cast<int>(
+      std::min<int64_t>(cuda::kMostRounds * held + rows, rows * std::min<int64_t>(cuda::kMostParts, units)));
   reserve(codes_.partials, int64_t{parts} * blocks * 2 * cuda::kHeadsAtOnce * (kv.head_dim + 2) * 4);
   if (codes_.arrivals.reserve(static_cast<uint64_t>(int64_t{rows} * blocks * 4), stream_)) {
     forget_recordings();
-    cuda::check(cudaMemsetAsync(codes_.arrivals.as<unsigned>(), 0, static_cast<size_t>(int64_t{rows} * blocks * 4), stream_),
-                "clear the counts of arrivals");
+    cuda::check(
+        cudaMemsetAsync(codes_.arrivals.as<unsigned>(), 0, static_cast<size_t>(int64_t{rows} * blocks * 4), stream_),
+        "clear the counts of arrivals");
   }
   cuda::attend_code_singles({.codes = codes,
                              .rows = set.singles,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// TurboQuant's arithmetic on one vector by one warp: coordinate 32 j + lane lies in register j of a lane. Sums are those
-// of quant/turboquant_core.h and turboquant_encode.h, in their order, each product and sum rounded by itself: the same
-// codes, scales and integers to the bit.
+// TurboQuant's arithmetic on one vector by one warp: coordinate 32 j + lane lies in register j of a lane. Sums are
+// those of quant/turboquant_core.h and turboquant_encode.h, in their order, each product and sum rounded by itself: the
+// same codes, scales and integers to the bit.
 #pragma once
 #include <cuda_runtime.h>
 
@@ -36,34 +36,57 @@ __device__ __forceinline__ void hadamard(float (&x)[kDim / 32]) {
   }
 }
 
+/// The signs of the lane's coordinates: bit round * kDim / 32 + j. Loaded past whatever is stored meanwhile: a pass
+/// does not change them.
 template <int kDim>
-__device__ __forceinline__ void change_signs(const uint64_t* bits, float (&x)[kDim / 32]) {
+__device__ __forceinline__ uint32_t lane_signs(const tq::Signs& signs) {
+  uint32_t flips = 0;
+#pragma unroll
+  for (int round = 0; round < tq::rounds(kDim); ++round) {
+#pragma unroll
+    for (int word = 0; word < kDim / 64; ++word) {
+      const uint64_t bits = __ldg(reinterpret_cast<const unsigned long long*>(&signs.bits[round][word]));
+      const uint32_t at = static_cast<uint32_t>(round * (kDim / 32) + 2 * word), lane = threadIdx.x % 32;
+      flips |= (static_cast<uint32_t>(bits) >> lane & 1u) << at | (static_cast<uint32_t>(bits >> 32) >> lane & 1u)
+                                                                      << (at + 1);
+    }
+  }
+  return flips;
+}
+
+template <int kDim>
+__device__ __forceinline__ void change_signs(uint32_t flips, int round, float (&x)[kDim / 32]) {
 #pragma unroll
   for (int j = 0; j < kDim / 32; ++j) {
-    const uint32_t word = static_cast<uint32_t>(bits[j / 2] >> (j % 2 * 32));
-    x[j] = __uint_as_float(__float_as_uint(x[j]) ^ (word >> (threadIdx.x % 32) & 1u) << 31);
+    const uint32_t flip = flips >> (round * (kDim / 32) + j) & 1u;
+    x[j] = __uint_as_float(__float_as_uint(x[j]) ^ flip << 31);
   }
 }
 
 /// Π x
 template <int kDim>
-__device__ __forceinline__ void rotate(const tq::Signs& signs, float (&x)[kDim / 32]) {
-#pragma unroll
+__device__ __forceinline__ void rotate(uint32_t flips, float (&x)[kDim / 32]) {
+#pragma unroll 1  // short code: its instructions are fetched anew at every launch
   for (int round = 0; round < tq::rounds(kDim); ++round) {
-    change_signs<kDim>(signs.bits[round], x);
+    change_signs<kDim>(flips, round, x);
     hadamard<kDim>(x);
   }
 #pragma unroll
   for (float& each : x) each = __fmul_rn(each, tq::rotation_scale(kDim));
 }
+template <int kDim>
+__device__ __forceinline__ void rotate(const tq::Signs& signs, float (&x)[kDim / 32]) {
+  rotate<kDim>(lane_signs<kDim>(signs), x);
+}
 
 /// Πᵀ x
 template <int kDim>
 __device__ __forceinline__ void unrotate(const tq::Signs& signs, float (&x)[kDim / 32]) {
-#pragma unroll
+  const uint32_t flips = lane_signs<kDim>(signs);
+#pragma unroll 1
   for (int round = tq::rounds(kDim) - 1; round >= 0; --round) {
     hadamard<kDim>(x);
-    change_signs<kDim>(signs.bits[round], x);
+    change_signs<kDim>(flips, round, x);
   }
 #pragma unroll
   for (float& each : x) each = __fmul_rn(each, tq::rotation_scale(kDim));
@@ -109,7 +132,7 @@ __device__ __forceinline__ bool encode_rotated(const float (&y)[kDim / 32], uint
     return finite;
   }
   const float inverse = kBits == 8 ? __fdiv_rn(127, largest_size<kDim>(y))
-                                   : __fdiv_rn(tq::Codebook<kBits == 8 ? 4 : kBits>::unit(kDim), tq::root(norm2));
+                                   : __fdiv_rn(tq::Codebook < kBits == 8 ? 4 : kBits > ::unit(kDim), tq::root(norm2));
 #pragma unroll
   for (int j = 0; j < kDim / 32; ++j) {
     const tq::Coded coded = tq::encode_coordinate<kBits>(y[j], inverse);

@@ -32,7 +32,7 @@ __device__ __forceinline__ void load(const float* head, Vector<kDim>& x) {
 template <int kDim>
 __device__ __forceinline__ __nv_bfloat16* exact_slot(const StoreCodesParams& p, const RowOnDevice& row, int side,
                                                      int kv_head) {
-  const int page = p.exact[row.pages + row.position / kPageTokens];
+  const int page = __ldg(p.exact + row.pages + row.position / kPageTokens);
   if (page < 0) return nullptr;
   return reinterpret_cast<__nv_bfloat16*>(p.kv.exact + static_cast<uint64_t>(page) * p.kv.exact_stride) +
          ((int64_t{side} * p.kv.n_kv_heads + kv_head) * kPageTokens + row.position % kPageTokens) * kDim;
@@ -46,7 +46,7 @@ __device__ __forceinline__ void store_exactly(const Vector<kDim>& x, __nv_bfloat
 }
 
 __device__ __forceinline__ uint8_t* head_page(const StoreCodesParams& p, const RowOnDevice& row, int kv_head) {
-  const auto page = static_cast<uint64_t>(p.pages[row.pages + row.position / kPageTokens]);
+  const auto page = static_cast<uint64_t>(__ldg(p.pages + row.pages + row.position / kPageTokens));
   return reinterpret_cast<uint8_t*>(p.kv.data) + page * p.kv.page_stride + int64_t{kv_head} * p.shape.bytes();
 }
 
@@ -74,12 +74,13 @@ __device__ void encode_values(const StoreCodesParams& p, int index, int kv_head)
   const RowOnDevice first = p.rows[index];
   uint8_t* page = head_page(p, first, kv_head);
   uint8_t* at = page + p.shape.values_at() + first.position % kPageTokens / tq::kQuad * p.shape.quad_bytes();
-  const tq::Signs& signs = p.signs[2 * kv_head + 1];
+  const uint32_t signs = lane_signs<kDim>(p.signs[2 * kv_head + 1]);
   Quad<kDim, kBits> quad;
   quad.load(at);
   for (int n = 0; n < tq::kQuad && index + n < p.n_rows; ++n) {
     const RowOnDevice row = p.rows[index + n];
-    if (row.pages != first.pages || row.position != first.position + n || (n > 0 && row.position % tq::kQuad == 0)) break;
+    if (row.pages != first.pages || row.position != first.position + n || (n > 0 && row.position % tq::kQuad == 0))
+      break;
     Vector<kDim> x;
     load<kDim>(p.qkv.data + row.row * p.qkv.stride + int64_t{p.n_heads + p.kv.n_kv_heads + kv_head} * kDim, x);
     store_exactly<kDim>(x, exact_slot<kDim>(p, row, 1, kv_head));
@@ -109,13 +110,13 @@ __device__ __forceinline__ void norm_and_turn(const StoreCodesParams& p, const R
 #pragma unroll
     for (int j = 0; j < kDim / 32; ++j) {
       const int i = 32 * j + lane;
-      x[j] *= scale * (is_bf16 ? widen(static_cast<const __nv_bfloat16*>(norm)[i]) : static_cast<const float*>(norm)[i]);
+      x[j] *=
+          scale * (is_bf16 ? widen(static_cast<const __nv_bfloat16*>(norm)[i]) : static_cast<const float*>(norm)[i]);
     }
   }
 #pragma unroll
   for (int j = 0; j < kHalf; ++j) {
-    const float2 turned =
-        cuda::rotate(x[j], x[j + kHalf], p.angles[int64_t{row.angle} * (kDim / 2) + 32 * j + lane]);
+    const float2 turned = cuda::rotate(x[j], x[j + kHalf], p.angles[int64_t{row.angle} * (kDim / 2) + 32 * j + lane]);
     x[j] = turned.x;
     x[j + kHalf] = turned.y;
   }

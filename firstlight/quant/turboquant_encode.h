@@ -15,8 +15,8 @@ FIRSTLIGHT_TQ float butterfly_sum(float* x) {
   return x[0];
 }
 
-/// Of a rotated coordinate: its code, and what it adds to ⟨c, y⟩. `inverse`: 127 / the largest coordinate for 8 bits, else
-/// Codebook::unit / ‖y‖.
+/// Of a rotated coordinate: its code, and what it adds to ⟨c, y⟩. `inverse`: 127 / the largest coordinate for 8 bits,
+/// else Codebook::unit / ‖y‖.
 struct Coded {
   uint8_t code;
   float term;
