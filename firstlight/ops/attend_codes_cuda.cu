@@ -6,6 +6,8 @@
 #include <algorithm>
 
 #include "firstlight/ops/attend_codes_exact_cuda.cuh"
+#include "firstlight/ops/attend_codes_keys_cuda.cuh"
+#include "firstlight/ops/attend_codes_merge_cuda.cuh"
 
 namespace firstlight::cuda {
 
@@ -41,6 +43,7 @@ __device__ void fix_queries(const CodeSinglesParams& p, const CodePart& part, Co
   const Matrix<const float>& q = p.codes.attend.q;
   if (threadIdx.x < 4) shared.tables[threadIdx.x] = ExpandTables::known();
   static_assert(kHeadsAtOnce == 2 * kCodeWarps);
+  const uint32_t signs = lane_signs<kDim>(p.codes.signs[2 * part.kv_head]);
   float x[2][kDim / 32], units[2];  // two heads side by side: shuffles of one while the other's are under way
   int integers[2][kDim / 32];
 #pragma unroll
@@ -52,7 +55,7 @@ __device__ void fix_queries(const CodeSinglesParams& p, const CodePart& part, Co
   }
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    rotate<kDim>(p.codes.signs[2 * part.kv_head], x[i]);
+    rotate<kDim>(signs, x[i]);
     units[i] = fix_query<kDim>(x[i], integers[i]);
   }
 #pragma unroll
@@ -154,7 +157,7 @@ struct CodePages {
     const int ahead = i + kAhead, lane = static_cast<int>(threadIdx.x) % 32;
     if (kAhead == 0 || ahead >= n || lane != ahead % 32) return;
     const auto number = static_cast<uint32_t>(ahead / 32 == max(i, 0) / 32 ? held : next_held);
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(head + number * stride), "r"(bytes) : "memory");
+    fetch_to_l2(head + number * stride, bytes);
   }
   __device__ __forceinline__ uint64_t offset(int i) {
     if (i % 32 == 0) {
@@ -212,19 +215,6 @@ __device__ __forceinline__ void add_code_pages(const CodeSinglesParams& p, CodeP
     const uint64_t next = more ? pages.offset(i + 1) : 0;
     const uint8_t* scales = shared.scales[warp][i % 2];
     float scores[16];
-#ifdef TQ_SKIP
-    copy_async_wait<0>();
-    __syncwarp();
-    uint32_t all = scales[0];
-    for (int k = 0; k < 8; ++k) for (int w = 0; w < stream.keys.kWords; ++w) all ^= stream.keys.words[k][w];
-    sums.of[0][0] += all & 1;
-    if (more) stream.load_keys(next, i + 1);
-    all = 0;
-    for (int k = 0; k < 4; ++k) for (int w = 0; w < stream.values.kPieces * 4; ++w) all ^= stream.values.word(k, w);
-    sums.of[0][1] += all & 1;
-    if (more) stream.load_values(next);
-  }
-#else
     copy_async_wait<0>();
     __syncwarp();
     stream.keys.score(tables, q, ScalePieces(scales), scores);
@@ -233,7 +223,6 @@ __device__ __forceinline__ void add_code_pages(const CodeSinglesParams& p, CodeP
     stream.values.mix(tables, weights, sums.of);
     if (more) stream.load_values(next);
   }
-#endif
   sums.divisor += __shfl_xor_sync(kWholeWarp, sums.divisor, 1);
   sums.divisor += __shfl_xor_sync(kWholeWarp, sums.divisor, 2);
   if (t == 0) {

@@ -2,8 +2,8 @@
 // Exact pages beside codes: of each a warp takes 16 tokens. q and the weights go in as two bf16 terms, in rows 0 to 7
 // and 8 to 15 of the first operand, so that nothing but the pages' own rounding is lost.
 #pragma once
-#include "firstlight/ops/attend_codes_pages_cuda.cuh"
-#include "firstlight/ops/attend_codes_parts_cuda.cuh"
+#include "firstlight/ops/attend_codes_join_cuda.cuh"
+#include "firstlight/ops/attend_codes_values_cuda.cuh"
 
 namespace firstlight::cuda {
 
@@ -113,11 +113,7 @@ __device__ __forceinline__ void fetch_exact_pages(const CodeSinglesParams& p, co
     const std::byte* keys = kv.exact +
                             static_cast<uint64_t>(p.codes.exact[part.row.pages + row.exact_page(i)]) * kv.exact_stride +
                             int64_t{part.kv_head} * kBytes;
-#pragma unroll
-    for (int side = 0; side < 2; ++side) {
-      for (int at = static_cast<int>(threadIdx.x) * 128; at < kBytes; at += kCodeWarps * 32 * 128)
-        asm volatile("prefetch.global.L2 [%0];" ::"l"(keys + side * int64_t{kv.n_kv_heads} * kBytes + at));
-    }
+    if (threadIdx.x < 2) fetch_to_l2(keys + static_cast<int>(threadIdx.x) * int64_t{kv.n_kv_heads} * kBytes, kBytes);
   }
 }
 

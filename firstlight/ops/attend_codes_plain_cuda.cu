@@ -57,7 +57,7 @@ __device__ void prepare(const AttendCodesParams& p, const float* q_row, int kv_h
     int integers[kDim / 32];
 #pragma unroll
     for (int j = 0; j < kDim / 32; ++j) x[j] = q_row[32 * j + threadIdx.x];
-    rotate<kDim>(p.signs[2 * kv_head], x);
+    rotate<kDim>(lane_signs<kDim>(p.signs[2 * kv_head]), x);
     const float unit = fix_query<kDim>(x, integers);
 #pragma unroll
     for (int j = 0; j < kDim / 32; ++j) shared.q[32 * j + threadIdx.x] = integers[j];
@@ -129,7 +129,7 @@ __device__ void finish(const AttendCodesParams& p, const RowOnDevice& row, int h
       exact[j] += share * shared.exact[w][32 * j + lane];
     }
   }
-  unrotate<kDim>(p.signs[2 * kv_head + 1], rotated);
+  unrotate<kDim>(lane_signs<kDim>(p.signs[2 * kv_head + 1]), rotated);
 #pragma unroll
   for (int j = 0; j < kDim / 32; ++j) {
     const int column = head * kDim + 32 * j + lane;

@@ -63,7 +63,7 @@ __device__ __forceinline__ void change_signs(uint32_t flips, int round, float (&
   }
 }
 
-/// Π x
+/// Π x; `flips`: lane_signs().
 template <int kDim>
 __device__ __forceinline__ void rotate(uint32_t flips, float (&x)[kDim / 32]) {
 #pragma unroll 1  // short code: its instructions are fetched anew at every launch
@@ -74,15 +74,10 @@ __device__ __forceinline__ void rotate(uint32_t flips, float (&x)[kDim / 32]) {
 #pragma unroll
   for (float& each : x) each = __fmul_rn(each, tq::rotation_scale(kDim));
 }
-template <int kDim>
-__device__ __forceinline__ void rotate(const tq::Signs& signs, float (&x)[kDim / 32]) {
-  rotate<kDim>(lane_signs<kDim>(signs), x);
-}
 
 /// Πᵀ x
 template <int kDim>
-__device__ __forceinline__ void unrotate(const tq::Signs& signs, float (&x)[kDim / 32]) {
-  const uint32_t flips = lane_signs<kDim>(signs);
+__device__ __forceinline__ void unrotate(uint32_t flips, float (&x)[kDim / 32]) {
 #pragma unroll 1
   for (int round = tq::rounds(kDim) - 1; round >= 0; --round) {
     hadamard<kDim>(x);
