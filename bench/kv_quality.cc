@@ -63,7 +63,7 @@ class Quality {
       runner.kv = kind;
       runner.max_batch_tokens = kChunk;
       runner.n_pages = options.window / kPageTokens + 1;
-      runner.n_exact_pages = is_compressed(kind) ? exact_pages_for(1, kChunk) : 0;
+      runner.n_exact_pages = is_compressed(kind) ? exact_pages_for(1, kChunk, runner.n_pages) : 0;
       runners_.push_back(make_runner(load_->config(), load_->weights(), runner));
     }
   }

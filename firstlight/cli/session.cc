@@ -3,6 +3,7 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <limits>
 #include <nlohmann/json.hpp>
 
 #include "firstlight/base/error.h"
@@ -43,7 +44,7 @@ void SessionOptions::add_to(CLI::App& command) {
   command
       .add_option("--kv", kv,
                   "KV cache: f32, bf16 (default: as the weights), or TurboQuant codes of so many bits: tq8, k8v4, tq4, "
-                  "k4v3, tq3, k3v2 (on the CPU)")
+                  "k4v3, tq3, k3v2")
       ->check(one_of(kinds));
   command.add_option("--kv-memory", kv_memory,
                      "Bytes for the KV cache, such as 2GiB (default: one sequence of --max-context)");
@@ -223,15 +224,9 @@ Session::Session(Context& context, const SessionOptions& options, bool with_text
 
   KvKind kv = weights_dtype == DType::f32 ? KvKind::f32 : KvKind::bf16;
   if (!options.kv.empty()) kv = *kv_kind_from(options.kv);
-  if (is_compressed(kv) && device_.kind == Device::Kind::cuda) {
-    throw Error(ErrorKind::unsupported,
-                str("--kv ", options.kv, ": codes are done on the CPU only; use --kv bf16, or --device cpu"));
-  }
-  if (is_compressed(kv)) runner_options_.n_exact_pages = exact_pages_for(1, runner_options_.max_batch_tokens);
   runner_options_.n_threads = n_threads_;
   extra_bytes_ =
-      static_cast<uint64_t>(options.logit_rows - 1) * static_cast<uint64_t>(config.vocab_size) * sizeof(float) +
-      exact_bytes(config, tp_, runner_options_);
+      static_cast<uint64_t>(options.logit_rows - 1) * static_cast<uint64_t>(config.vocab_size) * sizeof(float);
   // What a GPU's arithmetic keeps for itself: cuBLASLt's workspace, logits of 64 rows, inputs rounded to bf16.
   // Inboxes of ranks that exchange sums.
   if (device_.kind == Device::Kind::cuda) extra_bytes_ += (uint64_t{256} << 20) * static_cast<uint64_t>(tp_);
@@ -240,7 +235,8 @@ Session::Session(Context& context, const SessionOptions& options, bool with_text
   load.device = device_;
   load.devices = devices_;
   load.reserve_bytes = kv_page_bytes(config, tp_, kv) * static_cast<uint64_t>(runner_options_.n_pages) +
-                       scratch_bytes(config, tp_, runner_options_) + extra_bytes_;
+                       exact_bytes(config, tp_, runner_options_) + scratch_bytes(config, tp_, runner_options_) +
+                       extra_bytes_;
   load_ = source_ ? load_traditionally(*source_, load)
           : early ? early->finish(load.devices, load.reserve_bytes)
                   : load_rank_checkpoint(options.model, load);
@@ -320,6 +316,16 @@ void Session::choose_context(const ModelConfig& config, uint64_t arena_bytes, co
                              KvKind kv) {
   const auto pages_for = [](int64_t tokens) { return (tokens + kPageTokens - 1) / kPageTokens; };
   const uint64_t page_bytes = kv_page_bytes(config, tp_, kv);
+  const uint64_t exact_page_bytes = is_compressed(kv) ? kv_page_bytes(config, tp_, KvKind::bf16) : 0;
+  const auto exact_pages = [&](int64_t n_pages) {
+    return is_compressed(kv) ? exact_pages_for(1, runner_options_.max_batch_tokens, n_pages) : 0;
+  };
+  /// Each of the first pages has an exact one, until there are as many as a sequence ever needs.
+  const auto pages_in = [&](uint64_t memory) {
+    const auto all_exact = static_cast<int64_t>(memory / (page_bytes + exact_page_bytes));
+    const uint64_t exact = static_cast<uint64_t>(exact_pages(std::numeric_limits<int64_t>::max())) * exact_page_bytes;
+    return exact_pages(all_exact) == all_exact ? all_exact : static_cast<int64_t>((memory - exact) / page_bytes);
+  };
   runner_options_.kv = kv;
   if (options.max_context > config.max_context) {
     throw Error(ErrorKind::bad_input,
@@ -330,15 +336,15 @@ void Session::choose_context(const ModelConfig& config, uint64_t arena_bytes, co
   runner_options_.n_pages = pages_for(wanted);
   if (!options.kv_memory.empty()) {
     const uint64_t memory = parse_size(options.kv_memory, "--kv-memory");
-    const uint64_t exact = exact_bytes(config, tp_, runner_options_);
-    runner_options_.n_pages = memory > exact ? static_cast<int64_t>((memory - exact) / page_bytes) : 0;
+    runner_options_.n_pages = pages_in(memory);
     max_context_ = std::min(wanted, runner_options_.n_pages * kPageTokens);
     if (max_context_ == 0)
-      throw Error(
-          ErrorKind::bad_input,
-          str("--kv-memory ", options.kv_memory, ": one page of 64 tokens takes ",
-              human_bytes(static_cast<double>(page_bytes)),
-              exact > 0 ? str(", the exact pages beside codes ", human_bytes(static_cast<double>(exact))) : ""));
+      throw Error(ErrorKind::bad_input,
+                  str("--kv-memory ", options.kv_memory, ": one page of 64 tokens takes ",
+                      human_bytes(static_cast<double>(page_bytes)),
+                      exact_page_bytes > 0 ? str(", and its exact page beside codes ",
+                                                 human_bytes(static_cast<double>(exact_page_bytes)))
+                                           : ""));
   } else if (options.max_context == 0) {
     // The model's own maximum (131,072 tokens for Llama 3.1) may not fit: unless told, take what does. 10 % of the free
     // memory stays for others.
@@ -346,12 +352,13 @@ void Session::choose_context(const ModelConfig& config, uint64_t arena_bytes, co
     // Each GPU as much as the first: the others' contexts are not waited for here, and the load asks every one.
     const double n = n_devices(devices_) - device_.index;
     const auto room = static_cast<uint64_t>(0.9 * n * static_cast<double>(free_memory(device_)));
-    const uint64_t fits = room > arena_bytes + scratch ? (room - arena_bytes - scratch) / page_bytes : 1;
-    if (static_cast<int64_t>(fits) < runner_options_.n_pages) {
-      runner_options_.n_pages = std::max<int64_t>(1, static_cast<int64_t>(fits));
+    const int64_t fits = room > arena_bytes + scratch ? pages_in(room - arena_bytes - scratch) : 1;
+    if (fits < runner_options_.n_pages) {
+      runner_options_.n_pages = std::max<int64_t>(1, fits);
       max_context_ = runner_options_.n_pages * kPageTokens;
     }
   }
+  runner_options_.n_exact_pages = exact_pages(runner_options_.n_pages);
   if (max_context_ < wanted)
     say(*context_,
         str("context: ", max_context_, " of the model's ", config.max_context, " tokens (what fits in memory)"));

@@ -84,9 +84,12 @@ Engine::Impl::Impl(Runner& r, const Tokenizer* t, EngineOptions o) : runner(r), 
   // Each running sequence gets at least one token a step.
   max_running = static_cast<size_t>(std::min(options.max_batch, options.prefill_chunk));
   if (const PagePool* exact = runner.exact_pool()) {  // as many as never run out of exact pages: nobody waits for one
-    while (max_running > 0 &&
-           exact_pages_for(static_cast<int64_t>(max_running), options.prefill_chunk) > exact->n_pages())
-      --max_running;
+    const int64_t pages_each = (max_tokens + kPageTokens - 1) / kPageTokens;
+    const auto needed = [&](size_t n_sequences) {
+      const auto n = static_cast<int64_t>(n_sequences);
+      return exact_pages_for(n, options.prefill_chunk, std::min(n * pages_each, runner.pool().n_pages()));
+    };
+    while (max_running > 0 && needed(max_running) > exact->n_pages()) --max_running;
     if (max_running == 0) {
       throw Error(ErrorKind::bad_input, str("prefill chunk: ", options.prefill_chunk, " tokens beside ",
                                             exact->n_pages(), " exact KV pages; a smaller one would do"));

@@ -87,6 +87,24 @@ TEST(EngineCodes, ACallbackThatThrowsHasItsNeighboursComputedAgain) {
   EXPECT_EQ(runner.exact_pool()->n_free(), 40);
 }
 
+/// Two pages are all that a context of 128 tokens has: the pass's 512 ask for no more exact ones.
+TEST(EngineCodes, ShortContextsNeedFewExactPages) {
+  for (const auto& [n_pages, n_exact] : {std::pair{2, 2}, {8, 8}, {20, 6}}) {
+    ExactRunner runner(n_pages, n_exact, 512);
+    EngineOptions options = engine_options(512, 16);
+    options.max_context = 128;
+    Harness harness(runner, options);
+    std::vector<std::pair<uint64_t, Request>> requests;
+    for (int i = 0; i < 6; ++i) {
+      const Request request = request_of(prompt_of(60 + 10 * i, i), 18);
+      requests.emplace_back(harness.submit(request), request);
+    }
+    harness.run();
+    for (const auto& [id, request] : requests) EXPECT_EQ(harness.outcomes[id].ids, reference(request)) << id;
+    EXPECT_EQ(runner.exact_pool()->n_free(), n_exact);
+  }
+}
+
 TEST(EngineCodes, APassThatOneSequenceCouldNotHoldIsRefused) {
   ExactRunner runner(40, 12, 512);
   try {

@@ -40,9 +40,11 @@ uint64_t kv_page_bytes(KvKind kind, int n_kv_heads, int head_dim);
 inline constexpr int64_t kExactTail = 3;
 constexpr bool is_exact(int64_t page, int64_t last) noexcept { return page == 0 || page + kExactTail > last; }
 /// Exact pages that sequences need at most, when a pass computes up to `pass_tokens` tokens of `n_sequences`: four
-/// each, one more for a chunk that begins within a page, and those that the pass itself fills.
-constexpr int64_t exact_pages_for(int64_t n_sequences, int64_t pass_tokens) noexcept {
-  return n_sequences * (kExactTail + 2) + pass_tokens / kPageTokens;
+/// each, one more for a chunk that begins within a page, and those that the pass itself fills; but never more than the
+/// pages that they have, `n_pages` in all.
+constexpr int64_t exact_pages_for(int64_t n_sequences, int64_t pass_tokens, int64_t n_pages) noexcept {
+  const int64_t held = n_sequences * (kExactTail + 2) + pass_tokens / kPageTokens;
+  return held < n_pages ? held : n_pages;
 }
 
 /// A fixed number of pages, handed out one at a time. Not thread-safe: the engine's thread owns it.

@@ -134,7 +134,7 @@ TEST(PageTable, HasNoExactPagesWithoutAPoolOfThem) {
 /// Whatever the chunks: a token's reads are the first page, its own and the two before.
 TEST(PageTable, HoldsTheExactPagesThatEachPassReadsAndWrites) {
   for (const int64_t chunk : {1, 7, 64, 65, 200, 512}) {
-    PagePool pool(40), exact(exact_pages_for(1, chunk));
+    PagePool pool(40), exact(exact_pages_for(1, chunk, 32));
     {
       PageTable table(pool, &exact);
       ASSERT_TRUE(table.try_reserve(2000));
@@ -154,6 +154,22 @@ TEST(PageTable, HoldsTheExactPagesThatEachPassReadsAndWrites) {
       }
     }
     EXPECT_EQ(exact.n_free(), exact.n_pages());
+  }
+}
+
+TEST(PageTable, NeedsNoMoreExactPagesThanPages) {
+  for (int64_t n_tokens = 1; n_tokens < 1500; n_tokens += 61) {
+    const int64_t n_pages = (n_tokens + kPageTokens - 1) / kPageTokens;
+    for (const int64_t chunk : {1, 70, 512, 4096}) {
+      PagePool pool(n_pages), exact(exact_pages_for(1, chunk, n_pages));
+      ASSERT_LE(exact.n_pages(), n_pages);
+      PageTable table(pool, &exact);
+      ASSERT_TRUE(table.try_reserve(n_tokens));
+      for (int64_t begin = 0; begin < n_tokens; begin += chunk) {
+        ASSERT_NO_THROW(table.hold_exact(begin, std::min(n_tokens, begin + chunk)));
+        table.release_exact(std::min(n_tokens, begin + chunk));
+      }
+    }
   }
 }
 
@@ -187,7 +203,7 @@ TEST(PageTable, SaysWhenExactPagesRunOut) {
 /// Sequences in random chunks, several in a pass, as the engine's budget allows: the promised pool is always enough.
 TEST(PageTable, TheExactPoolOfThePromisedSizeNeverRunsDry) {
   constexpr int64_t kSequences = 5, kBudget = 300;
-  PagePool pool(1000), exact(exact_pages_for(kSequences, kBudget));
+  PagePool pool(1000), exact(exact_pages_for(kSequences, kBudget, 1000));
   std::mt19937 random(3);
   for (int run = 0; run < 30; ++run) {
     std::vector<PageTable> tables;

@@ -20,7 +20,7 @@ struct CodeFixture : Fixture {
   }
   explicit CodeFixture(KvKind kind, int tp = 1) : Fixture(tp, config()) {
     options.kv = kind;
-    options.n_exact_pages = is_compressed(kind) ? exact_pages_for(1, options.max_batch_tokens) : 0;
+    options.n_exact_pages = is_compressed(kind) ? exact_pages_for(1, options.max_batch_tokens, options.n_pages) : 0;
     options.make_ops = nullptr;
     runner = make_runner(model.config, weights, options);
   }

@@ -179,11 +179,7 @@ void check_options(const ModelConfig& config, const std::vector<RankWeights>& we
     }
   }
   if (options.max_batch_tokens < 1) throw Error(ErrorKind::bug, str("max_batch_tokens ", options.max_batch_tokens));
-  if (is_compressed(options.kv) && weights[0].arena.device().kind != Device::Kind::cpu) {
-    throw Error(ErrorKind::unsupported,
-                str("a KV cache of ", to_string(options.kv), " codes is done on the CPU only; a GPU takes bf16"));
-  }
-  const int64_t exact = is_compressed(options.kv) ? exact_pages_for(1, options.max_batch_tokens) : 0;
+  const int64_t exact = is_compressed(options.kv) ? exact_pages_for(1, options.max_batch_tokens, options.n_pages) : 0;
   if (is_compressed(options.kv) ? options.n_exact_pages < exact : options.n_exact_pages != 0) {
     throw Error(ErrorKind::bug, str(options.n_exact_pages, " exact KV pages beside ", to_string(options.kv),
                                     ", expected ", exact, exact > 0 ? " at least" : ""));

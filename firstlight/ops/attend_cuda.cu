@@ -131,6 +131,7 @@ void CudaOps::attend(Matrix<const float> q, int n_heads, std::span<const Attenti
                                   .kv = kv,
                                   .pages = pass_.pages(),
                                   .scale = 1.44269504f / std::sqrt(static_cast<float>(kv.head_dim))};
+  if (is_compressed(kv.kind)) return attend_codes(params, set);
   const bool fast = kv.kind == KvKind::bf16 && (kv.head_dim == 64 || kv.head_dim == 128) && kv.page_stride % 16 == 0 &&
                     reinterpret_cast<uintptr_t>(kv.data) % 16 == 0 && q.stride % 4 == 0 &&
                     reinterpret_cast<uintptr_t>(q.data) % 16 == 0 && out.stride % 4 == 0 &&

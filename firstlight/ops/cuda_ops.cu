@@ -56,6 +56,7 @@ void CudaOps::abandon() {
   }
   state_ = State::idle;
   check(cudaStreamSynchronize(stream_), "wait for an abandoned pass");
+  codes_.forget_fault(stream_);
 }
 
 void CudaOps::forget_recordings() {
@@ -125,9 +126,9 @@ void CudaOps::begin_program() {
   program_ = std::make_unique<cuda::ResidentProgram>(gpu_, stream_);
 }
 
-void CudaOps::never_resident() {
+void CudaOps::never_resident(std::string_view why) {
   if (!why_not_resident_.empty()) return;
-  why_not_resident_ = cuda::ResidentProgram::why();
+  why_not_resident_ = why.empty() ? cuda::ResidentProgram::why() : why;
   compose_name();
 }
 
@@ -179,6 +180,7 @@ void CudaOps::end() {
   }
   state_ = State::idle;
   check(cudaStreamSynchronize(stream_), "run a pass");
+  codes_.require_finite(stream_);
   if (ended != State::recording && recording_) recording_->seen = true;
   const cuda::ResidentProgram* ran = ended == State::recording ? recording_->program.get() : program_.get();
   if ((ended == State::recording || ended == State::direct) && ran && !ran->whole()) {

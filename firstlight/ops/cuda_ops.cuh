@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "firstlight/ops/attend_cuda.cuh"
+#include "firstlight/ops/codes_pass_cuda.cuh"
 #include "firstlight/ops/cublaslt_cuda.cuh"
 #include "firstlight/ops/cuda_memory.cuh"
 #include "firstlight/ops/cuda_ops.h"
@@ -83,13 +84,14 @@ class CudaOps final : public Ops {
   void written(Matrix<float> out);  // its twin, if any, is stale
   const float2* angles(std::span<const double> inverse_frequencies, const cuda::RowSet& set);
   cuda::SinglesParams singles(const cuda::AttendParams& params, const cuda::RowSet& set);
+  void attend_codes(const cuda::AttendParams& params, const cuda::RowSet& set);
   int64_t pages_bound(const cuda::RowSet& set) const;
   void compose_name();
   /// What all ranks do with a pass that can be recorded here as far as `mine`: 0 run it plainly, 1 record, 2 replay.
   int agree(const PassRows& rows, int mine);
   void begin_program();
   /// Passes after this one will not try: so that those of a model that has an op without an instruction are alike.
-  void never_resident();
+  void never_resident(std::string_view why = {});
   /// The program that takes this pass's ops up; null if there is none.
   cuda::ResidentProgram* program() {
     return state_ == State::recording || state_ == State::direct ? program_.get() : nullptr;
@@ -107,6 +109,7 @@ class CudaOps final : public Ops {
   cudaStream_t const stream_;
   cuda::CublasLt cublaslt_;
   cuda::PassTables pass_;
+  cuda::CodesOfPass codes_;
   cuda::DeviceScratch twin_memory_, products_, partials_, arrivals_, logits_, picks_, angle_memory_[2],
       frequency_memory_, counters_;
   cuda::PinnedScratch staging_, pick_staging_;

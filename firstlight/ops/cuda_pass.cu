@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Layout, in host and device memory alike: ids, then for either set its rows, single rows and tiles, then the pages.
+// Layout, in host and device memory alike: ids, then for either set its rows, single rows and tiles, then the pages,
+// then exact pages.
 // Every part begins where the capacities say, so that addresses stay while a batch's numbers change.
 #include <algorithm>
 #include <bit>
@@ -36,7 +37,7 @@ bool PassTables::reserve(int64_t n_rows, int64_t n_pages, cudaStream_t stream) {
   };
   row_capacity_ = std::max(row_capacity_, grown(n_rows, 64));
   page_capacity_ = std::max(page_capacity_, grown(n_pages, 1024));
-  const uint64_t bytes = row_bytes() + static_cast<uint64_t>(page_capacity_) * 4;
+  const uint64_t bytes = row_bytes() + 2 * static_cast<uint64_t>(page_capacity_) * 4;
   host_.reserve(bytes, stream);
   device_.reserve(bytes, stream);
   return true;
@@ -85,20 +86,24 @@ bool PassTables::send(const PassRows& rows, cudaStream_t stream) {
   const int64_t n_rows =
       std::max({static_cast<int64_t>(rows.ids.size()), n_rows_of(rows.spans), n_rows_of(rows.wanted)});
   // The longest view of each page table; the wanted spans are parts of the others, but need not be.
-  std::vector<std::pair<const int32_t*, int64_t>> tables;
+  struct Table {
+    const int32_t *pages, *exact;
+    int64_t n;
+  };
+  std::vector<Table> tables;
   for (const auto& spans : {rows.spans, rows.wanted}) {
     for (const AttentionSpan& span : spans) {
       const auto same =
-          std::find_if(tables.begin(), tables.end(), [&](const auto& t) { return t.first == span.pages; });
+          std::find_if(tables.begin(), tables.end(), [&](const Table& t) { return t.pages == span.pages; });
       if (same == tables.end()) {
-        tables.emplace_back(span.pages, n_pages_of(span));
+        tables.push_back({span.pages, span.exact, n_pages_of(span)});
       } else {
-        same->second = std::max(same->second, n_pages_of(span));
+        same->n = std::max(same->n, n_pages_of(span));
       }
     }
   }
   int64_t n_pages = 0;
-  for (const auto& table : tables) n_pages += table.second;
+  for (const Table& table : tables) n_pages += table.n;
   const bool moved = reserve(n_rows, n_pages, stream);
 
   std::byte* host = host_.as<std::byte>();
@@ -107,16 +112,18 @@ bool PassTables::send(const PassRows& rows, cudaStream_t stream) {
   n_ids_ = rows.ids.size();
   int32_t* pages = reinterpret_cast<int32_t*>(host + row_bytes());
   known_pages_.clear();
-  int64_t at = 0;
-  for (const auto& [table, n] : tables) {
-    std::copy_n(table, n, pages + at);
-    known_pages_.emplace_back(table, static_cast<int32_t>(at));
-    at += n;
+  int64_t at = 0, exact_at = 0;  // what is sent of either
+  for (const Table& table : tables) {
+    std::copy_n(table.pages, table.n, pages + at);
+    if (table.exact) std::copy_n(table.exact, table.n, pages + page_capacity_ + at);
+    known_pages_.emplace_back(table.pages, static_cast<int32_t>(at));
+    at += table.n;
+    if (table.exact) exact_at = page_capacity_ + at;
   }
   pages_ = reinterpret_cast<const int32_t*>(device_.as<std::byte>() + row_bytes());
   list(rows.spans, 0);
   list(rows.wanted, 1);
-  check(cudaMemcpyAsync(device_.as<std::byte>(), host, row_bytes() + static_cast<uint64_t>(at) * 4,
+  check(cudaMemcpyAsync(device_.as<std::byte>(), host, row_bytes() + static_cast<uint64_t>(std::max(at, exact_at)) * 4,
                         cudaMemcpyHostToDevice, stream),
         "send the pass");
   return moved;

@@ -51,6 +51,8 @@ class PassTables {
   /// Error{bug} if these are not the pass's.
   const int32_t* ids(std::span<const int> ids) const;
   const int32_t* pages() const { return pages_; }
+  /// Beside each of pages() its exact page; only of spans that have such.
+  const int32_t* exact() const { return pages_ + page_capacity_; }
   const RowSet& all() const { return sets_[0]; }
   const RowSet& wanted() const { return sets_[1]; }
 

@@ -118,7 +118,7 @@ class Ops {
   /// For each row of qkv [n, (n_heads + 2 n_kv_heads) * head_dim]: RMS norm of each q and k head (weights may be null),
   /// rotation by positions[row] with inverse frequencies [head_dim / 2] (pairs i, i + head_dim/2: transformers' half
   /// layout), q in place, k and v into the pages: as codes and, where the span names an exact page, in bf16. Throws
-  /// Error{bad_input} for a key or value that is not finite and would have to become codes.
+  /// Error{bad_input} for a key or value that is not finite and would have to become codes (a GPU: at end()).
   virtual void rope_and_store(Matrix<float> qkv, int n_heads, const Weight* q_norm, const Weight* k_norm, float eps,
                               std::span<const double> inverse_frequencies, std::span<const AttentionSpan> spans,
                               const KvLayer& kv) = 0;

@@ -5,6 +5,7 @@
 
 #include "firstlight/base/error.h"
 #include "firstlight/base/str.h"
+#include "firstlight/ops/codes_cuda.cuh"
 #include "firstlight/ops/cuda_kernel.cuh"
 #include "firstlight/ops/cuda_ops.cuh"
 #include "firstlight/ops/rope_cuda.cuh"
@@ -132,6 +133,26 @@ void CudaOps::rope_and_store(Matrix<float> qkv, int n_heads, const Weight* q_nor
   const auto data = [](const Weight* weight) { return weight ? weight->data : nullptr; };
   const auto is_bf16 = [](const Weight* weight) { return weight && weight->dtype == DType::bf16; };
   const float2* angles_of_rows = angles(inverse_frequencies, set);
+  if (is_compressed(kv.kind)) {
+    never_resident("it reads no codes");
+    close_program();
+    cuda::StoreCodesParams params{.qkv = qkv,
+                                  .n_rows = set.n_rows,
+                                  .n_heads = n_heads,
+                                  .q_norm = data(q_norm),
+                                  .k_norm = data(k_norm),
+                                  .q_norm_bf16 = is_bf16(q_norm),
+                                  .k_norm_bf16 = is_bf16(k_norm),
+                                  .eps = eps,
+                                  .angles = angles_of_rows,
+                                  .rows = set.rows,
+                                  .pages = pass_.pages(),
+                                  .exact = pass_.exact(),
+                                  .kv = kv};
+    codes_.prepare(params, state_ == State::recording, stream_);
+    cuda::rope_and_store_codes(params, stream_);
+    return written(qkv);
+  }
   if (q_norm || k_norm || !cuda::ResidentProgram::takes(kv)) never_resident();
   if (!q_norm && !k_norm && set.in_place && set.n_rows == qkv.rows && program() &&
       program()->rope(qkv, n_heads, angles_of_rows, set.rows, pass_.pages(), kv)) {

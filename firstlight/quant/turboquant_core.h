@@ -104,6 +104,15 @@ FIRSTLIGHT_TQ float root(float x) {
 #endif
 }
 
+/// The integer nearest to x * scale, ties to even, for one below 2^22 in size. The product rounds by itself.
+FIRSTLIGHT_TQ float nearest(float x, float scale) {
+#if defined(__CUDA_ARCH__)
+  return __fadd_rn(__fadd_rn(__fmul_rn(x, scale), 12582912.0f), -12582912.0f);
+#else
+  return (x * scale + 12582912.0f) - 12582912.0f;
+#endif
+}
+
 /// Scales are stored as fp16 of 64 times their value: levels are integers, so a scale is ≈ .004 of the norm, and norms
 /// from 5e-4 to 9e4 stay normal numbers. Larger ones are held at 65504 / 64, smaller ones end in 0. x ≥ 0, finite.
 FIRSTLIGHT_TQ uint16_t stored_scale(float x) {

@@ -15,6 +15,29 @@ FIRSTLIGHT_TQ float butterfly_sum(float* x) {
   return x[0];
 }
 
+/// Of a rotated coordinate: its code, and what it adds to ⟨c, y⟩. `inverse`: 127 / the largest coordinate for 8 bits,
+/// else Codebook::unit / ‖y‖.
+struct Coded {
+  uint8_t code;
+  float term;
+};
+template <int kBits>
+FIRSTLIGHT_TQ Coded encode_coordinate(float y, float inverse) {
+  if constexpr (kBits == 8) {
+    const float z = nearest(y, inverse);
+    return {static_cast<uint8_t>(static_cast<int32_t>(z)), y * z};
+  } else {
+    using Book = Codebook<kBits>;
+    const float size = y < 0 ? -y : y, z = size * inverse;
+    int32_t code = y < 0 ? 1 << (kBits - 1) : 0, value = Book::kFirst;
+    for (int k = 0; k < Book::kThresholds; ++k) {
+      code += z > Book::threshold(k) ? 1 : 0;
+      value += z > Book::threshold(k) ? Book::gain(k) : 0;
+    }
+    return {static_cast<uint8_t>(code), size * static_cast<float>(value)};
+  }
+}
+
 /// Below this square of a norm a vector is zero: its scale would be 0 in fp16.
 inline constexpr float kZeroNorm2 = 0x1p-60f;
 
@@ -40,22 +63,16 @@ FIRSTLIGHT_TQ bool encode_rotated(const float* y, uint8_t* codes, uint16_t* scal
     }
     const float inverse = 127 / largest;
     for (int i = 0; i < kDim; ++i) {
-      const float z = (y[i] * inverse + 12582912.0f) - 12582912.0f;  // to the nearest integer, ties to even
-      codes[i] = static_cast<uint8_t>(static_cast<int32_t>(z));
-      terms[i] = y[i] * z;
+      const Coded coded = encode_coordinate<kBits>(y[i], inverse);
+      codes[i] = coded.code;
+      terms[i] = coded.term;
     }
   } else {
-    using Book = Codebook<kBits>;
-    const float inverse = Book::unit(kDim) / root(norm2);
+    const float inverse = Codebook<kBits>::unit(kDim) / root(norm2);
     for (int i = 0; i < kDim; ++i) {
-      const float size = y[i] < 0 ? -y[i] : y[i], z = size * inverse;
-      int32_t code = y[i] < 0 ? 1 << (kBits - 1) : 0, value = Book::kFirst;
-      for (int k = 0; k < Book::kThresholds; ++k) {
-        code += z > Book::threshold(k) ? 1 : 0;
-        value += z > Book::threshold(k) ? Book::gain(k) : 0;
-      }
-      codes[i] = static_cast<uint8_t>(code);
-      terms[i] = size * static_cast<float>(value);
+      const Coded coded = encode_coordinate<kBits>(y[i], inverse);
+      codes[i] = coded.code;
+      terms[i] = coded.term;
     }
   }
   *scale = stored_scale(norm2 / butterfly_sum<kDim>(terms));
@@ -73,7 +90,7 @@ FIRSTLIGHT_TQ float fix_query(const float* y, int16_t* q) {
   const float inverse = 16256 / largest;
   const bool usable = inverse <= 3.40282347e38f && largest <= 3.40282347e38f;
   for (int i = 0; i < kDim; ++i) {
-    const float z = usable ? (y[i] * inverse + 12582912.0f) - 12582912.0f : 0.0f;
+    const float z = usable ? nearest(y[i], inverse) : 0.0f;
     q[i] = static_cast<int16_t>(static_cast<int32_t>(z));
   }
   return usable ? largest / 16256 : 0.0f;

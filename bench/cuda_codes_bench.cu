@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: Apache-2.0
+// Decode attention over TurboQuant codes and over bf16 pages on a GPU, random data in pages dealt in no order:
+// microseconds a layer, GB/s of keys and values, and the share of the rate at which this run reads the same memory
+// plainly. Passes are replays of some layers, which together are larger than L2. Also: the append.
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <exception>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "firstlight/device/buffer.h"
+#include "firstlight/device/cuda.h"
+#include "firstlight/ops/cuda_ops.h"
+#include "firstlight/quant/turboquant.h"
+
+namespace firstlight {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+static bool near = false;
+constexpr Device kGpu{Device::Kind::cuda, 0};
+constexpr uint64_t kMemory = 60'000'000'000, kExactMemory = 2'000'000'000;
+constexpr int64_t kWidest = 64 * 128 + 16 * 128;
+
+__global__ void read_kernel(const uint4* data, int64_t n, uint32_t* out) {
+  uint32_t x = 0;
+  const int64_t stride = int64_t{gridDim.x} * blockDim.x;
+  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < n; i += 8 * stride) {
+    uint4 v[8] = {};
+#pragma unroll
+    for (int u = 0; u < 8; ++u) {
+      if (i + u * stride < n) v[u] = __ldcs(data + i + u * stride);
+    }
+#pragma unroll
+    for (int u = 0; u < 8; ++u) x ^= v[u].x ^ v[u].y ^ v[u].z ^ v[u].w;
+  }
+  if (x == 0x12345678) *out = x;
+}
+
+/// Any 16 bits are a number of moderate size, as bf16 and as a scale: exponents are kept near the middle.
+__global__ void fill_kernel(uint64_t* data, int64_t n) {
+  const int64_t stride = int64_t{gridDim.x} * blockDim.x;
+  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < n; i += stride) {
+    uint64_t h = static_cast<uint64_t>(i) * 0x9E3779B97F4A7C15ull;
+    h = (h ^ (h >> 29)) * 0xBF58476D1CE4E5B9ull;
+    data[i] = ((h ^ (h >> 32)) & 0x81ff81ff81ff81ffull) | 0x3c003c003c003c00ull;
+  }
+}
+
+double median_seconds(int times, const std::function<void()>& fn) {
+  std::vector<double> seconds;
+  for (int i = 0; i < times; ++i) {
+    const auto start = Clock::now();
+    fn();
+    seconds.push_back(std::chrono::duration<double>(Clock::now() - start).count());
+  }
+  std::sort(seconds.begin(), seconds.end());
+  return seconds[seconds.size() / 2];
+}
+
+struct Case {
+  int n_heads, n_kv_heads, head_dim, batch;
+  int64_t context;
+  KvKind kind;
+};
+
+struct Memory {
+  Buffer pages{kGpu, kMemory}, exact{kGpu, kExactMemory};
+  Buffer rows{kGpu, static_cast<uint64_t>(64 * kWidest * 2 * 4)};
+};
+
+/// Reads exactly the bytes of these pages: the floor.
+double plain_rate(const Memory& memory, uint64_t bytes) {
+  cudaDeviceProp properties{};
+  cuda::check(cudaGetDeviceProperties(&properties, 0), "properties");
+  Buffer out(kGpu, 256);
+  double best = 0;
+  for (const int blocks : {8, 16}) {
+    const double s = median_seconds(7, [&] {
+      read_kernel<<<static_cast<unsigned>(blocks * properties.multiProcessorCount), 512>>>(
+          reinterpret_cast<const uint4*>(memory.pages.data()), static_cast<int64_t>(bytes / 16),
+          reinterpret_cast<uint32_t*>(out.data()));
+      cuda::check(cudaDeviceSynchronize(), "read");
+    });
+    best = std::max(best, static_cast<double>(bytes) / s / 1e9);
+  }
+  return best;
+}
+
+struct Measured {
+  double seconds = 0;  ///< of a layer
+  double bytes = 0;    ///< that it reads
+  int layers = 0;
+};
+
+Measured measure(const Case& c, Memory& memory, bool append) {
+  const uint64_t layer_bytes = kv_page_bytes(c.kind, c.n_kv_heads, c.head_dim);
+  const uint64_t exact_bytes = kv_page_bytes(KvKind::bf16, c.n_kv_heads, c.head_dim);
+  const int64_t each = (c.context + kPageTokens - 1) / kPageTokens, in_use = each * c.batch;
+  const int64_t n_exact = 4 * c.batch;
+  int n_layers = static_cast<int>(std::min<uint64_t>(kMemory / (layer_bytes * static_cast<uint64_t>(in_use)), 32));
+  if (is_compressed(c.kind))
+    n_layers = std::min(n_layers, static_cast<int>(kExactMemory / (exact_bytes * static_cast<uint64_t>(n_exact))));
+  if (n_layers < 1) return {};
+  std::vector<std::vector<int32_t>> pages, exact;
+  std::vector<AttentionSpan> spans;
+  int64_t dealt = 0;
+  for (int64_t s = 0; s < c.batch; ++s) {
+    pages.emplace_back();
+    exact.emplace_back(static_cast<size_t>(each), -1);
+    for (int64_t p = 0; p < each; ++p) {
+      pages.back().push_back(static_cast<int32_t>(dealt++ * 7919 % in_use));
+      if (is_exact(p, each - 1))
+        exact.back()[static_cast<size_t>(p)] = static_cast<int32_t>(s * 4 + (p ? p - each + 4 : 0));
+    }
+  }
+  for (size_t s = 0; s < pages.size(); ++s)
+    spans.push_back({static_cast<int64_t>(s), 1, c.context - 1, pages[s].data(), exact[s].data()});
+  std::vector<turboquant::Signs> signs;
+  for (int i = 0; i < 2 * c.n_kv_heads; ++i)
+    signs.push_back(turboquant::signs_of(1, 0, i / 2, i % 2 ? turboquant::Side::value : turboquant::Side::key));
+  const std::vector<int> ids(pages.size(), 1);
+  std::vector<Likeliest> picked(pages.size());
+  const std::vector<double> frequencies(static_cast<size_t>(c.head_dim / 2), 0.01);
+  const int64_t cols = int64_t{c.n_heads + 2 * c.n_kv_heads} * c.head_dim, width = int64_t{c.n_heads} * c.head_dim;
+  float* q = reinterpret_cast<float*>(memory.rows.data());
+  float* heads = q + 64 * kWidest;
+  const auto ops = make_cuda_ops(kGpu, {.load_cublaslt = false});
+  const double bytes =
+      is_compressed(c.kind)
+          ? static_cast<double>(c.batch) *
+                (static_cast<double>(std::max<int64_t>(0, each - 4)) * static_cast<double>(layer_bytes) +
+                 static_cast<double>(std::min<int64_t>(each, 4)) * static_cast<double>(exact_bytes))
+          : static_cast<double>(c.batch * each) * static_cast<double>(layer_bytes);
+  const int rounds = std::max(1, static_cast<int>(std::min(64.0 / n_layers, 4e10 / (bytes * n_layers))));
+  const auto once = [&] {
+    if (!ops->begin({.ids = ids, .spans = spans, .wanted = spans, .likeliest = picked}, true)) {
+      for (int i = 0; i < rounds * n_layers; ++i) {
+        const auto layer = static_cast<uint64_t>(i % n_layers);
+        KvLayer kv{memory.pages.data() + layer * layer_bytes * (near ? static_cast<uint64_t>(in_use) : 1), layer_bytes * static_cast<uint64_t>(near ? 1 : n_layers), c.kind,
+                   c.n_kv_heads, c.head_dim};
+        if (is_compressed(c.kind)) {
+          kv.exact = memory.exact.data() + layer * exact_bytes;
+          kv.exact_stride = exact_bytes * static_cast<uint64_t>(n_layers);
+          kv.signs = signs.data();
+        }
+        if (append) {
+          ops->rope_and_store({q, c.batch, cols, cols}, c.n_heads, nullptr, nullptr, 1e-5f, frequencies, spans, kv);
+        } else {
+          ops->attend({q, c.batch, width, cols}, c.n_heads, spans, kv, {heads, c.batch, width, width});
+        }
+      }
+    }
+    ops->end();
+  };
+  for (int i = 0; i < 4; ++i) once();
+  return {median_seconds(7, once) / (rounds * n_layers), bytes, rounds * n_layers};
+}
+
+void run(const std::string& only) {
+  cuda::use(kGpu);
+  near = only == "near";
+  Memory memory;
+  for (const Buffer* each : {&memory.pages, &memory.exact, &memory.rows})
+    fill_kernel<<<4096, 256>>>(reinterpret_cast<uint64_t*>(each->data()), static_cast<int64_t>(each->size() / 8));
+  cuda::check(cudaDeviceSynchronize(), "fill memory");
+  const double rate = plain_rate(memory, 20'000'000'000);
+  std::printf("plain read: %.0f GB/s\n", rate);
+  for (const int n_heads : {32, 64}) {
+    for (const int batch : {1, 8, 32}) {
+      for (const int64_t context : {4096, 32768, 131072}) {
+        double seconds[3] = {};
+        for (const KvKind kind : {KvKind::bf16, KvKind::tq8, KvKind::tq4}) {
+          if ((only == "tq4" || near) && (kind != KvKind::tq4 || context > 32768)) continue;
+          const Measured m = measure({n_heads, 8, 128, batch, context, kind}, memory, false);
+          if (m.layers == 0) continue;
+          seconds[kind == KvKind::bf16 ? 0 : kind == KvKind::tq8 ? 1 : 2] = m.seconds;
+          std::printf("%2d/8 heads of 128, %2d x %6ld, %-4s: %8.2f us, %6.0f GB/s, %5.1f %% of plain read", n_heads,
+                      batch, context, std::string(to_string(kind)).c_str(), m.seconds * 1e6, m.bytes / m.seconds / 1e9,
+                      m.bytes / m.seconds / 1e7 / rate);
+          if (kind != KvKind::bf16 && seconds[0] > 0) std::printf(", %.2fx bf16", seconds[0] / m.seconds);
+          std::printf("\n");
+          std::fflush(stdout);
+        }
+      }
+    }
+  }
+  for (const KvKind kind : {KvKind::bf16, KvKind::tq8, KvKind::tq4, KvKind::tq3}) {
+    for (const int batch : {1, 32}) {
+      const Measured m = measure({32, 8, 128, batch, 4096, kind}, memory, true);
+      std::printf("append of %2d rows, %-4s: %6.2f us a layer\n", batch, std::string(to_string(kind)).c_str(),
+                  m.seconds * 1e6);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace firstlight
+
+int main(int n, char** arguments) {
+  try {
+    firstlight::run(n > 1 ? arguments[1] : "");
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+    return 1;
+  }
+}

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+// A cache of TurboQuant codes on a GPU: what its kernels are given.
+#pragma once
+#include "firstlight/ops/attend_cuda.cuh"
+#include "firstlight/quant/turboquant_page.h"
+
+namespace firstlight::cuda {
+
+/// A key or value that is not finite: which one.
+struct CodeFault {
+  int position, kv_head, side;  ///< side: 0 key, 1 value
+  static constexpr unsigned long long kNone = ~0ull;
+  /// Orders faults by position.
+  __host__ __device__ unsigned long long packed() const {
+    return static_cast<unsigned long long>(position) << 32 | static_cast<unsigned>(kv_head * 2 + side);
+  }
+  static CodeFault of(unsigned long long packed) {
+    const int low = static_cast<int>(packed & 0xffffffffu);
+    return {static_cast<int>(packed >> 32), low / 2, low % 2};
+  }
+};
+
+struct StoreCodesParams {
+  Matrix<float> qkv;
+  int n_rows = 0, n_heads = 0;
+  const void *q_norm = nullptr, *k_norm = nullptr;
+  bool q_norm_bf16 = false, k_norm_bf16 = false;
+  float eps = 0;
+  const float2* angles = nullptr;
+  const RowOnDevice* rows = nullptr;
+  const int32_t *pages = nullptr, *exact = nullptr;
+  KvLayer kv;
+  turboquant::PageShape shape{};
+  const turboquant::Signs* signs = nullptr;  ///< on the GPU
+  unsigned long long* fault = nullptr;       ///< the first one's packed(), kNone before
+  uint32_t* fault_seen = nullptr;            ///< in host memory: there is one
+};
+/// head_dim 64, 128 or 256.
+void rope_and_store_codes(const StoreCodesParams& params, cudaStream_t stream);
+
+struct AttendCodesParams {
+  AttendParams attend;
+  turboquant::PageShape shape{};
+  const int32_t* exact = nullptr;            ///< of the exact pages, as `attend.pages` of the others
+  const turboquant::Signs* signs = nullptr;  ///< on the GPU
+};
+/// Any kind of codes and rows, at a speed of no account: a warp a key.
+void attend_codes_plain(const AttendCodesParams& params, const RowOnDevice* rows, int n_rows, cudaStream_t stream);
+/// Tiles of up to 64 rows by tensor cores: codes of 4 or 8 bits, head_dim 64 or 128.
+void attend_code_tiles(const AttendCodesParams& params, const TileOnDevice* tiles, int n_tiles, cudaStream_t stream);
+
+/// Single rows over codes of 4 or 8 bits, head_dim 64 or 128.
+struct CodeSinglesParams {
+  AttendCodesParams codes;
+  const RowOnDevice* rows = nullptr;
+  int n_rows = 0;
+  int group = 0;              ///< query heads of a key/value head
+  int of_group = 0;           ///< blocks for a group
+  int head_blocks = 0;        ///< blocks for a row's part
+  int held = 0;               ///< parts of rows that the GPU holds at a time
+  int exact_units = 0;        ///< pages of codes that an exact page counts for
+  bool olds_hold = false;     ///< the pass writes no page of codes that a row reads
+  float* partials = nullptr;  ///< [parts][head_blocks][exact, codes][heads][head_dim], then so many (maximum, divisor)
+  unsigned* arrivals = nullptr;  ///< [n_rows, head_blocks], zeros before and after
+  int most_parts = 0;            ///< that the partials provide for
+};
+/// Parts of a row at most.
+inline constexpr int kMostParts = 128;
+/// Times that parts may fill the GPU.
+inline constexpr int kMostRounds = 3;
+/// Blocks of the kernel that a multiprocessor holds.
+int code_blocks_at_once(const AttendCodesParams& params);
+bool takes_code_singles(const AttendCodesParams& params);
+void attend_code_singles(const CodeSinglesParams& params, int n_blocks, cudaStream_t stream);
+
+}  // namespace firstlight::cuda

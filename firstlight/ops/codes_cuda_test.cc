@@ -1,0 +1,267 @@
+// SPDX-License-Identifier: Apache-2.0
+// TurboQuant codes on a GPU: pages of the same bytes as the CPU's, and attention as the oracle has it over them.
+#include <algorithm>
+#include <cmath>
+
+#include "firstlight/base/error.h"
+#include "firstlight/base/str.h"
+#include "firstlight/ops/codes_testing.h"
+#include "firstlight/ops/test_cuda.h"
+
+namespace firstlight {
+namespace {
+
+using reference::CodeBatch;
+using reference::OnGpu;
+using reference::Sequence;
+
+constexpr KvKind kCodes[] = {KvKind::tq8, KvKind::k8v4, KvKind::tq4, KvKind::k4v3, KvKind::tq3, KvKind::k3v2};
+
+class CodesCuda : public reference::WithGpu {
+ protected:
+  std::unique_ptr<Ops> cpu() { return make_cpu_ops(pool_, CpuLevel::baseline); }
+
+  std::vector<float> attend(CodeBatch& batch) {
+    const OnGpu codes(batch.codes), exact(batch.exact);
+    const reference::GpuTensor q(batch.q);
+    reference::GpuTensor out(reference::unwritten(batch.n_rows, int64_t{batch.n_heads} * batch.head_dim));
+    next({.ids = {}, .spans = batch.spans, .wanted = {}});
+    KvLayer layer = batch.layer();
+    layer.data = codes.data();
+    layer.exact = exact.data();
+    ops_->attend(q.view(), batch.n_heads, batch.spans, layer, out.matrix());
+    next();
+    return out.fetch().f32;
+  }
+
+  /// The largest distance of a row and head from the oracle, beside the oracle's length.
+  void check(const std::vector<Sequence>& sequences, KvKind kind, int heads, int kv_heads, int d, bool far = false) {
+    SCOPED_TRACE(testing::Message() << to_string(kind) << ", " << heads << " heads on " << kv_heads << " of " << d);
+    const auto cpu_ops = cpu();
+    CodeBatch batch(sequences, kind, heads, kv_heads, d, 1, *cpu_ops, far);
+    const std::vector<float> out = attend(batch);
+    for (const AttentionSpan& span : batch.spans) {
+      for (int64_t row = 0; row < span.n_rows; ++row) {
+        if (row != 0 && row != span.n_rows - 1 && row % 37 != 0) continue;
+        for (const int head : {0, heads / 2, heads - 1}) {
+          const std::vector<double> expected = batch.attended(span, row, head, false);
+          double error = 0, length = 0;
+          for (int i = 0; i < d; ++i) {
+            const double x = expected[static_cast<size_t>(i)];
+            const double y = out[static_cast<size_t>(((span.row_begin + row) * heads + head) * d + i)];
+            error += (y - x) * (y - x);
+            length += x * x;
+          }
+          // Tiles of rows round q and weights to bf16; kinds without such a kernel do not.
+          const KvBits bits = kv_bits(kind);
+          const bool rounded = span.n_rows >= 8 && d <= 128 && bits.key != 3 && bits.value != 3;
+          ASSERT_LE(std::sqrt(error / length), rounded ? 8e-3 : 2e-4)
+              << "span of " << span.n_rows << " rows at " << span.position << ", row " << row << ", head " << head;
+        }
+      }
+    }
+  }
+
+  ThreadPool pool_{2, 0};
+};
+
+/// Rows of q, k and v, some of them hard to encode.
+reference::Tensor hard_rows(int64_t n, int n_heads, int n_kv_heads, int d) {
+  const int64_t width = (n_heads + 2 * n_kv_heads) * d;
+  reference::Tensor t = reference::random_tensor(n, width, DType::f32, 3);
+  for (int64_t row = 0; row < n; ++row) {
+    for (int64_t i = int64_t{n_heads} * d; i < width; ++i) {
+      float& x = t.f32[static_cast<size_t>(row * width + i)];
+      const int64_t at = i % d;
+      switch (row % 11) {
+        case 1:
+          x = 0;
+          break;
+        case 2:
+          x *= 1e-41f;
+          break;
+        case 3:
+          x *= 6e4f / std::sqrt(static_cast<float>(d));
+          break;
+        case 4:
+          x = at == row % d ? 3.0f : 0.0f;
+          break;
+        case 5:
+          x = 1;
+          break;
+        case 6:
+          x = at % 2 ? -2.0f : 2.0f;
+          break;
+        case 7:
+          x *= 1e-9f;
+          break;
+        case 8:
+          x *= 1e12f;
+          break;
+        default:
+          break;
+      }
+    }
+  }
+  return t;
+}
+
+TEST_F(CodesCuda, PagesHoldTheBytesOfTheCpu) {
+  constexpr int kHeads = 3, kKvHeads = 2, kRows = 210, kPages = 6;
+  const std::vector<int32_t> pages{4, 1, 5, 0}, exact{2, 0, 3, 5};
+  const auto cpu_ops = cpu();
+  for (const KvKind kind : kCodes) {
+    for (const int d : {64, 128, 256}) {
+      const KvBits bits = kv_bits(kind);
+      const uint64_t stride =
+          static_cast<uint64_t>(kKvHeads * turboquant::PageShape{d, bits.key, bits.value}.bytes()) + 64;
+      const uint64_t exact_stride = static_cast<uint64_t>(2 * kKvHeads * kPageTokens * d * 2) + 64;
+      std::vector<turboquant::Signs> signs;
+      for (int i = 0; i < 2 * kKvHeads; ++i)
+        signs.push_back(turboquant::signs_of(9, 1, i / 2, i % 2 ? turboquant::Side::value : turboquant::Side::key));
+      const std::vector<double> no_angles(static_cast<size_t>(d / 2), 0.0);
+      reference::Tensor rows = hard_rows(kRows, kHeads, kKvHeads, d);
+      const auto fill = [&](Ops& ops, float* data, std::byte* codes, std::byte* numbers, int64_t chunk) {
+        for (int64_t begin = 0; begin < kRows; begin += chunk) {
+          const int64_t n = std::min(chunk, kRows - begin);
+          const std::vector<AttentionSpan> spans{{0, n, begin, pages.data(), exact.data()}};
+          if (&ops == ops_) next({.ids = {}, .spans = spans, .wanted = {}});
+          ops.rope_and_store({data + begin * rows.cols, n, rows.cols, rows.cols}, kHeads, nullptr, nullptr, 1e-5f,
+                             no_angles, spans, {codes, stride, kind, kKvHeads, d, numbers, exact_stride, signs.data()});
+          if (&ops == ops_) next();
+        }
+      };
+      std::vector<std::byte> codes(stride * kPages, std::byte{0xff}), numbers(exact_stride * kPages, std::byte{0xff});
+      reference::Tensor copy = rows;
+      fill(*cpu_ops, copy.f32.data(), codes.data(), numbers.data(), 64);
+      for (const int64_t chunk : {1, 3, 64, 210}) {
+        std::vector<std::byte> blank(codes.size(), std::byte{0xff}), found(codes.size()), found_exact(numbers.size());
+        const reference::GpuTensor on_gpu(rows);
+        const OnGpu gpu_codes(blank), gpu_exact(std::vector<std::byte>(numbers.size(), std::byte{0xff}));
+        fill(*ops_, on_gpu.matrix().data, gpu_codes.data(), gpu_exact.data(), chunk);
+        gpu_codes.fetch(found.data());
+        gpu_exact.fetch(found_exact.data());
+        const auto differs = std::mismatch(found.begin(), found.end(), codes.begin()).first - found.begin();
+        ASSERT_TRUE(found == codes) << to_string(kind) << " d " << d << ", chunks of " << chunk << ": byte " << differs
+                                    << " of pages of " << stride;
+        ASSERT_TRUE(found_exact == numbers) << to_string(kind) << " d " << d << ", chunks of " << chunk;
+      }
+    }
+  }
+}
+
+TEST_F(CodesCuda, AttentionEqualsSoftmaxOverWhatThePagesHold) {
+  check({{1, 0}, {1, 63}, {1, 255}, {1, 256}}, KvKind::tq4, 4, 2, 64);
+  check({{1, 257}, {1, 900}, {5, 318}}, KvKind::tq4, 3, 1, 64);
+  check({{1, 257}, {1, 3000}, {5, 318}}, KvKind::tq4, 8, 1, 128);
+  check({{9, 250}, {70, 300}, {1, 500}}, KvKind::tq4, 3, 1, 64);
+}
+
+TEST_F(CodesCuda, AttentionEqualsSoftmaxForEveryKindAndHeadShape) {
+  for (const KvKind kind : kCodes) {
+    for (const int d : {64, 128, 256}) check({{1, 700}, {12, 376}}, kind, 2, 1, d);
+  }
+  for (const int group : {1, 4, 5, 8, 16}) {
+    check({{1, 630}, {10, 330}}, KvKind::tq4, group, 1, 64);
+    check({{1, 630}}, KvKind::tq4, 2 * group, 2, 128);
+    check({{1, 630}}, KvKind::k8v4, 2 * group, 2, 128);
+  }
+}
+
+/// Exact pages have no weight here.
+TEST_F(CodesCuda, SumsOverCodesKeepTheirAccuracy) {
+  for (const KvKind kind : {KvKind::tq8, KvKind::k8v4, KvKind::tq4, KvKind::k3v2}) {
+    check({{20, 980}, {1, 700}}, kind, 2, 1, 64, true);
+    check({{1, 4000}}, kind, 4, 1, 128, true);
+  }
+}
+
+TEST_F(CodesCuda, AttentionIsTheSameBitsForAnyOrderOfPagesAndEveryTime) {
+  const std::vector<Sequence> sequences{{1, 1700}, {30, 290}, {5, 320}, {1, 0}};
+  const auto cpu_ops = cpu();
+  for (const KvKind kind : {KvKind::tq4, KvKind::tq8, KvKind::k4v3}) {
+    CodeBatch first(sequences, kind, 6, 2, 64, 1, *cpu_ops);
+    const std::vector<float> expected = attend(first);
+    for (uint32_t seed = 1; seed < 4; ++seed) {
+      CodeBatch other(sequences, kind, 6, 2, 64, seed, *cpu_ops);
+      reference::expect_same(attend(other), expected, "attention");
+    }
+  }
+}
+
+/// Batches small enough that each row has as many parts as alone.
+TEST_F(CodesCuda, ARowIsTheSameBitsAloneAndInABatchThatCutsItAlike) {
+  const auto cpu_ops = cpu();
+  CodeBatch batch({{7, 700}, {40, 390}, {1, 63}, {1, 1000}}, KvKind::tq4, 6, 2, 64, 1, *cpu_ops);
+  const std::vector<float> all = attend(batch);
+  const std::vector<AttentionSpan> spans = batch.spans;
+  for (const AttentionSpan& span : spans) {
+    batch.spans = {span};
+    const std::vector<float> out = attend(batch);
+    for (int64_t i = span.row_begin * 384; i < (span.row_begin + span.n_rows) * 384; ++i)
+      ASSERT_EQ(out[static_cast<size_t>(i)], all[static_cast<size_t>(i)]) << "span at " << span.position;
+  }
+}
+
+/// From the second pass on the same kernels are replayed; positions and pages are the pass's own.
+TEST_F(CodesCuda, RecordedPassesGiveTheBitsOfPlainOnes) {
+  const auto cpu_ops = cpu(), plain = make_cuda_ops(reference::kGpu, {.graphs = false}),
+             recorded = make_cuda_ops(reference::kGpu);
+  CodeBatch batch({{1, 700}, {1, 90}}, KvKind::tq4, 4, 2, 64, 1, *cpu_ops);
+  const std::vector<double> no_angles(32, 0.0);
+  const std::vector<int> ids{1, 2};
+  std::vector<std::vector<float>> found[2];
+  for (Ops* ops : {plain.get(), recorded.get()}) {
+    const OnGpu codes(batch.codes), exact(batch.exact);
+    const reference::GpuTensor q(batch.q);
+    KvLayer layer = batch.layer();
+    layer.data = codes.data();
+    layer.exact = exact.data();
+    reference::GpuTensor out(reference::unwritten(2, 4 * 64));
+    std::vector<Likeliest> picked(2);
+    std::vector<AttentionSpan> spans = batch.spans;
+    for (int step = 0; step < 6; ++step) {
+      for (AttentionSpan& span : spans) span.position -= step;
+      if (!ops->begin({.ids = ids, .spans = spans, .wanted = spans, .likeliest = picked}, true)) {
+        ops->rope_and_store(q.matrix(), 4, nullptr, nullptr, 1e-5f, no_angles, spans, layer);
+        ops->attend(q.view(), 4, spans, layer, out.matrix());
+      }
+      ops->end();
+      found[ops == plain.get() ? 0 : 1].push_back(out.fetch().f32);
+    }
+  }
+  for (size_t step = 0; step < 6; ++step) reference::expect_same(found[1][step], found[0][step], "pass");
+  EXPECT_NE(recorded->name().find("a graph of kernels (resident kernel: it reads no codes)"), std::string_view::npos);
+}
+
+TEST_F(CodesCuda, AKeyThatIsNotANumberIsRefusedByItsPosition) {
+  const auto cpu_ops = cpu();
+  CodeBatch batch({{1, 100}}, KvKind::tq4, 2, 1, 64, 1, *cpu_ops);
+  const OnGpu codes(batch.codes), exact(batch.exact);
+  KvLayer layer = batch.layer();
+  layer.data = codes.data();
+  layer.exact = exact.data();
+  for (const int64_t rows : {1, 40}) {
+    for (const int column : {2 * 64 + 5, 3 * 64 + 63, 0}) {  // of the key, of the value, of neither
+      reference::Tensor qkv = reference::random_tensor(rows, 4 * 64, DType::f32, 2);
+      if (column) qkv.f32[static_cast<size_t>((rows - 1) * 4 * 64 + column)] = std::nanf("");
+      const reference::GpuTensor on_gpu(qkv);
+      const std::vector<AttentionSpan> spans{{0, rows, 10, batch.spans[0].pages, batch.spans[0].exact}};
+      const std::vector<double> no_angles(32, 0.0);
+      next({.ids = {}, .spans = spans, .wanted = {}});
+      ops_->rope_and_store(on_gpu.matrix(), 2, nullptr, nullptr, 1e-5f, no_angles, spans, layer);
+      try {
+        ops_->end();
+        EXPECT_EQ(column, 0);
+      } catch (const Error& error) {
+        EXPECT_NE(column, 0);
+        EXPECT_EQ(error.kind(), ErrorKind::bad_input);
+        EXPECT_NE(std::string(error.what()).find(str("position ", 9 + rows)), std::string::npos) << error.what();
+      }
+      ops_->begin({}, false);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace firstlight

@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+// The host's side of a cache of codes: what its kernels are given, and which kernel a row goes to.
+#include <algorithm>
+#include <bit>
+#include <cstring>
+
+#include "firstlight/base/error.h"
+#include "firstlight/base/str.h"
+#include "firstlight/ops/codes_pass_cuda.cuh"
+#include "firstlight/ops/cuda_ops.cuh"
+
+namespace firstlight {
+
+namespace cuda {
+
+turboquant::PageShape page_shape(const KvLayer& kv) {
+  turboquant::require_head_dim(kv.head_dim);
+  const KvBits bits = kv_bits(kv.kind);
+  return {kv.head_dim, bits.key, bits.value};
+}
+
+const turboquant::Signs* CodesOfPass::signs(const KvLayer& kv, bool recording, cudaStream_t stream) {
+  const size_t n = 2 * static_cast<size_t>(kv.n_kv_heads), bytes = n * sizeof(turboquant::Signs);
+  Rotations& known = rotations_[kv.signs];
+  if (known.host.size() != n || std::memcmp(known.host.data(), kv.signs, bytes) != 0) {
+    if (recording) throw Error(ErrorKind::bug, "the rotations of a pass that is recorded are new");
+    known.host.assign(kv.signs, kv.signs + n);
+    known.device.reserve(bytes, stream);
+    check(cudaMemcpyAsync(known.device.as<void>(), known.host.data(), bytes, cudaMemcpyHostToDevice, stream),
+          "send rotations");
+    check(cudaStreamSynchronize(stream), "send rotations");
+  }
+  return known.device.as<turboquant::Signs>();
+}
+
+void CodesOfPass::prepare(StoreCodesParams& params, bool recording, cudaStream_t stream) {
+  params.shape = page_shape(params.kv);
+  params.signs = signs(params.kv, recording, stream);
+  if (fault_.reserve(sizeof(unsigned long long), stream)) {
+    fault_seen_.reserve(sizeof(uint32_t), stream);
+    *fault_seen_.as<uint32_t>() = 0;
+    check(cudaMemsetAsync(fault_.as<void>(), 0xff, sizeof(unsigned long long), stream), "clear the fault");
+  }
+  params.fault = fault_.as<unsigned long long>();
+  params.fault_seen = fault_seen_.as<uint32_t>();
+  kind_ = params.kv.kind;
+}
+
+void CodesOfPass::forget_fault(cudaStream_t stream) {
+  if (uint32_t* seen = fault_seen_.as<uint32_t>(); seen && *seen != 0) {
+    *seen = 0;
+    check(cudaMemsetAsync(fault_.as<void>(), 0xff, sizeof(unsigned long long), stream), "clear the fault");
+  }
+}
+
+void CodesOfPass::require_finite(cudaStream_t stream) {
+  volatile uint32_t* seen = fault_seen_.as<uint32_t>();
+  if (!seen || *seen == 0) return;
+  *seen = 0;
+  unsigned long long packed = CodeFault::kNone;
+  check(cudaMemcpyAsync(&packed, fault_.as<void>(), sizeof packed, cudaMemcpyDeviceToHost, stream), "fetch the fault");
+  check(cudaMemsetAsync(fault_.as<void>(), 0xff, sizeof packed, stream), "clear the fault");
+  check(cudaStreamSynchronize(stream), "fetch the fault");
+  const CodeFault fault = CodeFault::of(packed);
+  throw Error(ErrorKind::bad_input,
+              str("position ", fault.position, ": the ", fault.side == 0 ? "key" : "value", " of head ", fault.kv_head,
+                  " is not finite, so it has no ", to_string(kind_), " codes"));
+}
+
+}  // namespace cuda
+
+void CudaOps::attend_codes(const cuda::AttendParams& attend, const cuda::RowSet& set) {
+  close_program();
+  const KvLayer& kv = attend.kv;
+  const cuda::AttendCodesParams codes{attend, cuda::page_shape(kv), pass_.exact(),
+                                      codes_.signs(kv, state_ == State::recording, stream_)};
+  if (!cuda::takes_code_singles(codes)) return cuda::attend_codes_plain(codes, set.rows, set.n_rows, stream_);
+  if (set.n_tiles > 0) cuda::attend_code_tiles(codes, set.tiles, set.n_tiles, stream_);
+  if (set.n_single == 0) return;
+  const int group = attend.n_heads / kv.n_kv_heads, blocks = cuda::n_head_blocks(attend);
+  const int n_blocks = gpu_.n_sms * cuda::code_blocks_at_once(codes), held = std::max(1, n_blocks / blocks);
+  const int rows = static_cast<int>(std::bit_ceil(static_cast<unsigned>(set.n_single)));
+  const auto exact_page = static_cast<int64_t>(kv_page_bytes(KvKind::bf16, 1, kv.head_dim));
+  // A row has one part at least, and no part is shorter than an exact page.
+  const int exact_units = static_cast<int>((exact_page + codes.shape.bytes() - 1) / codes.shape.bytes());
+  const int64_t units = std::bit_ceil(static_cast<uint64_t>(pages_bound(set))) + (kExactTail + 1) * exact_units;
+  const int parts = static_cast<int>(
+      std::min<int64_t>(cuda::kMostRounds * held + rows, rows * std::min<int64_t>(cuda::kMostParts, units)));
+  reserve(codes_.partials, int64_t{parts} * blocks * 2 * cuda::kHeadsAtOnce * (kv.head_dim + 2) * 4);
+  if (codes_.arrivals.reserve(static_cast<uint64_t>(int64_t{rows} * blocks * 4), stream_)) {
+    forget_recordings();
+    cuda::check(
+        cudaMemsetAsync(codes_.arrivals.as<unsigned>(), 0, static_cast<size_t>(int64_t{rows} * blocks * 4), stream_),
+        "clear the counts of arrivals");
+  }
+  cuda::attend_code_singles({.codes = codes,
+                             .rows = set.singles,
+                             .n_rows = set.n_single,
+                             .group = group,
+                             .of_group = cuda::ceil_div(group, cuda::kHeadsAtOnce),
+                             .head_blocks = blocks,
+                             .held = held,
+                             .exact_units = exact_units,
+                             .olds_hold = pass_.all().n_tiles == 0,
+                             .partials = codes_.partials.as<float>(),
+                             .arrivals = codes_.arrivals.as<unsigned>(),
+                             .most_parts = parts},
+                            n_blocks, stream_);
+}
+
+}  // namespace firstlight
