@@ -4,6 +4,7 @@
 #include <dlfcn.h>
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <utility>
 #include <vector>
@@ -49,6 +50,8 @@ std::string words(int code, int cuda_code) {
       {5020, "the file is not open with O_DIRECT"},
       {5022, "invalid arguments"},
       {5025, "permission denied"},
+      {5027,
+       "the library does not know the file's device: it looks it up in /run/udev, which a container must be given"},
       {5034, "GPUDirect Storage is switched off for this file by the library's configuration"},
       {5036, "GPU memory could not be pinned"},
   };
@@ -63,6 +66,7 @@ std::string words(int code, int cuda_code) {
 
 struct Cufile::Functions {
   Status (*driver_open)() = nullptr;
+  Status (*driver_close)() = nullptr;  // without it the library crashes at the process's end
   Status (*handle_register)(void** handle, FileDescription* file) = nullptr;
   void (*handle_deregister)(void* handle) = nullptr;
   Status (*buffer_register)(const void* base, size_t size, int flags) = nullptr;
@@ -87,6 +91,7 @@ struct Cufile::Functions {
     find(library, "cuFileSetStatsLevel", set_stats_level);
     find(library, "cuFileStatsStart", stats_start);
     find(library, "cuFileGetStatsL3", get_stats);
+    if (!find(library, "cuFileDriverClose_v2", driver_close)) find(library, "cuFileDriverClose", driver_close);
     if (!find(library, "cuFileDriverOpen", driver_open)) return "cuFileDriverOpen";
     if (!find(library, "cuFileHandleRegister", handle_register)) return "cuFileHandleRegister";
     if (!find(library, "cuFileHandleDeregister", handle_deregister)) return "cuFileHandleDeregister";
@@ -97,8 +102,9 @@ struct Cufile::Functions {
 };
 
 Cufile::Cufile() : f_(std::make_unique<Functions>()) {}
-// The driver is left open: closing it waits for the GPU, and the process is about to end or to load again.
-Cufile::~Cufile() = default;
+Cufile::~Cufile() {
+  if (is_open_ && f_->driver_close != nullptr) f_->driver_close();
+}
 
 std::shared_ptr<Cufile> Cufile::open(bool allow_compatibility, const char* library_name) {
   void* library = dlopen(library_name, RTLD_NOW | RTLD_LOCAL);
@@ -126,6 +132,7 @@ std::shared_ptr<Cufile> Cufile::open(bool allow_compatibility, const char* libra
   } else if (f.set_bool == nullptr) {
     cufile->why_compatibility_ = "this version of the library cannot be told to refuse compatibility mode";
   }
+  cufile->is_open_ = true;
   if (f.stats_start != nullptr) f.stats_start();
   return cufile;
 }

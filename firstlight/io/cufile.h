@@ -4,12 +4,13 @@
 #pragma once
 #include <sys/types.h>
 
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <optional>
 #include <string>
+
+#include "firstlight/device/gpus.h"
 
 namespace firstlight {
 
@@ -21,9 +22,9 @@ struct CufileReads {
   uint64_t n_nvfs = 0;   ///< straight, by the driver nvidia-fs
   uint64_t n_posix = 0;  ///< through host memory: compatibility mode
 };
-using GpuUuid = std::array<std::byte, 16>;
 
-/// The library with its driver open. Never unloaded: other libraries hold on to it. Thread-safe.
+/// The library with its driver open, counted by the library. Never unloaded: other libraries hold on to it.
+/// Thread-safe.
 class Cufile {
  public:
   using Handle = void*;
@@ -61,6 +62,7 @@ class Cufile {
   Cufile();
   std::unique_ptr<Functions> f_;
   std::string why_compatibility_;
+  bool is_open_ = false;
 };
 
 /// Finds a GPU's counters in what the library filled in, by the GPU's UUID before them; nothing if there are none or

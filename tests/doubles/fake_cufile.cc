@@ -31,7 +31,8 @@ struct FileDescription {
 };
 
 std::mutex mutex;
-bool is_open = false, compatibility_allowed = true, is_direct = false, counts = false;
+int n_open = 0;
+bool compatibility_allowed = true, is_direct = false, counts = false;
 std::map<const char*, uint64_t> buffers;  // registered: base → size
 std::map<void*, int> files;               // registered: handle → descriptor
 char handles[1024];                       // their addresses are handles
@@ -55,15 +56,22 @@ Status cuFileSetParameterBool(int parameter, bool value) {
 Status cuFileDriverOpen() {
   const std::lock_guard lock(mutex);
   if (!firstlight_fake_cufile.has_nvfs && !compatibility_allowed) return {5001, 0};
-  is_open = true;
+  ++n_open;
   is_direct = firstlight_fake_cufile.has_nvfs;
+  return {};
+}
+
+Status cuFileDriverClose_v2() {
+  const std::lock_guard lock(mutex);
+  if (n_open == 0 || !files.empty() || !buffers.empty()) return violation(), Status{5006, 0};
+  --n_open;
   return {};
 }
 
 Status cuFileHandleRegister(void** handle, FileDescription* file) {
   const std::lock_guard lock(mutex);
   const int flags = fcntl(file->file.fd, F_GETFL);
-  if (!is_open || file->type != 1 || flags < 0) return violation(), Status{5022, 0};
+  if (n_open == 0 || file->type != 1 || flags < 0) return violation(), Status{5022, 0};
   if (is_direct && (flags & O_DIRECT) == 0) return {5020, 0};
   *handle = &handles[n_handles++ % sizeof(handles)];
   files[*handle] = file->file.fd;
@@ -81,7 +89,7 @@ void cuFileHandleDeregister(void* handle) {
 
 Status cuFileBufRegister(const void* base, size_t size, int flags) {
   const std::lock_guard lock(mutex);
-  if (!is_open || flags != 0 || base == nullptr || size == 0) return violation(), Status{5022, 0};
+  if (n_open == 0 || flags != 0 || base == nullptr || size == 0) return violation(), Status{5022, 0};
   if (size > firstlight_fake_cufile.most_pinned) return {5016, 0};
   if (!buffers.emplace(static_cast<const char*>(base), size).second) return violation(), Status{5023, 0};
   firstlight_fake_cufile.n_buffers = static_cast<int>(buffers.size());
@@ -106,7 +114,7 @@ ssize_t cuFileRead(void* handle, void* base, size_t size, off_t file_offset, off
   {
     const std::lock_guard lock(mutex);
     const auto found = files.find(handle);
-    if (!is_open || found == files.end()) return violation(), -5027;
+    if (n_open == 0 || found == files.end()) return violation(), -5027;
     fd = found->second;
     const auto buffer = buffers.find(static_cast<const char*>(base));
     if (buffer == buffers.end() ? into_offset != 0 : static_cast<uint64_t>(into_offset) + size > buffer->second)
@@ -159,7 +167,8 @@ namespace {
 
 void reset() {
   const std::lock_guard lock(mutex);
-  is_open = is_direct = counts = false;
+  n_open = 0;
+  is_direct = counts = false;
   compatibility_allowed = true;
   buffers.clear();
   files.clear();
