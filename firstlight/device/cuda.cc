@@ -2,6 +2,7 @@
 // GPUs by the CUDA runtime, which is linked statically and finds the driver itself: without one every call fails.
 #include "firstlight/device/cuda.h"
 
+#include <cstring>
 #include <string>
 
 #include "firstlight/base/error.h"
@@ -84,6 +85,16 @@ Gpus ask_driver() {
 const Gpus& gpus() {
   static const Gpus found = ask_driver();
   return found;
+}
+
+GpuUuid gpu_uuid(Device device) noexcept {
+  GpuUuid uuid{};
+  cudaDeviceProp properties{};
+  if (device.kind == Device::Kind::cuda && cudaGetDeviceProperties(&properties, device.index) == cudaSuccess) {
+    static_assert(sizeof(properties.uuid.bytes) == sizeof(uuid));
+    std::memcpy(uuid.data(), properties.uuid.bytes, sizeof(uuid));
+  }
+  return uuid;
 }
 
 namespace gpu {

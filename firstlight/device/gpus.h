@@ -2,6 +2,8 @@
 // Which GPUs this process can use, and why not. Exists in every build; without CUDA the answer is "this build has
 // none".
 #pragma once
+#include <array>
+#include <cstddef>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -18,6 +20,10 @@ struct Gpus {
 
 /// Asked of the driver once a process; makes no context. Thread-safe, never throws.
 const Gpus& gpus();
+
+using GpuUuid = std::array<std::byte, 16>;
+/// By which other libraries name a GPU; zeros for the CPU, or if there is none. Makes no context.
+GpuUuid gpu_uuid(Device device) noexcept;
 
 struct DeviceChoice {
   Device device;

@@ -20,6 +20,8 @@ const Gpus& gpus() {
   return none;
 }
 
+GpuUuid gpu_uuid(Device) noexcept { return {}; }
+
 namespace gpu {
 
 std::byte* allocate(Device device, uint64_t, void*&) { refuse(device); }
