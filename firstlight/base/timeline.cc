@@ -44,6 +44,8 @@ double exec_time() {
 
 }  // namespace
 
+double thread_cpu_seconds() { return clock_seconds(CLOCK_THREAD_CPUTIME_ID); }
+
 double seconds_since_exec() {
   static const double exec = exec_time();
   return clock_seconds(CLOCK_BOOTTIME) - exec;

@@ -12,6 +12,9 @@ namespace firstlight {
 /// its 10 ms tick by the CPU time used before main() (call it once, early, from main()).
 double seconds_since_exec();
 
+/// CPU time that the calling thread has used, in seconds.
+double thread_cpu_seconds();
+
 struct Phase {
   std::string name;
   double start_s = 0;  ///< since exec

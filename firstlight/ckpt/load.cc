@@ -3,8 +3,6 @@
 // it has just read.
 #include "firstlight/ckpt/load.h"
 
-#include <time.h>
-
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
@@ -14,6 +12,7 @@
 #include "firstlight/base/error.h"
 #include "firstlight/base/hash.h"
 #include "firstlight/base/str.h"
+#include "firstlight/base/timeline.h"
 #include "firstlight/ckpt/load_files.h"
 #include "firstlight/ckpt/load_gates.h"
 #include "firstlight/ckpt/load_jobs.h"
@@ -23,12 +22,6 @@
 namespace firstlight {
 
 namespace {
-
-double thread_cpu_seconds() {
-  timespec t{};
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
-  return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
-}
 
 struct RankState {
   RankFiles files;
@@ -151,7 +144,7 @@ void RankLoad::plan_jobs() {
     files.push_back(&rank->files);
     total_bytes_ += rank->files.manifest->total_bytes();
   }
-  const bool staged = lanes_[0].staged != nullptr;
+  const bool staged = lanes_[0].on_device != nullptr;
   jobs_ = plan_load_jobs(files, staged ? kStagedRequestBytes : kRequestBytes, options_.verify == Verify::full);
   for (const LoadJob& job : jobs_) ranks_[job.rank]->jobs_left.fetch_add(1, std::memory_order_relaxed);
   jobs_left_.store(jobs_.size(), std::memory_order_relaxed);
@@ -162,7 +155,7 @@ void RankLoad::plan_jobs() {
 void RankLoad::submit(bool staged) {
   const ReadCallback callback = [this](const ReadCompletion& done) { on_done(done); };
   for (LoadLane& lane : lanes_) {
-    if ((lane.staged != nullptr) != staged) continue;
+    if ((lane.on_device != nullptr) != staged) continue;
     std::vector<ReadRequest> requests, to_host;
     for (size_t i = 0; i < jobs_.size(); ++i) {
       LoadJob& job = jobs_[i];
@@ -172,7 +165,7 @@ void RankLoad::submit(bool staged) {
       (staged && !to_ring ? to_host : requests)
           .push_back({i, rank.files.parts[job.part], job.file_begin(), job.size(), to_ring ? nullptr : address(job)});
     }
-    if (staged) lane.staged->hold();
+    if (staged) lane.on_device->hold();
     lane.reader->submit(requests, callback);
     if (!to_host.empty()) lane.host_reader().submit(to_host, callback);
   }
@@ -183,14 +176,14 @@ void RankLoad::submit(bool staged) {
 void RankLoad::allocate() {
   std::optional<uint64_t> reserve;
   for (LoadLane& lane : lanes_) {
-    if (lane.staged != nullptr) lane.staged->wait_until_ready();
+    if (lane.on_device != nullptr) lane.on_device->wait_until_ready();
     lane.ready_s = std::max(begin_s_, lane.started_s ? *lane.started_s : 0);
     if (!reserve) reserve = options_.reserve ? options_.reserve() : options_.reserve_bytes;
     const Timeline::Scope phase(options_.timeline, lanes_.size() > 1 ? str("arena ", to_string(lane.device)) : "arena");
     uint64_t needed = 0;
     for (const size_t rank : lane.ranks) {
       needed += ranks_[rank]->files.layout.bytes;
-      if (lane.staged != nullptr) needed += tail_staging_bytes(*ranks_[rank]->files.manifest);
+      if (lane.on_device != nullptr) needed += tail_staging_bytes(*ranks_[rank]->files.manifest);
     }
     require_fits(needed, *reserve / ranks_.size() * lane.ranks.size(), free_memory(lane.device), lane.device);
     allocate(lane);
@@ -211,7 +204,11 @@ void RankLoad::allocate(LoadLane& lane) {
     if (job.kind != LoadJob::Kind::tail || ranks_[job.rank]->lane != &lane) continue;
     job.staging = Buffer(lane.device, job.size());
   }
-  if (lane.staged != nullptr) lane.staged->release([this](uint64_t job) { return address(jobs_[job]); });
+  if (lane.on_device == nullptr) return;
+  std::vector<std::span<std::byte>> arenas;
+  for (const size_t r : lane.ranks) arenas.push_back({weights_[r].arena.data(), weights_[r].arena.size()});
+  lane.on_device->use_memory(arenas);
+  lane.on_device->release([this](uint64_t job) { return address(jobs_[job]); });
 }
 
 std::byte* RankLoad::address(const LoadJob& job) {
@@ -230,9 +227,9 @@ void RankLoad::on_done(const ReadCompletion& done) {
       what += job.kind == LoadJob::Kind::padding
                   ? " (the header's padding)"
                   : str(" (", tensors_in(files.layout, job.part, job.begin, job.end), ")");
-      const StagedReader* staged = ranks_[job.rank]->lane->staged;
-      if (done.result == -EREMOTEIO && staged != nullptr && staged->failure()) {
-        std::rethrow_exception(staged->failure());
+      const DeviceReader* on_device = ranks_[job.rank]->lane->on_device;
+      if (done.result == -EREMOTEIO && on_device != nullptr && on_device->failure()) {
+        std::rethrow_exception(on_device->failure());
       }
       std::rethrow_exception(read_failure(done.result, what, file.size(), options_.deadline_s));
     }

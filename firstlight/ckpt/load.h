@@ -12,7 +12,7 @@
 #include "firstlight/ckpt/source.h"
 #include "firstlight/ckpt/weights.h"
 #include "firstlight/device/device.h"
-#include "firstlight/io/reader.h"
+#include "firstlight/io/device_reader.h"
 #include "firstlight/io/staging.h"
 
 namespace firstlight {
@@ -63,6 +63,10 @@ struct LoadOptions {
   /// where bytes are read to their places and hashed by the thread that read them.
   std::function<std::unique_ptr<Staging>(Device)> make_staging;
   std::function<std::unique_ptr<LeafHasher>(Device)> make_hasher;
+  /// In place of the ring, for what ends on a device; `host` is make_reader's, `start` makes the device stand (0.2 s,
+  /// on a thread of the reader).
+  std::function<std::unique_ptr<DeviceReader>(Device, std::unique_ptr<Reader> host, std::function<void()> start)>
+      make_device_reader;
 };
 
 /// A load in flight. weights() may be used at once, behind their gates.

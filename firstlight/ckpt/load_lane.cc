@@ -9,6 +9,7 @@
 #include "firstlight/base/thread_pool.h"
 #include "firstlight/device/gpus.h"
 #include "firstlight/io/pread_reader.h"
+#include "firstlight/io/staged_reader.h"
 
 namespace firstlight {
 
@@ -35,17 +36,23 @@ void fill(LoadLane& lane, const LoadOptions& options, int n_threads, StagingSize
   if (!is_staged) return;
   // Hooks outlive this call in the lane's threads, and the options in the load outlive the lanes.
   lane.started_s = std::make_shared<double>(0);
-  auto staged = std::make_unique<StagedReader>(
-      std::move(lane.reader),
-      [&options, device, size] {
-        return options.make_staging ? options.make_staging(device) : make_staging(device, size);
-      },
-      [&options, device, started_s = lane.started_s] {
-        start(device, options.timeline);
-        *started_s = seconds_since_exec();
-      });
-  lane.staged = staged.get();
-  lane.reader = std::move(staged);
+  const auto start_it = [&options, device, started_s = lane.started_s] {
+    start(device, options.timeline);
+    *started_s = seconds_since_exec();
+  };
+  std::unique_ptr<DeviceReader> made;
+  if (options.make_device_reader) {
+    made = options.make_device_reader(device, std::move(lane.reader), start_it);
+  } else {
+    made = std::make_unique<StagedReader>(
+        std::move(lane.reader),
+        [&options, device, size] {
+          return options.make_staging ? options.make_staging(device) : make_staging(device, size);
+        },
+        start_it);
+  }
+  lane.on_device = made.get();
+  lane.reader = std::move(made);
   if (options.verify == Verify::off) return;
   lane.checks = std::make_unique<LeafChecks>(
       [&options, device] { return options.make_hasher ? options.make_hasher(device) : make_leaf_hasher(device); },

@@ -7,7 +7,7 @@
 
 #include "firstlight/ckpt/leaf_checks.h"
 #include "firstlight/ckpt/load.h"
-#include "firstlight/io/staged_reader.h"
+#include "firstlight/io/device_reader.h"
 
 namespace firstlight {
 
@@ -17,12 +17,12 @@ struct LoadLane {
   std::vector<size_t> ranks;           ///< whose bytes go there
   std::unique_ptr<LeafChecks> checks;  ///< only where leaves are hashed by a device
   std::unique_ptr<Reader> reader;      ///< destroyed before `checks`, which its callbacks use
-  StagedReader* staged = nullptr;      ///< `reader`, if its requests end on a device
-  std::shared_ptr<double> started_s;   ///< since exec: when the device stood; to be read when `staged` is ready
+  DeviceReader* on_device = nullptr;   ///< `reader`, if its requests end on a device
+  std::shared_ptr<double> started_s;   ///< since exec: when the device stood; to be read when `on_device` is ready
   double ready_s = 0;                  ///< the same, but not before the load began
 
   /// For bytes that end in host memory.
-  Reader& host_reader() { return staged != nullptr ? staged->host_reader() : *reader; }
+  Reader& host_reader() { return on_device != nullptr ? on_device->host_reader() : *reader; }
 };
 
 /// The device of rank `rank`: of `options.devices`, else `options.device`.

@@ -16,6 +16,7 @@
 #include "firstlight/cli/early_load.h"
 #include "firstlight/cli/tp_choice.h"
 #include "firstlight/device/gpus.h"
+#include "firstlight/io/cufile_reader.h"
 #include "firstlight/io/reader_choice.h"
 #include "firstlight/io/ring.h"
 
@@ -53,8 +54,10 @@ void SessionOptions::add_to(CLI::App& command) {
   command.add_option("--threads", threads, "CPU threads over all ranks (default: usable cores)")
       ->check(whole_number(1, 4096));
   command
-      .add_option("--reader", reader, "How weights are read: auto (measured), pread or io_uring (past the page cache)")
-      ->check(one_of({"auto", "pread", "io_uring"}))
+      .add_option("--reader", reader,
+                  "How weights are read: auto (measured), pread, io_uring (past the page cache), or on a GPU cufile "
+                  "(GPUDirect Storage; in compatibility mode where there is nothing else)")
+      ->check(one_of({"auto", "pread", "io_uring", "cufile"}))
       ->capture_default_str();
   command
       .add_option(
@@ -138,6 +141,7 @@ ReaderChoice choose_reader(Context& context, const SessionOptions& options, cons
       throw Error(ErrorKind::unsupported, str("--reader io_uring: ", why_no_io_uring(), "; auto and pread do without"));
     return {ReaderKind::io_uring, "--reader io_uring"};
   }
+  if (options.reader == "cufile") return {ReaderKind::pread, "headers and small files"};
   const Timeline::Scope scope(&context.timeline, "choice of reader");
   std::vector<std::shared_ptr<const File>> files;
   if (const ManifestTp* stored = manifest.find_tp(tp)) {
@@ -151,10 +155,23 @@ ReaderChoice choose_reader(Context& context, const SessionOptions& options, cons
   return chooser.choose(files);
 }
 
+/// Compatibility mode is allowed: whoever names this reader wants to see it run.
+std::unique_ptr<DeviceReader> make_cufile_device_reader(Device device, std::unique_ptr<Reader> host,
+                                                        const std::function<void()>& start) {
+  CufileOptions cufile;
+  cufile.open = [start] {
+    start();
+    return Cufile::open(/*allow_compatibility=*/true);
+  };
+  cufile.enter_thread = [device] { start_device(device); };
+  cufile.gpu = gpu_uuid(device);
+  return std::make_unique<CufileReader>(std::move(cufile), std::move(host));
+}
+
 }  // namespace
 
 Session::Session(Context& context, const SessionOptions& options, bool with_text, bool with_runner)
-    : context_(&context) {
+    : context_(&context), watch_(std::make_shared<LoadWatch>(options.model, options.deadline_s)) {
   const int gpus_ahead = show_used_gpus(options);
   const auto prepare = [&] { return prepare_device(context, options.device); };
   std::future<DeviceChoice> device =
@@ -195,8 +212,8 @@ Session::Session(Context& context, const SessionOptions& options, bool with_text
     weights_dtype = options.dtype == "f32" || all_f32 ? DType::f32 : DType::bf16;
   }
   require_tp(config, tp_);
-  if (source_ && options.reader == "io_uring")
-    throw Error(ErrorKind::bad_input, "--reader io_uring: the traditional path reads by pread alone");
+  if (source_ && (options.reader == "io_uring" || options.reader == "cufile"))
+    throw Error(ErrorKind::bad_input, str("--reader ", options.reader, ": the traditional path reads by pread alone"));
   opening->end();
   files.optional = options.text_optional;
   if (with_text) start_text(std::move(files));
@@ -207,6 +224,9 @@ Session::Session(Context& context, const SessionOptions& options, bool with_text
   if (!source_ && !load.devices.empty()) early.emplace(options.model, load);
   const DeviceChoice choice = device.get();
   device_ = choice.device;
+  if (options.reader == "cufile" && device_.kind == Device::Kind::cpu)
+    throw Error(ErrorKind::bad_input, str("--reader cufile reads into a GPU's memory, the device is the CPU",
+                                          choice.why.empty() ? "" : str(" (", choice.why, ")")));
   if (!choice.why.empty()) say(context, str("device: ", to_string(device_), " (", choice.why, ")"));
   if (!source_) {
     const int n_gpus = n_usable_gpus(options, device_);
@@ -257,12 +277,15 @@ LoadOptions Session::load_options(const SessionOptions& options, ReaderChoice re
   if (options.dtype == "bf16") load.dtype = DType::bf16;
   if (manifest_ && source_ && load.verify != Verify::off) load.checked_before = "full, before the load";
   load.make_reader = [reader = std::move(reader)](int n) { return make_reader(reader, n); };
+  if (options.reader == "cufile") load.make_device_reader = make_cufile_device_reader;
   load.stop = context_->stop;
   load.timeline = &context_->timeline;
   auto bar = std::make_shared<ProgressBar>(*context_);
-  load.progress = [bar](uint64_t done, uint64_t total) {
+  load.progress = [bar, watch = watch_](uint64_t done, uint64_t total) {
     bar->update("loading", done, total);
-    if (done == total) bar->clear();
+    if (done != total) return;
+    bar->clear();
+    watch->end();
   };
   return load;
 }

@@ -9,6 +9,7 @@
 
 #include "firstlight/ckpt/load.h"
 #include "firstlight/cli/context.h"
+#include "firstlight/cli/load_watch.h"
 #include "firstlight/cli/model_text.h"
 #include "firstlight/io/reader_choice.h"
 #include "firstlight/model/runner.h"
@@ -87,6 +88,7 @@ class Session {
   void start_small_files(const fs::path& out, int tp, bool with_text);
 
   Context* context_;
+  std::shared_ptr<LoadWatch> watch_;  // outlives what may wait for a stuck read
   std::optional<Manifest> manifest_;
   std::unique_ptr<Source> source_;
   std::unique_ptr<Load> load_;

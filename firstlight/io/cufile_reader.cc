@@ -160,17 +160,61 @@ class CufileReader::Read final : public RawRead {
   std::map<FileKey, RegisteredFile> files_;
 };
 
-CufileReader::CufileReader(CufileOptions options)
+CufileReader::CufileReader(CufileOptions options, std::unique_ptr<Reader> host)
     : read_(std::make_shared<Read>(options)),
-      queue_(std::make_unique<PreadReader>(options.n_threads, read_, "cufile", "")) {}
+      queue_(std::make_unique<PreadReader>(options.n_threads, read_, "cufile", "")),
+      host_(std::move(host)) {}
 
-CufileReader::~CufileReader() { queue_.reset(); }  // before what its threads use
+CufileReader::~CufileReader() {
+  cancel();
+  host_.reset();
+  queue_.reset();  // before what its threads use
+}
 
 void CufileReader::submit(std::span<const ReadRequest> requests, const ReadCallback& done) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (holding_) {
+      held_.push_back({{requests.begin(), requests.end()}, done});
+      return;
+    }
+  }
   queue_->submit(requests, done);
 }
-void CufileReader::set_deadline(Clock::time_point deadline) { queue_->set_deadline(deadline); }
-void CufileReader::cancel() { queue_->cancel(); }
+
+void CufileReader::hold() {
+  const std::lock_guard lock(mutex_);
+  holding_ = true;
+}
+
+std::vector<CufileReader::Held> CufileReader::take_held() {
+  const std::lock_guard lock(mutex_);
+  holding_ = false;
+  return std::exchange(held_, {});
+}
+
+void CufileReader::release(Address address) {
+  for (Held& held : take_held()) {
+    for (ReadRequest& request : held.requests) {
+      if (request.into == nullptr) request.into = address(request.id);
+    }
+    queue_->submit(held.requests, held.done);
+  }
+}
+
+void CufileReader::set_deadline(Clock::time_point deadline) {
+  queue_->set_deadline(deadline);
+  if (host_) host_->set_deadline(deadline);
+}
+
+void CufileReader::cancel() {
+  queue_->cancel();
+  if (host_) host_->cancel();
+  for (const Held& held : take_held()) {
+    for (const ReadRequest& request : held.requests) held.done({request.id, -ECANCELED});
+  }
+}
+
 void CufileReader::wait() { queue_->wait(); }
 void CufileReader::use_memory(std::span<const std::span<std::byte>> slots) { read_->use_memory(slots); }
 std::string_view CufileReader::name() const { return queue_->name(); }

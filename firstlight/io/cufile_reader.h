@@ -3,28 +3,31 @@
 #pragma once
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <string>
+#include <vector>
 
 #include "firstlight/io/cufile.h"
-#include "firstlight/io/reader.h"
+#include "firstlight/io/device_reader.h"
 
 namespace firstlight {
 
 struct CufileOptions {
   /// A request is one call on one thread, as every fast user of the library does it (batches and streams serialise).
   int n_threads = 8;
-  /// Opens the library (Cufile::open), called at once on a thread of the reader; requests wait for it.
+  /// Makes the device stand and opens the library (Cufile::open); called at once on a thread of the reader, and
+  /// requests wait for it.
   std::function<std::shared_ptr<Cufile>()> open;
   /// Called once by each thread before its first read: makes the device the thread's.
   std::function<void()> enter_thread;
   GpuUuid gpu{};  ///< whose counters why() gives
 };
 
-/// `into` is an address in device memory. Everything as PreadReader has it: the queue, deadline, cancel, short reads.
-/// −EREMOTEIO: the library failed, failure() says how.
-class CufileReader final : public Reader {
+/// As DeviceReader says, and everything as PreadReader has it: the queue, deadline, cancel, short reads.
+class CufileReader final : public DeviceReader {
  public:
-  explicit CufileReader(CufileOptions options);
+  /// `host`: for requests that end in host memory.
+  explicit CufileReader(CufileOptions options, std::unique_ptr<Reader> host = nullptr);
   ~CufileReader() override;
   CufileReader(const CufileReader&) = delete;
   CufileReader& operator=(const CufileReader&) = delete;
@@ -39,15 +42,25 @@ class CufileReader final : public Reader {
   std::string_view name() const override;
   std::string why() const override;
 
-  /// Blocks until the library is open; throws why it is not.
-  void wait_until_ready();
-  /// What failed first inside the library, or null.
-  std::exception_ptr failure() const;
+  void hold() override;
+  void release(Address address) override;
+  Reader& host_reader() override { return *host_; }
+  void wait_until_ready() override;  ///< until the library is open, too
+  std::exception_ptr failure() const override;
 
  private:
   class Read;
+  struct Held {
+    std::vector<ReadRequest> requests;
+    ReadCallback done;
+  };
+  std::vector<Held> take_held();
+
   std::shared_ptr<Read> read_;
-  std::unique_ptr<Reader> queue_;
+  std::unique_ptr<Reader> queue_, host_;
+  std::mutex mutex_;
+  bool holding_ = false;
+  std::vector<Held> held_;
 };
 
 }  // namespace firstlight

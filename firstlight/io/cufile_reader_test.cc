@@ -191,6 +191,25 @@ TEST_F(CufileReaderTest, AReadThatNeverEndsMeetsTheDeadline) {
   fake_->stall = false;  // the destructor waits for them
 }
 
+TEST_F(CufileReaderTest, HeldRequestsGoWhereTheyAreToldLaterOrAreCancelled) {
+  const auto reader = make_reader();
+  std::vector<int64_t> results(4);
+  const ReadCallback done = [&](const ReadCompletion& completion) { results[completion.id] = completion.result; };
+  std::vector<ReadRequest> requests;
+  for (uint64_t i = 0; i < 4; ++i) requests.push_back({i, file_, i << 20, 1u << 20, nullptr});
+  reader->hold();
+  reader->submit(requests, done);
+  EXPECT_EQ(fake_->n_reads, 0);
+  reader->release([&](uint64_t id) { return memory_.data() + (id << 20); });
+  reader->wait();
+  EXPECT_EQ(results, std::vector<int64_t>(4, 1 << 20));
+  for (uint64_t i = 0; i < 4u << 20; ++i) ASSERT_EQ(memory_[i], byte_at(i)) << "byte " << i;
+  reader->hold();
+  reader->submit(requests, done);
+  reader->cancel();
+  EXPECT_EQ(results, std::vector<int64_t>(4, -ECANCELED));
+}
+
 TEST_F(CufileReaderTest, WithoutTheLibraryEveryRequestFailsWithTheLoadersWords) {
   CufileOptions options;
   options.open = [] { return Cufile::open(true, "libcufile-that-is-not-there.so.0"); };
