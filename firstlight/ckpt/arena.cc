@@ -163,11 +163,19 @@ void check_tensor_list(const ModelConfig& config, const Manifest& manifest) {
   }
 }
 
-RankWeights make_rank_weights(const ModelConfig& config, const ArenaLayout& layout, Device device, int tp, int rank) {
+uint64_t most_arena_bytes(const ManifestRank& parts, size_t n_tensors) {
+  uint64_t bytes = kSlotAlignment * n_tensors;
+  for (const ManifestPart& part : parts.parts) bytes += part.data_bytes;
+  return bytes;
+}
+
+RankWeights make_rank_weights(const ModelConfig& config, const ArenaLayout& layout, Buffer arena, int tp, int rank) {
+  if (arena.size() < layout.bytes)
+    throw Error(ErrorKind::bug, str("an arena of ", arena.size(), " bytes is too small"));
   RankWeights weights;
   weights.rank = rank;
   weights.tp = tp;
-  weights.arena = Buffer(device, layout.bytes);
+  weights.arena = std::move(arena);
   weights.ready = std::make_unique<Gates>(n_gates(config));
   weights.vocab_rows = vocab_rows_per_rank(config, tp);
   weights.vocab_begin = weights.vocab_rows * rank;

@@ -46,8 +46,11 @@ ArenaLayout lay_out_arena(const ModelConfig& config, std::span<const DType> dtyp
 /// Throws Error{bad_input} unless the manifest's tensors are those of the architecture, cut as it demands.
 void check_tensor_list(const ModelConfig& config, const Manifest& manifest);
 
-/// An arena of that layout, nothing in it yet, all gates closed.
-RankWeights make_rank_weights(const ModelConfig& config, const ArenaLayout& layout, Device device, int tp, int rank);
+/// What the layout of a rank's parts will take at most, told before their headers have been read.
+uint64_t most_arena_bytes(const ManifestRank& parts, size_t n_tensors);
+
+/// An arena of that layout, nothing in it yet, all gates closed. `arena` has at least the layout's bytes.
+RankWeights make_rank_weights(const ModelConfig& config, const ArenaLayout& layout, Buffer arena, int tp, int rank);
 
 /// Throws Error{out_of_memory}, saying what is needed, what is there and what would fit, if `weights` + `reserve` bytes
 /// are more than `available`.

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <future>
 #include <mutex>
 #include <utility>
 
@@ -42,16 +43,16 @@ class RankLoad final : public Load {
   LoadReport wait() override;
 
  private:
-  void open(const fs::path& out);
+  void open_manifest(const fs::path& out);
+  void begin_arenas(const fs::path& out);
+  void open_headers(const fs::path& out);
   void plan_jobs();
   void submit(bool staged);
-  void allocate();
-  void allocate(LoadLane& lane);
+  void place(LoadLane& lane, std::vector<Buffer> arenas);
   void on_done(const ReadCompletion& done);
   void on_hashed(size_t job, std::span<const uint64_t> hashes, const std::exception_ptr& failure);
   std::byte* address(const LoadJob& job);
   std::vector<LeafBytes> bytes_to_hash(const LoadJob& job);
-  std::string verified() const;
   void hash_here(LoadJob& job);
   void take(LoadJob& job, std::span<const uint64_t> hashes);
   void check_leaves(const LoadJob& job, std::span<const uint64_t> hashes);
@@ -78,6 +79,8 @@ class RankLoad final : public Load {
   bool finished_ = false;            // all is there and right
   std::atomic<bool> failed_{false};  // failure_ is set: to be asked without the mutex
 
+  std::vector<std::future<std::vector<Buffer>>> arenas_;  // of each lane's ranks
+
   std::vector<LoadLane> lanes_;  // after everything that a running request may touch; readers wait for the kernel
   std::unique_ptr<std::stop_callback<std::function<void()>>> on_stop_;
 };
@@ -96,15 +99,18 @@ RankLoad::RankLoad(const fs::path& out, const LoadOptions& options) : options_(o
   on_stop_ = std::make_unique<std::stop_callback<std::function<void()>>>(
       options.stop, [this] { fail(std::make_exception_ptr(Interrupted())); });
   try {
-    open(out);
+    open_manifest(out);
+    begin_arenas(out);
+    open_headers(out);
     plan_jobs();
     submit(true);  // fills the rings while devices are being started
-    allocate();
+    for (size_t i = 0; i < lanes_.size(); ++i) place(lanes_[i], arenas_[i].get());
     submit(false);
   } catch (...) {
     on_stop_.reset();
     fail(std::current_exception());
-    lanes_.clear();  // before the memory that readers may still write to
+    arenas_.clear();  // waits
+    lanes_.clear();   // before the memory that readers may still write to
     throw;
   }
 }
@@ -115,8 +121,8 @@ RankLoad::~RankLoad() {
   lanes_.clear();
 }
 
-void RankLoad::open(const fs::path& out) {
-  Timeline::Scope manifest_phase(options_.timeline, "manifest");
+void RankLoad::open_manifest(const fs::path& out) {
+  const Timeline::Scope phase(options_.timeline, "manifest");
   manifest_ = read_manifest(out);
   config_ = parse_hf_config(read_listed(out, manifest_, "config.json"));
   if (manifest_.architecture != to_string(config_.architecture)) {
@@ -124,8 +130,22 @@ void RankLoad::open(const fs::path& out) {
                 str("'", (out / "config.json").native(), "' is of a ", to_string(config_.architecture),
                     " model, the manifest says ", manifest_.architecture));
   }
-  manifest_phase.end();
-  Timeline::Scope headers_phase(options_.timeline, "headers");
+}
+
+/// On devices beside the reading of headers: 16 GB take 3 ms. LoadOptions::reserve is asked by the first that needs it.
+void RankLoad::begin_arenas(const fs::path& out) {
+  const ManifestTp& tp = stored_tp(manifest_, config_, out, options_.tp);
+  const std::shared_future<uint64_t> reserve = std::async(
+      std::launch::deferred, [this] { return options_.reserve ? options_.reserve() : options_.reserve_bytes; });
+  for (LoadLane& lane : lanes_) {
+    arenas_.push_back(std::async(
+        lane.on_device != nullptr ? std::launch::async : std::launch::deferred,
+        [this, &lane, &tp, reserve] { return make_arenas(lane, options_, manifest_, tp, reserve, begin_s_); }));
+  }
+}
+
+void RankLoad::open_headers(const fs::path& out) {
+  const Timeline::Scope phase(options_.timeline, "headers");
   for (RankFiles& files : open_ranks(out, manifest_, config_, options_, lanes_[0].host_reader(), small_reads_)) {
     RankState& rank = *ranks_.emplace_back(std::make_unique<RankState>());
     rank.files = std::move(files);
@@ -173,28 +193,13 @@ void RankLoad::submit(bool staged) {
   for (LoadLane& lane : lanes_) lane.reader->cancel();
 }
 
-void RankLoad::allocate() {
-  std::optional<uint64_t> reserve;
-  for (LoadLane& lane : lanes_) {
-    if (lane.on_device != nullptr) lane.on_device->wait_until_ready();
-    lane.ready_s = std::max(begin_s_, lane.started_s ? *lane.started_s : 0);
-    if (!reserve) reserve = options_.reserve ? options_.reserve() : options_.reserve_bytes;
-    const Timeline::Scope phase(options_.timeline, lanes_.size() > 1 ? str("arena ", to_string(lane.device)) : "arena");
-    uint64_t needed = 0;
-    for (const size_t rank : lane.ranks) {
-      needed += ranks_[rank]->files.layout.bytes;
-      if (lane.on_device != nullptr) needed += tail_staging_bytes(*ranks_[rank]->files.manifest);
-    }
-    require_fits(needed, *reserve / ranks_.size() * lane.ranks.size(), free_memory(lane.device), lane.device);
-    allocate(lane);
-  }
-}
-
 /// From here on a failure, from whatever thread, goes to the gates of the lane's ranks.
-void RankLoad::allocate(LoadLane& lane) {
-  for (const size_t r : lane.ranks) {
+void RankLoad::place(LoadLane& lane, std::vector<Buffer> arenas) {
+  for (size_t i = 0; i < arenas.size(); ++i) {
+    const size_t r = lane.ranks[i];
     RankState& rank = *ranks_[r];
-    RankWeights made = make_rank_weights(config_, rank.files.layout, lane.device, options_.tp, static_cast<int>(r));
+    RankWeights made =
+        make_rank_weights(config_, rank.files.layout, std::move(arenas[i]), options_.tp, static_cast<int>(r));
     made.ready = std::move(rank.ready);
     const std::lock_guard lock(failure_mutex_);
     if (failure_) std::rethrow_exception(failure_);
@@ -205,9 +210,9 @@ void RankLoad::allocate(LoadLane& lane) {
     job.staging = Buffer(lane.device, job.size());
   }
   if (lane.on_device == nullptr) return;
-  std::vector<std::span<std::byte>> arenas;
-  for (const size_t r : lane.ranks) arenas.push_back({weights_[r].arena.data(), weights_[r].arena.size()});
-  lane.on_device->use_memory(arenas);
+  std::vector<std::span<std::byte>> memory;
+  for (const size_t r : lane.ranks) memory.push_back({weights_[r].arena.data(), weights_[r].arena.size()});
+  lane.on_device->use_memory(memory);
   lane.on_device->release([this](uint64_t job) { return address(jobs_[job]); });
 }
 
@@ -352,17 +357,6 @@ void RankLoad::rethrow_failure() {
   if (failure_) std::rethrow_exception(failure_);
 }
 
-std::string RankLoad::verified() const {
-  if (options_.verify == Verify::full) return "full";
-  if (options_.verify == Verify::off) return "off";
-  uint64_t checked = 0, all = 0;
-  for (const auto& rank : ranks_) {
-    checked += rank->leaves_checked;
-    for (const ManifestPart& part : rank->files.manifest->parts) all += leaves_of(part);
-  }
-  return str("sample: every ", kSampledLeaf, "th leaf, ", checked, " of ", all);
-}
-
 LoadReport RankLoad::wait() {
   for (LoadLane& lane : lanes_) {
     lane.reader->wait();
@@ -375,14 +369,17 @@ LoadReport RankLoad::wait() {
   report.seconds = end_s_ - lanes_[0].ready_s;
   report.reader = lanes_[0].reader->name();
   report.why = lanes_[0].reader->why();
-  report.verify = verified();
   report.verify_cpu_seconds = 1e-9 * static_cast<double>(hash_ns_.load());
   for (const LoadLane& lane : lanes_) report.verify_device_seconds += lane.checks ? lane.checks->seconds() : 0;
+  uint64_t checked = 0, all = 0;
   for (size_t r = 0; r < ranks_.size(); ++r) {
     const RankState& rank = *ranks_[r];
+    checked += rank.leaves_checked;
+    for (const ManifestPart& part : rank.files.manifest->parts) all += leaves_of(part);
     report.ranks.push_back({static_cast<int>(r), rank.lane->device, rank.files.manifest->total_bytes(),
                             rank.end_s - rank.lane->ready_s, rank.leaves_checked.load()});
   }
+  report.verify = describe(options_.verify, checked, all);
   return report;
 }
 

@@ -71,6 +71,11 @@ std::vector<uint64_t> leaves_to_check(const LoadJob& job, Verify verify) {
   return leaves;
 }
 
+std::string describe(Verify verify, uint64_t n_checked, uint64_t n_leaves) {
+  if (verify == Verify::sample) return str("sample: every ", kSampledLeaf, "th leaf, ", n_checked, " of ", n_leaves);
+  return verify == Verify::full ? "full" : "off";
+}
+
 void place_tail(const LoadJob& job, const RankFiles& files, const Buffer& arena) {
   const ManifestPart& part = files.manifest->parts[job.part];
   const Device from = job.staging.device(), to = arena.device();

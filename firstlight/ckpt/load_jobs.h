@@ -2,6 +2,7 @@
 // What a load reads, cut into requests, in the order in which they are wanted.
 #pragma once
 #include <span>
+#include <string>
 #include <vector>
 
 #include "firstlight/ckpt/load_files.h"
@@ -28,6 +29,9 @@ std::vector<LoadJob> plan_load_jobs(std::span<const RankFiles* const> ranks, uin
 
 /// Which leaves of a body or tail are to be checked, counted from the beginning of the part.
 std::vector<uint64_t> leaves_to_check(const LoadJob& job, Verify verify);
+
+/// "full", "sample: every 16th leaf, 1004 of 16062", "off".
+std::string describe(Verify verify, uint64_t n_checked, uint64_t n_leaves);
 
 /// What stands before the tail goes on with its region, the tail's tensors to their slots.
 void place_tail(const LoadJob& job, const RankFiles& files, const Buffer& arena);

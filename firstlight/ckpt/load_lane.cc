@@ -7,6 +7,8 @@
 #include "firstlight/base/error.h"
 #include "firstlight/base/str.h"
 #include "firstlight/base/thread_pool.h"
+#include "firstlight/ckpt/arena.h"
+#include "firstlight/ckpt/load_jobs.h"
 #include "firstlight/device/gpus.h"
 #include "firstlight/io/pread_reader.h"
 #include "firstlight/io/staged_reader.h"
@@ -85,6 +87,26 @@ std::vector<LoadLane> make_lanes(const LoadOptions& options, const LeafChecks::D
   const int n = std::max(1, n_threads / n_lanes);
   for (LoadLane& lane : lanes) fill(lane, options, n, staging_size(n_lanes), checked);
   return lanes;
+}
+
+std::vector<Buffer> make_arenas(LoadLane& lane, const LoadOptions& options, const Manifest& manifest,
+                                const ManifestTp& tp, const std::shared_future<uint64_t>& reserve, double begin_s) {
+  if (lane.on_device != nullptr) lane.on_device->wait_until_ready();
+  lane.ready_s = std::max(begin_s, lane.started_s ? *lane.started_s : 0);
+  const uint64_t reserved = reserve.get() / tp.ranks.size() * lane.ranks.size();
+  const Timeline::Scope phase(options.timeline,
+                              options.devices.size() > 1 ? str("arena ", to_string(lane.device)) : "arena");
+  uint64_t needed = 0;
+  for (const size_t rank : lane.ranks) {
+    needed += most_arena_bytes(tp.ranks[rank], manifest.tensors.size());
+    if (lane.on_device != nullptr) needed += tail_staging_bytes(tp.ranks[rank]);
+  }
+  require_fits(needed, reserved, free_memory(lane.device), lane.device);
+  std::vector<Buffer> arenas;
+  for (const size_t rank : lane.ranks) {
+    arenas.emplace_back(lane.device, most_arena_bytes(tp.ranks[rank], manifest.tensors.size()));
+  }
+  return arenas;
 }
 
 }  // namespace firstlight

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // What each device of a load has for itself, so that all of them are filled at once.
 #pragma once
+#include <future>
 #include <memory>
 #include <span>
 #include <vector>
 
 #include "firstlight/ckpt/leaf_checks.h"
 #include "firstlight/ckpt/load.h"
+#include "firstlight/ckpt/manifest.h"
 #include "firstlight/io/device_reader.h"
 
 namespace firstlight {
@@ -32,5 +34,11 @@ Device device_of(const LoadOptions& options, size_t rank);
 /// its context and the ring are begun on a thread of the lane. `checked` is called as LeafChecks says, from each lane's
 /// own thread. Throws Error{bug} if `options.devices` are neither none nor one a rank.
 std::vector<LoadLane> make_lanes(const LoadOptions& options, const LeafChecks::Done& checked);
+
+/// Memory for the arenas of the lane's ranks, as soon as its device stands; sets lane.ready_s, which is not before
+/// `begin_s`. `reserve` is LoadOptions::reserve over all ranks. Throws Error{out_of_memory}, and why there is no
+/// device.
+std::vector<Buffer> make_arenas(LoadLane& lane, const LoadOptions& options, const Manifest& manifest,
+                                const ManifestTp& tp, const std::shared_future<uint64_t>& reserve, double begin_s);
 
 }  // namespace firstlight

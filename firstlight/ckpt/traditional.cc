@@ -76,8 +76,9 @@ TraditionalLoad::TraditionalLoad(const Source& source, const LoadOptions& option
     const Timeline::Scope phase(options.timeline, "arena");
     require_fits_everywhere(layouts, options);
     for (size_t rank = 0; rank < layouts.size(); ++rank) {
-      weights_.push_back(
-          make_rank_weights(config_, layouts[rank], device_of(options, rank), options.tp, static_cast<int>(rank)));
+      weights_.push_back(make_rank_weights(config_, layouts[rank],
+                                           Buffer(device_of(options, rank), layouts[rank].bytes), options.tp,
+                                           static_cast<int>(rank)));
     }
   }
   for (RankWeights& weights : weights_) fill(source, options, weights);
