@@ -1,9 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <gtest/gtest.h>
+#include <pthread.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <cstdio>
+#include <fstream>
 #include <numeric>
 #include <vector>
 
@@ -11,6 +16,7 @@
 #include "firstlight/base/half.h"
 #include "firstlight/base/hash.h"
 #include "firstlight/base/hash_kernels.h"
+#include "firstlight/base/start_thread.h"
 #include "firstlight/base/str.h"
 #include "firstlight/base/thread_pool.h"
 #include "firstlight/base/timeline.h"
@@ -84,6 +90,61 @@ TEST(Half, RoundsToNearestEven) {
   EXPECT_EQ(f32_to_bf16(1.00390625f), 0x3f80);  // halfway between 1 and the next: to even
   EXPECT_EQ(f32_to_bf16(1.01171875f), 0x3f82);  // halfway, odd below: up
   EXPECT_TRUE(std::isnan(bf16_to_f32(f32_to_bf16(std::nanf("")))));
+}
+
+/// While it lives no thread starts: none gets a stack of a petabyte.
+class NoThreads {
+ public:
+  NoThreads() {
+    pthread_getattr_default_np(&before_);
+    pthread_attr_t huge;
+    pthread_attr_init(&huge);
+    pthread_attr_setstacksize(&huge, size_t{1} << 50);
+    pthread_setattr_default_np(&huge);
+    pthread_attr_destroy(&huge);
+  }
+  ~NoThreads() { pthread_setattr_default_np(&before_); }
+
+ private:
+  pthread_attr_t before_{};
+};
+
+TEST(StartThread, OneThatCannotStartIsOutOfMemoryAndSaysWhatItWasFor) {
+  const auto message = [](const auto& start) -> std::string {
+    const NoThreads none;
+    try {
+      start();
+    } catch (const Error& e) {
+      return str(to_string(e.kind()), ": ", e.what());
+    }
+    return "it started";
+  };
+  const std::string begin = "out_of_memory: start a thread for computing: ";
+  EXPECT_EQ(message([] { start_thread("computing", [] {}).join(); }).substr(0, begin.size()), begin);
+  EXPECT_EQ(message([] { start_future("computing", [] { return 1; }).get(); }).substr(0, begin.size()), begin);
+  EXPECT_EQ(message([] { const ThreadPool pool(2); }).substr(0, begin.size()), begin);
+  EXPECT_EQ(start_future("computing", [] { return 7; }).get(), 7);
+}
+
+TEST(ThreadPool, EndsTheThreadsItHasWhenOneMoreCannotStart) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "a sanitizer's own memory does not fit under a limit on address space";
+#endif
+  const auto in_child = [] {  // where the limit may stay in force
+    uint64_t pages = 0;
+    std::ifstream("/proc/self/statm") >> pages;
+    const rlim_t few_stacks = pages * 4096 + (28u << 20);  // a stack is 8 MiB
+    const rlimit limit{few_stacks, few_stacks};
+    setrlimit(RLIMIT_AS, &limit);
+    try {
+      const ThreadPool pool(64);
+    } catch (const Error& e) {
+      std::fprintf(stderr, "%s", e.what());
+      _exit(exit_code(e.kind()));
+    }
+    _exit(0);
+  };
+  EXPECT_EXIT(in_child(), testing::ExitedWithCode(5), "start a thread for computing");
 }
 
 TEST(ThreadPool, RunsEveryPieceOnceForManyRounds) {

@@ -4,6 +4,7 @@
 #include <cerrno>
 #include <system_error>
 
+#include "firstlight/base/start_thread.h"
 #include "firstlight/base/str.h"
 
 namespace firstlight {
@@ -56,6 +57,12 @@ int exit_code(ErrorKind kind) noexcept {
 void throw_errno(int err, std::string_view verb, std::string_view path, std::source_location where) {
   const ErrorKind kind = err == ENOENT || err == ENOTDIR ? ErrorKind::not_found : ErrorKind::io;
   throw Error(kind, str(verb, " '", path, "': ", std::generic_category().message(err)), where);
+}
+
+void throw_no_thread(std::string_view what, const std::error_code& why) {
+  throw Error(ErrorKind::out_of_memory,
+              str("start a thread for ", what, ": ", why.message(),
+                  "; the limits on processes (ulimit -u) and on memory (ulimit -v, the container's) allow no more"));
 }
 
 }  // namespace firstlight

@@ -13,6 +13,8 @@
 #include <utility>
 #include <vector>
 
+#include "firstlight/base/start_thread.h"
+
 namespace firstlight {
 
 namespace {
@@ -69,20 +71,29 @@ struct ThreadPool::Impl {
       if (running.fetch_sub(1, std::memory_order_acq_rel) == 1) running.notify_one();
     }
   }
+
+  void stop() {
+    stopping.store(true, std::memory_order_release);
+    round.fetch_add(1, std::memory_order_acq_rel);
+    round.notify_all();
+    for (std::thread& thread : threads) thread.join();
+  }
 };
 
 ThreadPool::ThreadPool(int n_threads, int spin) : impl_(std::make_unique<Impl>()) {
   impl_->n = std::max(1, n_threads);
   impl_->spin = spin;
-  for (int i = 1; i < impl_->n; ++i) impl_->threads.emplace_back([this, i] { impl_->work(i); });
+  try {
+    for (int i = 1; i < impl_->n; ++i) {
+      impl_->threads.push_back(start_thread("computing", [impl = impl_.get(), i] { impl->work(i); }));
+    }
+  } catch (...) {
+    impl_->stop();
+    throw;
+  }
 }
 
-ThreadPool::~ThreadPool() {
-  impl_->stopping.store(true, std::memory_order_release);
-  impl_->round.fetch_add(1, std::memory_order_acq_rel);
-  impl_->round.notify_all();
-  for (std::thread& thread : impl_->threads) thread.join();
-}
+ThreadPool::~ThreadPool() { impl_->stop(); }
 
 int ThreadPool::n_threads() const noexcept { return impl_->n; }
 

@@ -7,6 +7,8 @@
 #include <thread>
 #include <utility>
 
+#include "firstlight/base/start_thread.h"
+
 namespace firstlight {
 
 namespace {
@@ -74,7 +76,7 @@ struct LeafChecks::Impl {
 
 LeafChecks::LeafChecks(MakeHasher make, Done done) : impl_(std::make_unique<Impl>()) {
   impl_->done = std::move(done);
-  impl_->thread = std::thread([impl = impl_.get(), make = std::move(make)] { impl->run(make); });
+  impl_->thread = start_thread("hashing", [impl = impl_.get(), make = std::move(make)] { impl->run(make); });
 }
 
 LeafChecks::~LeafChecks() {

@@ -16,6 +16,8 @@ namespace firstlight {
 
 namespace {
 
+constexpr uint64_t kMostTextBytes = 256u << 20;
+
 std::string json_string(std::string_view text) { return nlohmann::json(text).dump(); }
 
 /// Joins lines with ",\n  ".
@@ -140,13 +142,13 @@ Manifest read_manifest(const fs::path& out) {
               : str("'", out.string(),
                     "' is no rank checkpoint (it has no READY); make one with: firstlight shard MODEL -o OUT --tp 1"));
   }
-  const std::string want = read_text(ready, 4096);
+  const std::string want = read_text(ready, 4096, FileRole::checkpoint);
   const fs::path path = out / "manifest.json";
-  const std::string json = read_text(path);
+  const std::string json = read_text(path, kMostTextBytes, FileRole::checkpoint);
   const std::string found = xxh3_128_hex(std::as_bytes(std::span(json)));
   if (want != found + "\n") {
-    throw Error(ErrorKind::damaged, str("'", path.string(), "' has XXH3-128 ", found, ", READY says '",
-                                        want.substr(0, want.find('\n')).substr(0, 64), "'"));
+    throw Error(ErrorKind::damaged, str("'", path.string(), "' bytes [0, ", json.size(), ") have XXH3-128 ", found,
+                                        ", READY says '", want.substr(0, want.find('\n')).substr(0, 64), "'"));
   }
   return parse_manifest(json, path.string());
 }
@@ -157,7 +159,7 @@ std::shared_ptr<const File> open_listed(const fs::path& out, const Manifest& man
     throw Error(ErrorKind::not_found, str("'", name, "' is not in the manifest of '", out.string(), "'"));
   }
   require_plain(out, name);
-  auto file = File::open(out / name);
+  auto file = File::open(out / name, FileRole::checkpoint);
   if (file->size() != listed->second.size) {
     throw Error(ErrorKind::damaged,
                 str("'", file->path(), "' has ", file->size(), " bytes, the manifest says ", listed->second.size));
@@ -167,7 +169,7 @@ std::shared_ptr<const File> open_listed(const fs::path& out, const Manifest& man
 
 std::string read_listed(const fs::path& out, const Manifest& manifest, const std::string& name) {
   const auto file = open_listed(out, manifest, name);
-  if (file->size() > (256u << 20)) {
+  if (file->size() > kMostTextBytes) {
     throw Error(ErrorKind::bad_input,
                 str("'", file->path(), "' has ", file->size(), " bytes: too long to be read whole"));
   }
@@ -176,7 +178,8 @@ std::string read_listed(const fs::path& out, const Manifest& manifest, const std
   const std::string& want = manifest.files.at(name).xxh3_128;
   const std::string found = xxh3_128_hex(std::as_bytes(std::span(text)));
   if (found != want) {
-    throw Error(ErrorKind::damaged, str("'", file->path(), "' has XXH3-128 ", found, ", the manifest says ", want));
+    throw Error(ErrorKind::damaged, str("'", file->path(), "' bytes [0, ", text.size(), "): XXH3-128 is ", found,
+                                        ", the manifest says ", want));
   }
   return text;
 }

@@ -170,8 +170,8 @@ class Parser {
       }
       const std::string dtype = text_of(field(value, "dtype", "a tensor"), "a tensor's dtype");
       const auto known = dtype_from_safetensors(dtype);
-      if (known != DType::bf16 && known != DType::f32) {
-        fail(str("tensor '", tensor.name, "' has dtype '", dtype, "', expected BF16 or F32"));
+      if (known != DType::bf16 && known != DType::f32 && known != DType::f8_e4m3) {
+        fail(str("tensor '", tensor.name, "' has dtype '", dtype, "', expected BF16, F32 or F8_E4M3"));
       }
       tensor.dtype = *known;
       const std::string slice = text_of(field(value, "slice", "a tensor"), "a tensor's slice");

@@ -127,6 +127,22 @@ TEST(Manifest, WithoutReadyOrWithAnotherHashNothingIsRead) {
   EXPECT_EQ(kind(), ErrorKind::not_found);
 }
 
+TEST(Manifest, ALinkInThePlaceOfReadyOrOfTheManifestIsRefusedThoughWhatItNamesIsRight) {
+  for (const char* name : {"READY", "manifest.json"}) {
+    const Stored s;
+    const fs::path &out = s.scratch.path(), elsewhere = out / "elsewhere";
+    fs::rename(out / name, elsewhere);
+    fs::create_symlink(elsewhere, out / name);
+    try {
+      read_manifest(out);
+      ADD_FAILURE() << name << " was followed";
+    } catch (const Error& e) {
+      EXPECT_EQ(e.kind(), ErrorKind::damaged);
+      EXPECT_THAT(e.what(), testing::AllOf(HasSubstr(name), HasSubstr("symbolic link")));
+    }
+  }
+}
+
 TEST(Manifest, OnlyListedPlainFilesOfTheRightSizeAndHashAreRead) {
   const Stored s;
   const fs::path& out = s.scratch.path();

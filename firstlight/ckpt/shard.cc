@@ -145,7 +145,7 @@ class Conversion {
         candidates.size(), options_.n_threads,
         [&](size_t i, std::span<std::byte> buffer) {
           const std::string& name = candidates[i].name;
-          PartDigest digest = digest_file(*File::open(out_ / name), buffer, options_.stop, done);
+          PartDigest digest = digest_file(*File::open(out_ / name, FileRole::checkpoint), buffer, options_.stop, done);
           const JournalPart& noted = found_.candidates.at(name);
           const std::string leaves = leaf_bytes(digest.leaves);
           const bool whole =

@@ -57,6 +57,8 @@ struct LoadPlan {
   std::vector<PlanRank> ranks;
 };
 LoadPlan plan_load(const fs::path& out, int tp);
+/// What it would do if `shard` had cut the source so, with its default types. Throws as require_tp().
+LoadPlan plan_source(const Source& source, int tp, uint64_t part_bytes);
 
 struct VerifyReport {
   uint64_t bytes = 0, files = 0, leaves = 0;
@@ -74,6 +76,9 @@ VerifyReport verify(const fs::path& out, int n_threads, std::stop_token stop,
 struct SynthOptions {
   std::string like;         ///< a known name (synth_names()) …
   std::string config_json;  ///< … or a config.json's text
+  int n_layers = 0;         ///< in place of the model's; 0: its own
+  /// bf16, or f8_e4m3: the matrices of the layers at one byte a value, for benches of loading (synth_source() alone).
+  DType dtype = DType::bf16;
   uint64_t seed = 0;
   uint64_t part_bytes = 5ull << 30;
   int n_threads = 0;

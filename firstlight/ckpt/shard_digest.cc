@@ -10,6 +10,7 @@
 
 #include "firstlight/base/error.h"
 #include "firstlight/base/hash.h"
+#include "firstlight/base/start_thread.h"
 #include "firstlight/base/thread_pool.h"
 #include "firstlight/ckpt/shard_read.h"
 #include "firstlight/device/buffer.h"
@@ -72,8 +73,13 @@ void for_each_file(size_t n, int n_threads, const std::function<void(size_t i, s
     changed.notify_one();
   };
   std::vector<std::jthread> threads;
-  for (size_t i = 0; i < n_workers; ++i) threads.emplace_back(work);
+  try {
+    for (size_t i = 0; i < n_workers; ++i) threads.push_back(start_thread<std::jthread>("hashing", work));
+  } catch (const Error&) {
+    if (threads.empty()) throw;  // fewer than wanted will do
+  }
   std::unique_lock lock(mutex);
+  running -= n_workers - threads.size();
   while (running > 0) {
     changed.wait_for(lock, std::chrono::milliseconds(100));
     lock.unlock();

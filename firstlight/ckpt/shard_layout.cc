@@ -15,6 +15,7 @@ namespace {
 
 /// What `source` makes of a stored type.
 DType kept_type(const SourceTensor& tensor) {
+  if (tensor.only_loaded) return tensor.dtype;
   switch (tensor.dtype) {
     case DType::f32:
     case DType::bf16:

@@ -16,6 +16,7 @@
 
 #include "firstlight/base/error.h"
 #include "firstlight/base/hash.h"
+#include "firstlight/base/start_thread.h"
 #include "firstlight/base/str.h"
 #include "firstlight/ckpt/shard_queue.h"
 #include "firstlight/ckpt/shard_read.h"
@@ -103,7 +104,7 @@ class Pipeline {
  private:
   template <class Fn>
   void start(std::vector<std::thread>& threads, Fn fn) {
-    threads.emplace_back([this, fn] { guarded(fn); });
+    threads.push_back(start_thread("converting", [this, fn] { guarded(fn); }));
   }
   template <class Fn>
   void guarded(Fn&& fn) {

@@ -23,6 +23,7 @@ struct SourceTensor {
   DType dtype = DType::bf16;   ///< what read_rows gives without conversion: the stored type, f32 for quantised blocks
   bool quantised = false;
   uint64_t stored_bytes = 0;
+  bool only_loaded = false;  ///< `shard` keeps its type, whichever it is: nothing will compute with it
 };
 
 /// An auxiliary file of the checkpoint (config.json, tokenizer.json, generation_config.json, chat_template.jinja, …),
@@ -51,7 +52,7 @@ class Source {
   /// Reads rows [row_begin, row_end) of a tensor (all of a 1-D tensor is one row) as `as` (f32, bf16, or the tensor's
   /// own dtype), rows contiguous, into `out` of exactly that many bytes. f16 → bf16 goes through f32, rounding to
   /// nearest even; GGUF blocks are dequantised to f32 bit for bit as the Python package gguf does, q/k rows
-  /// un-permuted. Throws Error{damaged, io} naming file and range.
+  /// un-permuted. Throws Error{bad_input, io} naming file and range (bad_input: the file has changed).
   virtual void read_rows(const SourceTensor& tensor, int64_t row_begin, int64_t row_end, DType as,
                          std::span<std::byte> out) const = 0;
 

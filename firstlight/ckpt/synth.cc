@@ -1,17 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// Random weights in a real model's shapes, at the disk's rate: each element is a function of seed, tensor and index, so
-// any thread can make any piece.
+// Random weights in a real model's shapes, at the disk's rate.
 #include <algorithm>
 #include <array>
 #include <atomic>
-#include <bit>
-#include <cmath>
 #include <cstring>
 #include <memory>
 #include <nlohmann/json.hpp>
 
 #include "firstlight/base/error.h"
-#include "firstlight/base/half.h"
 #include "firstlight/base/str.h"
 #include "firstlight/base/thread_pool.h"
 #include "firstlight/ckpt/part_writer.h"
@@ -20,56 +16,14 @@
 #include "firstlight/ckpt/shard_digest.h"
 #include "firstlight/ckpt/slice_map.h"
 #include "firstlight/ckpt/synth_models.h"
+#include "firstlight/ckpt/synth_source.h"
+#include "firstlight/ckpt/synth_values.h"
 
 namespace firstlight {
 
 namespace {
 
 constexpr uint64_t kPieceBytes = 2u << 20;  // the buffer of for_each_file
-constexpr size_t kTableSize = 4096;         // 8 KiB: stays in the first-level cache
-constexpr double kStandardDeviation = 0.02;
-
-/// The quantiles (i + ½) / 4096 of N(0, 0.02) as bf16: an element is one of them, at random.
-const std::array<uint16_t, kTableSize>& table() {
-  static const std::array<uint16_t, kTableSize> values = [] {
-    std::array<uint16_t, kTableSize> out{};
-    for (size_t i = 0; i < kTableSize; ++i) {
-      const double p = (static_cast<double>(i) + 0.5) / kTableSize;
-      double low = -8, high = 8;
-      for (int step = 0; step < 60; ++step) {
-        const double middle = 0.5 * (low + high);
-        (0.5 * std::erfc(-middle / std::sqrt(2.0)) < p ? low : high) = middle;
-      }
-      out[i] = f32_to_bf16(static_cast<float>(kStandardDeviation * low));
-    }
-    return out;
-  }();
-  return values;
-}
-
-/// splitmix64's finaliser (Steele, Lea, Flood 2014): 64 good bits from a counter.
-uint64_t mix(uint64_t x) {
-  x += 0x9e3779b97f4a7c15u;
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
-  return x ^ (x >> 31);
-}
-
-/// Elements [begin, begin + n) of a tensor; four share one counter.
-void fill_random(uint64_t stream, uint64_t begin, uint64_t n, uint16_t* out) {
-  const auto& values = table();
-  uint64_t i = begin;
-  const uint64_t end = begin + n;
-  for (; i < end && i % 4 != 0; ++i) *out++ = values[(mix(stream + i / 4) >> (16 * (i % 4))) & (kTableSize - 1)];
-  for (; i + 4 <= end; i += 4, out += 4) {
-    const uint64_t bits = mix(stream + i / 4);
-    out[0] = values[bits & (kTableSize - 1)];
-    out[1] = values[(bits >> 16) & (kTableSize - 1)];
-    out[2] = values[(bits >> 32) & (kTableSize - 1)];
-    out[3] = values[(bits >> 48) & (kTableSize - 1)];
-  }
-  for (; i < end; ++i) *out++ = values[(mix(stream + i / 4) >> (16 * (i % 4))) & (kTableSize - 1)];
-}
 
 struct SynthFile {
   std::string name, header;
@@ -77,8 +31,6 @@ struct SynthFile {
   std::vector<uint64_t> streams;  // where each tensor's counters start
   uint64_t size = 0;
 };
-
-bool is_norm(const std::string& name) { return name.ends_with("norm.weight"); }
 
 /// Parts of at most part_bytes (or one tensor), in layer order.
 std::vector<SynthFile> plan_files(const ModelConfig& config, uint64_t part_bytes, uint64_t seed) {
@@ -92,7 +44,7 @@ std::vector<SynthFile> plan_files(const ModelConfig& config, uint64_t part_bytes
       data = 0;
     }
     files.back().tensors.push_back({tensor.name, DType::bf16, tensor.shape, data, data + bytes});
-    files.back().streams.push_back(mix(seed) + (index++ << 40));  // 2⁴² elements a tensor
+    files.back().streams.push_back(synth_stream(seed, index++));
     data += bytes;
   }
   for (size_t i = 0; i < files.size(); ++i) {
@@ -116,13 +68,8 @@ void fill_piece(const SynthFile& file, uint64_t begin, uint64_t end, std::byte* 
     const SafetensorsTensor& tensor = file.tensors[i];
     const uint64_t from = std::max(begin, header + tensor.begin), to = std::min(end, header + tensor.end);
     if (from >= to) continue;
-    auto* values = reinterpret_cast<uint16_t*>(out + (from - begin));
     const uint64_t first = (from - header - tensor.begin) / 2, n = (to - from) / 2;
-    if (is_norm(tensor.name)) {
-      std::fill_n(values, n, f32_to_bf16(1));
-    } else {
-      fill_random(file.streams[i], first, n, values);
-    }
+    fill_synth(tensor.name, tensor.dtype, file.streams[i], first, n, out + (from - begin));
   }
 }
 
@@ -150,11 +97,12 @@ void require_room(const fs::path& out, uint64_t needed) {
 }  // namespace
 
 uint64_t synth(const fs::path& out, const SynthOptions& options) {
-  const std::string config_json = options.config_json.empty() ? synth_config(options.like) : options.config_json;
-  const ModelConfig config = parse_hf_config(config_json);
-  if (config.dtype != DType::bf16) {
-    throw Error(ErrorKind::unsupported, str("synth writes bf16, the config says ", to_string(config.dtype)));
+  if (options.dtype != DType::bf16) {
+    throw Error(ErrorKind::unsupported, str("a directory of ", to_string(options.dtype),
+                                            " weights is not made: it would need scales; name a tp (rank files)"));
   }
+  const std::string config_json = synth_config(options);
+  const ModelConfig config = parse_hf_config(config_json);
   std::error_code ignored;
   if (fs::exists(out / "config.json", ignored)) {
     throw Error(ErrorKind::bad_input, str("'", out.string(), "' holds a model already"));

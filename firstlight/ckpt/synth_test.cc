@@ -5,6 +5,8 @@
 #include "firstlight/base/error.h"
 #include "firstlight/ckpt/shard_testing.h"
 #include "firstlight/ckpt/synth_models.h"
+#include "firstlight/ckpt/synth_source.h"
+#include "firstlight/quant/convert.h"
 
 namespace firstlight {
 namespace {
@@ -110,6 +112,74 @@ TEST(Synth, WhatItMakesIsASourceThatCanBeSharded) {
   const auto want = read_rank(scratch.path() / "model"), found = read_rank(scratch.path() / "out/tp1/rank-00");
   ASSERT_EQ(want.size(), found.size());
   for (const auto& [name, tensor] : want) EXPECT_EQ(found.at(name).bytes, tensor.bytes) << name;
+}
+
+TEST(Synth, RankFilesMadeAtOnceAreThoseCutFromItsDirectory) {
+  const ScratchDirectory scratch;
+  SynthOptions options;
+  options.config_json = family("llama_biases").config;
+  options.config_json.replace(options.config_json.find("float32"), 7, "bfloat16");
+  options.seed = 5;
+  synth(scratch.path() / "model", options);
+  shard(*open_source(scratch.path() / "model"), scratch.path() / "cut", small_options({1, 2}));
+  shard(*synth_source(options), scratch.path() / "at-once", small_options({1, 2}));
+  EXPECT_THAT(verify(scratch.path() / "at-once", 2, {}, {}).problems, ::testing::IsEmpty());
+  auto cut = tree(scratch.path() / "cut"), at_once = tree(scratch.path() / "at-once");
+  for (auto* files : {&cut, &at_once}) {  // these name their source
+    files->erase("manifest.json");
+    files->erase("READY");
+  }
+  EXPECT_GT(cut.size(), 6u);
+  EXPECT_THAT(differences(cut, at_once), ::testing::IsEmpty());
+}
+
+TEST(Synth, OneByteAValueIsForTheLayersMatricesAlone) {
+  const ScratchDirectory scratch;
+  SynthOptions options;
+  options.config_json = family("qwen3").config;
+  options.n_layers = 1;
+  options.dtype = DType::f8_e4m3;
+  EXPECT_THROW(synth(scratch.path() / "directory", options), Error);
+  shard(*synth_source(options), scratch.path() / "out", small_options({1, 2}));
+  EXPECT_THAT(verify(scratch.path() / "out", 2, {}, {}).problems, ::testing::IsEmpty());
+  const auto tensors = read_rank(scratch.path() / "out/tp1/rank-00");
+  for (const auto& [name, tensor] : tensors) {
+    EXPECT_EQ(name.find("layers.1."), std::string::npos) << name;
+    const bool matrix = name.ends_with("_proj.weight");
+    EXPECT_EQ(tensor.dtype, matrix ? "F8_E4M3" : "BF16") << name;
+    if (!matrix) continue;
+    double squares = 0;
+    for (const char c : tensor.bytes) {
+      const double x = f8_e4m3_to_f32(static_cast<uint8_t>(c));
+      ASSERT_LE(std::abs(x), 448) << name;  // no NaN either
+      squares += x * x;
+    }
+    EXPECT_NEAR(std::sqrt(squares / static_cast<double>(tensor.bytes.size())), 16, 0.5) << name;
+  }
+  // What a rank of two has is what the whole has: rows of up_proj.
+  const auto half = read_rank(scratch.path() / "out/tp2/rank-01");
+  const std::string name = "model.layers.0.mlp.up_proj.weight", &whole = tensors.at(name).bytes;
+  EXPECT_EQ(half.at(name).bytes, whole.substr(whole.size() / 2));
+}
+
+TEST(Synth, APlanBeforeTheCutIsThePlanBehindIt) {
+  const ScratchDirectory scratch;
+  SynthOptions options;
+  options.config_json = family("mistral").config;
+  const auto source = synth_source(options);
+  const ShardOptions cut = small_options({4});
+  shard(*source, scratch.path() / "out", cut);
+  const LoadPlan before = plan_source(*source, 4, cut.part_bytes), behind = plan_load(scratch.path() / "out", 4);
+  ASSERT_EQ(before.ranks.size(), 4u);
+  for (size_t r = 0; r < 4; ++r) {
+    EXPECT_EQ(before.ranks[r].bytes, behind.ranks[r].bytes);
+    EXPECT_EQ(before.ranks[r].arena_bytes, behind.ranks[r].arena_bytes);
+    EXPECT_EQ(before.ranks[r].aligned_bytes, behind.ranks[r].aligned_bytes);
+    EXPECT_EQ(before.ranks[r].n_reads, behind.ranks[r].n_reads);
+    EXPECT_EQ(before.ranks[r].n_leaves, behind.ranks[r].n_leaves);
+    EXPECT_EQ(before.ranks[r].n_parts, behind.ranks[r].n_parts);
+  }
+  EXPECT_THROW(plan_source(*source, 3, cut.part_bytes), Error);
 }
 
 TEST(Synth, ADirectoryWithAModelIsLeftAloneAndAnInterruptedOneIsNoModel) {

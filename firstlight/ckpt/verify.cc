@@ -14,6 +14,7 @@
 #include "firstlight/base/hash.h"
 #include "firstlight/base/str.h"
 #include "firstlight/ckpt/arena.h"
+#include "firstlight/ckpt/checked_files.h"
 #include "firstlight/ckpt/journal.h"
 #include "firstlight/ckpt/shard.h"
 #include "firstlight/ckpt/shard_digest.h"
@@ -84,7 +85,7 @@ class Verifier {
     }
     try {
       const std::string path = (out_ / "manifest.json").string();
-      manifest_ = parse_manifest(read_text(path), path);
+      manifest_ = parse_manifest(read_text(path, 256u << 20, FileRole::checkpoint), path);
       return true;
     } catch (const Error& e) {
       problem(e.what());
@@ -94,7 +95,7 @@ class Verifier {
 
   void read_config() {
     try {
-      config_ = parse_hf_config(read_text(out_ / "config.json"));
+      config_ = parse_hf_config(read_text(out_ / "config.json", 256u << 20, FileRole::checkpoint));
       check_tensor_list(*config_, manifest_);
     } catch (const Error& e) {
       problem(e.what());
@@ -117,8 +118,8 @@ class Verifier {
       const std::string& want = manifest_.files.at(name).xxh3_128;
       const bool is_part = parts_.contains(name);
       if (digest.xxh3_128 != want) {
-        const std::string what =
-            str("'", file->path(), "' has XXH3-128 ", digest.xxh3_128, ", the manifest says ", want);
+        const std::string what = str(range_text(file->path(), 0, file->size()), ": XXH3-128 is ", digest.xxh3_128,
+                                     ", the manifest says ", want);
         const std::lock_guard lock(mutex_);
         wrong_[name] = what;
         if (!is_part) report_.problems.push_back(what);
@@ -164,7 +165,8 @@ class Verifier {
     const uint64_t begin = leaf * kLeafBytes, end = std::min(begin + kLeafBytes, part.data_bytes);
     std::string tensors;
     try {
-      for (const SafetensorsTensor& tensor : read_safetensors_header(*File::open(out_ / part.file)).tensors) {
+      for (const SafetensorsTensor& tensor :
+           read_safetensors_header(*File::open(out_ / part.file, FileRole::checkpoint)).tensors) {
         if (tensor.begin < end && begin < tensor.end) tensors += str(tensors.empty() ? "" : ", ", tensor.name);
       }
     } catch (const Error&) {

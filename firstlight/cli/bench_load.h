@@ -23,10 +23,10 @@ struct BenchLoadOptions {
 
 /// One way to read the same bytes, measured n times.
 struct BenchSeries {
-  std::string what;    ///< "floor: pread(2)", "load by io_uring"
-  std::string state;   ///< "warm", "cold"
-  std::string verify;  ///< "full", "off", "" where there is nothing to verify
-  bool is_floor = false;
+  std::string what;       ///< "floor: pread(2)", "load by io_uring"
+  std::string state;      ///< "warm", "cold"
+  std::string verify;     ///< "full", "off", "" where there is nothing to verify
+  bool is_floor = false;  ///< of several in one state the best counts: keep_best_floors()
   uint64_t bytes = 0;
   std::function<double()> run;  ///< seconds
   std::vector<double> seconds = {};
@@ -34,6 +34,9 @@ struct BenchSeries {
 
 /// Measures all series in turn, n rounds, so that a noisy minute hits each; a round before that is not counted.
 void measure_in_turn(std::vector<BenchSeries>& series, int n, const std::stop_token& stop);
+
+/// Of the floors of each state keeps the one with the least median: a floor is what nothing beats but noise.
+void keep_best_floors(std::vector<BenchSeries>& series);
 
 struct SweepPoint {
   std::string reader, state;

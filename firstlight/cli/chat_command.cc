@@ -15,6 +15,8 @@ namespace firstlight::cli {
 
 namespace {
 
+constexpr int kCtrlC = 130;
+
 struct ChatOptions {
   SessionOptions session;
   GenerateOptions generate;
@@ -31,68 +33,116 @@ nlohmann::ordered_json turn_json(const Answer& answer) {
           {"tokens_per_s", answer.tokens_per_s()}};
 }
 
+/// A conversation over a started model.
+class Chat {
+ public:
+  Chat(Context& context, const ChatOptions& options, Session& session, const EngineOptions& engine_options)
+      : context_(context),
+        options_(options),
+        session_(session),
+        engine_(session.runner(), session.text().tokenizer.get(), engine_options) {
+    reset();
+  }
+
+  void reset() {
+    messages_.clear();
+    if (!options_.system.empty()) messages_.push_back({"system", options_.system});
+  }
+
+  /// Answers one message. One that cannot be answered is said, and is as if it had not been written.
+  void take(const std::string& line, const std::stop_token& stop) {
+    messages_.push_back({"user", line});
+    try {
+      require_utf8(line, "this message");
+      answer(stop);
+    } catch (const Error& e) {
+      if (e.kind() != ErrorKind::out_of_memory && e.kind() != ErrorKind::bad_input) throw;
+      messages_.pop_back();
+      say(context_, str("firstlight: ", e.what(), " (/reset starts anew)"));
+      if (options_.json) print_json({{"error", {{"kind", to_string(e.kind())}, {"message", e.what()}}}});
+      if (code_ == 0) code_ = exit_code(e.kind());
+    }
+    if (!load_told_) say(context_, str("(", describe(session_.wait()), ")"));
+    load_told_ = true;
+  }
+
+  /// Of the first message that was not answered to its end; 0 if there is none.
+  int code() const { return code_; }
+
+ private:
+  void answer(const std::stop_token& stop) {
+    const auto prompt = session_.text().encode_chat(messages_);
+    const Answer answer = generate(
+        context_, engine_, options_.generate.request(prompt),
+        [&](std::string_view piece) {
+          if (!options_.json) print(piece);
+        },
+        stop);
+    const bool cancelled = answer.finish == FinishReason::cancelled;
+    const bool ends = context_.stop.stop_requested();
+    if (ends && answer.ids.empty()) throw Interrupted();
+    if (options_.json) {
+      nlohmann::ordered_json turn = turn_json(answer);
+      if (!load_told_) {
+        turn["ttft_s"] = answer.first_token_s;
+        turn["load"] = to_json(session_.wait());
+        turn["kv"] = to_json(session_.kv_use());
+      }
+      print_json(turn);
+    } else {
+      print("\n");
+    }
+    if (ends) throw Interrupted();
+    if (cancelled) {
+      say(context_, "(stopped)");
+      if (code_ == 0) code_ = kCtrlC;
+    }
+    if (cancelled && answer.text.empty()) {
+      messages_.pop_back();  // templates refuse two messages in a row
+    } else {
+      messages_.push_back({"assistant", answer.text});
+    }
+    if (answer.finish == FinishReason::context_full) say(context_, "(the context is full: /reset starts anew)");
+  }
+
+  Context& context_;
+  const ChatOptions& options_;
+  Session& session_;
+  Engine engine_;
+  std::vector<ChatMessage> messages_;
+  bool load_told_ = false;
+  int code_ = 0;
+};
+
 int chat(Context& context, const ChatOptions& options) {
   context.json = options.json;
   require_utf8(options.system, "--system");
   Session& session = Session::make(context, options.session);
-  ModelText& text = session.text();
+  const ModelText& text = session.text();
   if (text.chat == nullptr) throw Error(ErrorKind::unsupported, "chat: the model has no chat template; use run --raw");
   EngineOptions engine_options;
   engine_options.max_context = session.max_context();
   engine_options.stop_ids = text.stop_ids;
-  Engine engine(session.runner(), text.tokenizer.get(), engine_options);
-  std::vector<ChatMessage> messages;
-  if (!options.system.empty()) messages.push_back({"system", options.system});
-  say(context, "Write a message and press Enter. /reset forgets the conversation, /quit or Ctrl-D ends, Ctrl-C stops.");
-  bool load_told = false;
-  const bool prompts = !options.json && ::isatty(STDIN_FILENO) == 1;
+  Chat chat(context, options, session, engine_options);
+  say(context,
+      "Write a message and press Enter. /reset forgets the conversation, /quit or Ctrl-D ends it. Ctrl-C stops an "
+      "answer; before one has begun it ends the conversation, too.");
+  const bool by_hand = ::isatty(STDIN_FILENO) == 1;
+  const bool prompts = !options.json && by_hand;
   for (std::string line;;) {
     if (prompts) print("> ");
     exit_at_once(true);
+    if (context.stop.stop_requested()) throw Interrupted();  // it came between two answers
     if (!std::getline(std::cin, line)) break;
-    exit_at_once(false);
     if (line == "/quit" || line == "/exit") break;
-    if (line == "/reset") {
-      messages.resize(options.system.empty() ? 0 : 1);
-      continue;
-    }
-    if (line.find_first_not_of(" \t\r") == line.npos) continue;
-    messages.push_back({"user", line});
-    try {
-      require_utf8(line, "this message");
-      const Answer answer =
-          generate(context, engine, options.generate.request(text.encode_chat(messages)), [&](std::string_view piece) {
-            if (!options.json) print(piece);
-          });
-      const bool cancelled = answer.finish == FinishReason::cancelled;
-      if (cancelled && (!options.json || answer.ids.empty())) {
-        if (!options.json) print("\n");
-        throw Interrupted();
-      }
-      if (options.json) {
-        nlohmann::ordered_json turn = turn_json(answer);
-        if (!load_told) {
-          turn["ttft_s"] = answer.first_token_s;
-          turn["load"] = to_json(session.load().wait());
-        }
-        print_json(turn);
-        if (cancelled) return interrupted_exit_code();
-      } else {
-        print("\n");
-      }
-      messages.push_back({"assistant", answer.text});
-      if (answer.finish == FinishReason::context_full) say(context, "(the context is full: /reset starts anew)");
-    } catch (const Error& e) {
-      if (e.kind() != ErrorKind::out_of_memory && e.kind() != ErrorKind::bad_input) throw;
-      messages.pop_back();
-      say(context, str("firstlight: ", e.what(), " (/reset starts anew)"));
-      if (options.json) print_json({{"error", {{"kind", to_string(e.kind())}, {"message", e.what()}}}});
-    }
-    if (!load_told) say(context, str("(", describe(session.load().wait()), ")"));
-    load_told = true;
+    if (line == "/reset") chat.reset();
+    if (line == "/reset" || line.find_first_not_of(" \t\r") == line.npos) continue;
+    const Turn turn;
+    exit_at_once(false);
+    chat.take(line, turn.token());
   }
   if (prompts) print("\n");
-  return 0;
+  return by_hand ? 0 : chat.code();  // who types has seen it
 }
 
 }  // namespace
@@ -104,7 +154,7 @@ void add_chat(CLI::App& app, Action& chosen) {
   options->session.add_to(*command);
   options->generate.add_to(*command);
   command->add_option("--system", options->system, "System message");
-  command->add_flag("--json", options->json, "One JSON object a turn on stdout, no prompt");
+  command->add_flag("--json", options->json, "One JSON object on stdout for each line on stdin, no prompt");
   command->footer("Example:\n  firstlight chat smollm2-ranks --system \"Answer in one sentence.\"");
   command->callback([options, &chosen] { chosen = [options](Context& context) { return chat(context, *options); }; });
 }

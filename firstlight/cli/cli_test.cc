@@ -2,10 +2,13 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <CLI/CLI.hpp>
+#include <algorithm>
 #include <map>
 #include <nlohmann/json.hpp>
 
 #include "firstlight/base/error.h"
+#include "firstlight/cli/arguments.h"
 #include "firstlight/cli/context.h"
 #include "firstlight/cli/session.h"
 
@@ -92,6 +95,71 @@ TEST(RequireUtf8, NamesTheFirstByteThatIsNone) {
       EXPECT_THAT(e.what(), testing::HasSubstr(at));
     }
   }
+}
+
+TEST(DefaultTp, IsTheLargestStoredThatFitsARankADevice) {
+  Manifest manifest;
+  EXPECT_THROW(default_tp(manifest, 1), Error);
+  for (const int tp : {2, 4, 8}) manifest.tps.push_back({tp, {}});
+  EXPECT_EQ(default_tp(manifest, 1), 2) << "none fits: the fewest ranks on one device";
+  EXPECT_EQ(default_tp(manifest, 2), 2);
+  EXPECT_EQ(default_tp(manifest, 7), 4);
+  EXPECT_EQ(default_tp(manifest, 100), 8);
+  manifest.tps.insert(manifest.tps.begin(), {1, {}});
+  EXPECT_EQ(default_tp(manifest, 1), 1);
+}
+
+/// What plain_words() makes of a command line with a sub-command "go" that has an option of each kind.
+std::string refusal_of(std::vector<std::string> words) {
+  CLI::App app("", "firstlight");
+  app.require_subcommand(1);
+  CLI::App* go = app.add_subcommand("go", "");
+  std::string model, reader, text;
+  int tp = 0;
+  double heat = 0;
+  uint64_t seed = 0;
+  bool json = false;
+  go->add_option("MODEL", model)->required();
+  go->add_option("--tp", tp)->check(whole_number(1, 1024));
+  go->add_option("-n,--max-tokens", tp)->check(whole_number(1, 1 << 30));
+  go->add_option("--heat", heat)->check(number(0, 2));
+  go->add_option("--seed", seed)->check(seed_number());
+  CLI::Option* other = go->add_option("--reader", reader)->check(one_of({"auto", "pread"}));
+  go->add_option("--text", text)->excludes(other);
+  go->add_flag("--json", json);
+  std::reverse(words.begin(), words.end());
+  try {
+    app.parse(words);
+  } catch (const CLI::ParseError& e) {
+    return plain_words(app, e);
+  }
+  return "";
+}
+
+TEST(PlainWords, SayWhatIsWrongInTheOrderInWhichItWasGiven) {
+  using Words = std::vector<std::string>;
+  const std::vector<std::pair<Words, std::string>> cases{
+      {{"go", "m", "--tp", "3", "--heat", "1.5", "--seed", "18446", "--reader", "pread", "--json"}, ""},
+      {{}, "a command is missing"},
+      {{"come", "along"}, "firstlight does not know what to do with 'come', 'along'"},
+      {{"go"}, "MODEL is missing"},
+      {{"go", "m", "b", "--c"}, "firstlight go does not know what to do with 'b', '--c'"},
+      {{"go", "m", "--tp", "a"}, "--tp: 'a' is not a whole number from 1 to 1024"},
+      {{"go", "m", "--tp", "1x"}, "--tp: '1x' is not a whole number from 1 to 1024"},
+      {{"go", "m", "--tp", "2000"}, "--tp: '2000' is not a whole number from 1 to 1024"},
+      {{"go", "m", "--tp", "0x10"}, "--tp: '0x10' is not a whole number from 1 to 1024"},
+      {{"go", "m", "--tp", ""}, "--tp: '' is not a whole number from 1 to 1024"},
+      {{"go", "m", "-n", "99999999999999999999"},
+       "--max-tokens: '99999999999999999999' is not a whole number from 1 on"},
+      {{"go", "m", "--heat", "nan"}, "--heat: 'nan' is not a number from 0 to 2"},
+      {{"go", "m", "--seed", "-1"}, "--seed: '-1' is no seed: a whole number of up to 19 digits"},
+      {{"go", "m", "--reader", "x"}, "--reader: 'x' is none of auto, pread"},
+      {{"go", "m", "--tp", "1", "--tp", "2"}, "--tp is given 2 times, it takes one value"},
+      {{"go", "m", "--tp"}, "--tp needs a value behind it"},
+      {{"go", "m", "--text", "a", "--reader", "auto"}, "--reader and --text are given: one of them is enough"},
+      {{"go", "m", "--json=perhaps"}, "--json: 'perhaps' is not what it takes"},
+  };
+  for (const auto& [words, expected] : cases) EXPECT_EQ(refusal_of(words), expected);
 }
 
 TEST(Timeline, DrawsEveryPhaseWithItsTimes) {

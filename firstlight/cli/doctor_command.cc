@@ -29,11 +29,18 @@ const char* name_of(Finding::State state) {
   return "";
 }
 
+/// A model's file stands for the directory that it is in.
+fs::path directory_of(const fs::path& path) {
+  std::error_code ignored;
+  if (!fs::exists(path, ignored) || fs::is_directory(path, ignored)) return path;
+  return path.has_parent_path() ? path.parent_path() : fs::path(".");
+}
+
 int run_doctor(Context& context, const DoctorOptions& options) {
   context.json = options.json;
   const MachineFacts facts = this_machine();
   Findings all = check_machine(facts);
-  for (const Findings& more : {check_gpus(facts), check_storage(facts, options.directory)}) {
+  for (const Findings& more : {check_gpus(facts), check_storage(facts, directory_of(options.directory))}) {
     all.insert(all.end(), more.begin(), more.end());
   }
   const auto n_warnings = std::count_if(
@@ -74,7 +81,8 @@ void add_doctor(CLI::App& app, Action& chosen) {
   auto options = std::make_shared<DoctorOptions>();
   CLI::App* command =
       app.add_subcommand("doctor", "What this machine can do for a start, what it can't, and what to do");
-  command->add_option("DIR", options->directory, "Where models are, or will be")->capture_default_str();
+  command->add_option("DIR", options->directory, "Where models are, or will be; a file: where that is")
+      ->capture_default_str();
   command->add_flag("--json", options->json, "One JSON object on stdout");
   command->footer("Example:\n  firstlight doctor models\nWarnings do not change the exit code.");
   command->callback(

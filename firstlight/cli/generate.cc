@@ -5,37 +5,33 @@
 
 #include "firstlight/base/error.h"
 #include "firstlight/base/timeline.h"
+#include "firstlight/cli/arguments.h"
 
 namespace firstlight::cli {
 
 void GenerateOptions::add_to(CLI::App& command) {
   command.add_option("-n,--max-tokens", max_new_tokens, "Tokens to generate at most")
-      ->check(CLI::Range(1, 1 << 30))
+      ->check(whole_number(1, 1 << 30))
       ->capture_default_str();
   command.add_flag("--greedy", greedy, "Always the likeliest token");
   command.add_flag("--ignore-eos", ignore_eos, "Go on after the model's stop tokens");
   command.add_option("--temperature", sampling.temperature, "0 is greedy")
-      ->check(CLI::Range(0.0, 100.0))
+      ->check(number(0.0, 100.0))
       ->capture_default_str();
   command.add_option("--top-k", sampling.top_k, "Sample from the K likeliest (0: off)")
-      ->check(CLI::Range(0, 1 << 30))
+      ->check(whole_number(0, 1 << 30))
       ->capture_default_str();
   command.add_option("--top-p", sampling.top_p, "Sample from the likeliest that make up P (1: off)")
-      ->check(CLI::Range(0.0, 1.0))
+      ->check(number(0.0, 1.0))
       ->capture_default_str();
   command.add_option("--min-p", sampling.min_p, "Drop tokens less likely than this share of the likeliest (0: off)")
-      ->check(CLI::Range(0.0, 1.0))
+      ->check(number(0.0, 1.0))
       ->capture_default_str();
   command.add_option("--repetition-penalty", sampling.repetition_penalty, "1 is off")
-      ->check(CLI::Range(0.01, 100.0))
+      ->check(number(0.01, 100.0))
       ->capture_default_str();
   command.add_option("--seed", sampling.seed, "The same seed gives the same text")
-      ->check(CLI::Validator(
-          [](const std::string& text) {
-            const bool number = !text.empty() && text.size() <= 19 && text.find_first_not_of("0123456789") == text.npos;
-            return number ? std::string() : "a seed is a whole number of up to 19 digits";
-          },
-          "UINT"))
+      ->check(seed_number())
       ->capture_default_str();
   command.add_option("--stop", stop, "End before this text (may be given several times)")->allow_extra_args(false);
 }
@@ -66,8 +62,8 @@ double Answer::tokens_per_s() const {
   return ids.size() > 1 && generation_seconds > 0 ? static_cast<double>(ids.size() - 1) / generation_seconds : 0;
 }
 
-Answer generate(Context& context, Engine& engine, Request request,
-                const std::function<void(std::string_view)>& on_text) {
+Answer generate(Context& context, Engine& engine, Request request, const std::function<void(std::string_view)>& on_text,
+                const std::stop_token& turn) {
   Answer answer;
   answer.n_prompt = request.prompt.size();
   std::string error;
@@ -89,7 +85,8 @@ Answer generate(Context& context, Engine& engine, Request request,
     error = event.error;
   });
   while (answer.finish == FinishReason::running && engine.step()) {
-    if (context.stop.stop_requested() && answer.finish == FinishReason::running) {
+    const bool stop = context.stop.stop_requested() || turn.stop_requested();
+    if (stop && answer.finish == FinishReason::running) {
       engine.cancel(id);
       answer.finish = FinishReason::cancelled;
     }

@@ -39,9 +39,9 @@ struct Answer {
   double tokens_per_s() const;         ///< 0 if only one token was made
 };
 
-/// Runs the engine until the request is finished; `on_text` gets the text piece by piece. Throws Interrupted when the
-/// context asks for a stop.
-Answer generate(Context& context, Engine& engine, Request request,
-                const std::function<void(std::string_view)>& on_text);
+/// Runs the engine until the request is finished; `on_text` gets the text piece by piece. Asked to stop, by the context
+/// or by `turn`, it gives what there is, with FinishReason::cancelled.
+Answer generate(Context& context, Engine& engine, Request request, const std::function<void(std::string_view)>& on_text,
+                const std::stop_token& turn = {});
 
 }  // namespace firstlight::cli

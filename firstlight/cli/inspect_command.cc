@@ -9,6 +9,7 @@
 #include "firstlight/base/str.h"
 #include "firstlight/base/thread_pool.h"
 #include "firstlight/base/utf8.h"
+#include "firstlight/cli/arguments.h"
 #include "firstlight/cli/context.h"
 #include "firstlight/cli/inspect.h"
 
@@ -88,8 +89,7 @@ void add_inspect(CLI::App& app, Action& chosen) {
   CLI::App* command = app.add_subcommand(
       "inspect", "Tensors, types, shapes and metadata of a safetensors file, a GGUF, a directory or a rank checkpoint");
   command->add_option("PATH", options->path, "What to look at")->required();
-  command->add_option("--hash", options->hash, "sha256 of each tensor's stored bytes")
-      ->check(CLI::IsMember({"sha256"}));
+  command->add_option("--hash", options->hash, "sha256 of each tensor's stored bytes")->check(one_of({"sha256"}));
   command->add_flag("--metadata", options->metadata, "With --json: the metadata instead of the tensors");
   command->add_flag("--json", options->json, "One JSON object on stdout: {name: {dtype, shape, sha256}}");
   command->footer("Example:\n  firstlight inspect model.gguf --hash sha256");

@@ -1,12 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // firstlight load: all ranks into memory, every byte checked; a report, and the end.
 #include <CLI/CLI.hpp>
-#include <future>
 #include <nlohmann/json.hpp>
 
 #include "firstlight/base/error.h"
 #include "firstlight/base/str.h"
-#include "firstlight/ckpt/checked_files.h"
 #include "firstlight/cli/session.h"
 
 namespace firstlight::cli {
@@ -21,20 +19,7 @@ struct LoadCommand {
 int run_load(Context& context, LoadCommand options) {
   context.json = options.json;
   Session& session = Session::make(context, options.session, /*with_text=*/false, /*with_runner=*/false);
-  std::future<void> small_files;
-  if (session.manifest() != nullptr && options.session.verify == "full") {
-    // "verified" is to mean all of OUT that a reader of this tp opens: tokenizer, templates and the ranks' own configs
-    // too. 3.2 MB take 1.3 ms of a thread of their own on an otherwise busy machine, over long before the weights are.
-    small_files = std::async(std::launch::async, [&] {
-      const Timeline::Scope scope(&context.timeline, "verify small files");
-      check_files(
-          options.session.model, *session.manifest(),
-          [&](const std::string& name) { return is_small_file_of(*session.manifest(), session.tp(), name); }, 1,
-          context.stop);
-    });
-  }
-  const LoadReport report = session.load().wait();
-  if (small_files.valid()) small_files.get();
+  const LoadReport report = session.wait();
   const double end = seconds_since_exec();
   if (options.json) {
     print_json({{"load", to_json(report)},

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The command line as a whole: sub-commands, help, and how failures become exit codes.
+#include <unistd.h>
+
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <filesystem>
@@ -10,6 +12,7 @@
 #include "firstlight/base/error.h"
 #include "firstlight/base/str.h"
 #include "firstlight/base/utf8.h"
+#include "firstlight/cli/arguments.h"
 #include "firstlight/cli/context.h"
 #include "firstlight/cli/interrupt.h"
 
@@ -18,7 +21,8 @@ namespace firstlight::cli {
 namespace {
 
 int fail(const Context& context, std::string_view kind, const std::string& what, int code) {
-  std::fprintf(stderr, "firstlight: %s\n", printable(what).c_str());
+  const char* over = ::isatty(STDERR_FILENO) == 1 ? "\r\033[K" : "";  // a progress bar may stand there
+  std::fprintf(stderr, "%sfirstlight: %s\n", over, printable(what).c_str());
   if (context.json) {
     try {
       print_json({{"error", {{"kind", kind}, {"message", what}}}});
@@ -79,21 +83,24 @@ int run_program(int argc, char** argv, Context& context) {
                   exit_code(ErrorKind::io));
     }
     context.json = asks_json(argc, argv);
-    const bool bench_alone = app.got_subcommand("bench") && app.get_subcommand("bench")->get_subcommands().empty();
+    const bool bench_alone = app.got_subcommand("bench") && app.get_subcommand("bench")->get_subcommands().empty() &&
+                             app.remaining(true).empty();
     const bool unknown = app.get_subcommands().empty() && argc > 1 && argv[1][0] != '-';
     return fail(context, "bad_input",
                 str(unknown       ? str("there is no command '", argv[1], "'")
                     : bench_alone ? std::string("bench: say what to measure: firstlight bench start MODEL")
-                                  : std::string(e.what()),
+                                  : plain_words(app, e),
                     "\n  see: firstlight ", command_of(app), "--help"),
                 2);
   }
   context.json = asks_json(argc, argv);
   try {
+    context.stop = watch_signals();
     const int code = chosen(context);
     std::fflush(stdout);
     return code;
   } catch (const Interrupted&) {
+    if (!take_last_word()) return interrupted_exit_code();
     return fail(context, "interrupted", "interrupted", interrupted_exit_code());
   } catch (const std::filesystem::filesystem_error& e) {
     const bool absent = e.code() == std::errc::no_such_file_or_directory || e.code() == std::errc::not_a_directory;
@@ -101,11 +108,12 @@ int run_program(int argc, char** argv, Context& context) {
     return fail(context, to_string(kind), str("'", e.path1().string(), "': ", e.code().message()), exit_code(kind));
   } catch (const Error& e) {
     const int code = fail(context, to_string(e.kind()), e.what(), exit_code(e.kind()));
-    if (e.kind() == ErrorKind::damaged)
+    if (e.kind() == ErrorKind::damaged && !app.got_subcommand("shard"))  // verify has said it, and returned a code
       say(context, "firstlight verify OUT names all that is wrong, and how to mend it");
     return code;
   } catch (const std::bad_alloc&) {
-    return fail(context, "out_of_memory", "out of memory", exit_code(ErrorKind::out_of_memory));
+    return fail(context, "out_of_memory", "out of memory: the system gives no more (ulimit -v, the container's limit)",
+                exit_code(ErrorKind::out_of_memory));
   } catch (const std::exception& e) {
     return fail(context, "bug", str("internal error: ", e.what()), exit_code(ErrorKind::bug));
   }

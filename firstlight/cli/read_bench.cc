@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "firstlight/base/error.h"
+#include "firstlight/base/start_thread.h"
 #include "firstlight/base/str.h"
 #include "firstlight/io/direct_file.h"
 #include "firstlight/io/pread_reader.h"
@@ -126,13 +127,13 @@ double ReadBench::by_system_calls(bool direct, bool fresh, const ReadPattern& pa
   {
     std::vector<std::jthread> threads;
     for (int i = 0; i < (direct ? pattern.in_flight : pattern.threads); ++i) {
-      threads.emplace_back([&] {
+      threads.push_back(start_thread<std::jthread>("reading", [&] {
         for (size_t p; (p = next++) < pieces.size();) {
           const Piece& piece = pieces[p];
           const int fd = open[piece.file]->fd(direct);
           if (const int error = read_whole(fd, into + piece.at, piece.size, piece.offset)) failure = error;
         }
-      });
+      }));
     }
   }
   const double seconds = seconds_since(begin);

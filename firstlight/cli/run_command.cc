@@ -124,7 +124,7 @@ int run(Context& context, const RunOptions& options) {
     print(ids + "\n");
   }
   context.timeline.add("prompt → first token", prompt_start, answer.first_token_s);
-  const LoadReport load = session.load().wait();
+  const LoadReport load = session.wait();
   answer.waited_seconds = session.load().weights()[0].ready->waited_seconds();
   report(context, options, session, load, answer);
   return interrupted ? interrupted_exit_code() : 0;

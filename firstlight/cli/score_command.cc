@@ -9,6 +9,8 @@
 
 #include "firstlight/base/error.h"
 #include "firstlight/base/str.h"
+#include "firstlight/cli/arguments.h"
+#include "firstlight/cli/interrupt.h"
 #include "firstlight/cli/session.h"
 #include "firstlight/cli/token_ids.h"
 
@@ -85,6 +87,16 @@ void score_window(Context& context, Runner& runner, std::span<const int> ids, in
   }
 }
 
+std::string text_to_score(const ScoreOptions& options) {
+  if (!options.ids_file.empty()) return "";
+  const bool piped = options.text_file == "-";
+  exit_at_once(piped);
+  std::string text = piped ? read_standard_input() : read_text(options.text_file);
+  exit_at_once(false);
+  require_utf8(text, piped ? "standard input" : str("'", options.text_file, "'"));
+  return text;
+}
+
 int run_score(Context& context, ScoreOptions options) {
   context.json = options.json;
   if (options.greedy)
@@ -93,8 +105,7 @@ int run_score(Context& context, ScoreOptions options) {
                 "leave --greedy out");
   if (options.ids_file.empty() == options.text_file.empty())
     throw Error(ErrorKind::bad_input, "score: give one of --ids FILE and --text FILE");
-  const std::string text = options.ids_file.empty() ? read_text(options.text_file) : "";
-  require_utf8(text, str("'", options.text_file, "'"));
+  const std::string text = text_to_score(options);
   constexpr int kChunk = 128;  // 128 rows of logits of a 128,256-word vocabulary: 66 MB
   options.session.logit_rows = kChunk;
   Session& session = Session::make(context, options.session, options.ids_file.empty());
@@ -104,6 +115,11 @@ int run_score(Context& context, ScoreOptions options) {
   int64_t window = options.window > 0 ? options.window : session.max_context();
   if (window > session.max_context())
     throw Error(ErrorKind::bad_input, str("--window ", window, ": the context is ", session.max_context(), " tokens"));
+  if (ids.size() < 2 || window < 2) {
+    throw Error(ErrorKind::bad_input,
+                "score: every window has one token, so none has a token before it: the text is too short, or --window "
+                "is");
+  }
   Score score;
   ProgressBar bar(context);
   for (size_t begin = 0; begin < ids.size(); begin += static_cast<size_t>(window)) {
@@ -112,13 +128,13 @@ int run_score(Context& context, ScoreOptions options) {
     bar.update("scoring", (begin + n) * sizeof(int), ids.size() * sizeof(int));
   }
   bar.clear();
-  const LoadReport load = session.load().wait();
+  const LoadReport load = session.wait();
   double sum = 0;
   size_t counted = 0;
   for (const auto& logprob : score.logprobs) {
     if (logprob) sum -= *logprob, ++counted;
   }
-  const double mean = sum / static_cast<double>(counted);  // NaN, null in JSON, if each window has but one token
+  const double mean = sum / static_cast<double>(counted);
   if (options.json) {
     nlohmann::ordered_json logprobs = nlohmann::ordered_json::array(), top = nlohmann::ordered_json::array();
     for (const auto& logprob : score.logprobs)
@@ -135,11 +151,6 @@ int run_score(Context& context, ScoreOptions options) {
                 {"top", std::move(top)},
                 {"kv", to_json(session.kv_use())}});
     return 0;
-  }
-  if (counted == 0) {
-    throw Error(
-        ErrorKind::bad_input,
-        "score: every window has one token, so none has a token before it: the text is too short, or --window is");
   }
   std::array<char, 160> line{};
   std::snprintf(line.data(), line.size(),
@@ -159,12 +170,13 @@ void add_score(CLI::App& app, Action& chosen) {
   options->session.add_to(*command);
   CLI::Option* ids =
       command->add_option("--ids", options->ids_file, "File with a JSON list of token ids, scored as they are");
-  command->add_option("--text", options->text_file, "Text file, tokenized without a chat template")->excludes(ids);
+  command->add_option("--text", options->text_file, "Text file, tokenized without a chat template; -: standard input")
+      ->excludes(ids);
   command
       ->add_option("--window", options->window, "Score independent windows of this many tokens (default: the context)")
-      ->check(CLI::Range(int64_t{1}, int64_t{1} << 40));
+      ->check(whole_number(1, int64_t{1} << 40));
   command->add_option("--top", options->top, "Give the K likeliest tokens after each position (with --json)")
-      ->check(CLI::Range(0, 1 << 30));
+      ->check(whole_number(0, 1 << 30));
   command->add_flag("--greedy", options->greedy)->group("");  // taken to be refused with a reason
   command->add_flag("--json", options->json, "One JSON object on stdout");
   command->footer("Example:\n  firstlight score smollm2-ranks --text novel.txt --window 2048");

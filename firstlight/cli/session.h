@@ -26,6 +26,7 @@ struct SessionOptions {
   std::string dtype;  ///< traditional path: f32, bf16 or "" (as stored)
   std::string kv;     ///< f32, bf16, a preset of codes (tq4, …) or "": as the weights
   std::string verify = "full";
+  double deadline_s = 0;
   std::string kv_memory;
   std::string reader = "auto";
   int64_t max_context = 0;
@@ -62,9 +63,12 @@ class Session {
 
   const ModelConfig& config() const { return load_->config(); }
   Runner& runner() { return *runner_; }
+  /// For what arrives; its end is wait().
   Load& load() { return *load_; }
-  /// Blocks until the text side is ready; rethrows its failure.
+  /// Blocks until the text side is ready and the small files are checked; rethrows what failed.
   ModelText& text();
+  /// Blocks until all weights are there and all that the session depends on is checked; rethrows what failed.
+  LoadReport wait();
   /// Tokens a sequence may have, and why it is not the model's own maximum ("" if it is).
   int64_t max_context() const { return max_context_; }
   int tp() const { return tp_; }
@@ -77,6 +81,7 @@ class Session {
  private:
   void choose_context(const ModelConfig& config, uint64_t arena_bytes, const SessionOptions& options, KvKind kv);
   void start_text(TextFiles files);
+  void start_small_files(const fs::path& out, int tp, bool with_text);
 
   Context* context_;
   std::optional<Manifest> manifest_;
@@ -84,6 +89,7 @@ class Session {
   std::unique_ptr<Load> load_;
   std::unique_ptr<Runner> runner_;
   std::future<ModelText> text_future_;
+  std::future<void> small_files_;
   std::optional<ModelText> text_;
   RunnerOptions runner_options_;
   int64_t max_context_ = 0;
@@ -92,6 +98,10 @@ class Session {
   int tp_ = 1;
   int n_threads_ = 1;
 };
+
+/// The largest stored tp that fits, a rank a device (the CPU is one: its ranks would share the same cores); the
+/// smallest stored if none does. Throws Error{damaged} for a manifest without any.
+int default_tp(const Manifest& manifest, int n_devices);
 
 /// "load": {...} of run --json.
 nlohmann::ordered_json to_json(const LoadReport& report);

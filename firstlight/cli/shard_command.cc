@@ -1,15 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// firstlight shard, plan, verify, synth: the offline commands.
+// firstlight shard and verify: the offline commands.
 #include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
 
 #include "firstlight/base/error.h"
 #include "firstlight/base/str.h"
 #include "firstlight/ckpt/shard.h"
-#include "firstlight/ckpt/slice_map.h"
-#include "firstlight/cli/context.h"
+#include "firstlight/cli/arguments.h"
+#include "firstlight/cli/ckpt_progress.h"
 #include "firstlight/cli/model_text.h"
-#include "firstlight/device/buffer.h"
 #include "firstlight/text/tokenizer_image.h"
 
 namespace firstlight::cli {
@@ -22,12 +21,6 @@ struct ShardCommand {
   int threads = 0;
   bool force = false, json = false;
 };
-
-std::function<void(const Progress&)> show(ProgressBar& bar) {
-  return [&bar](const Progress& progress) { bar.update(progress.what, progress.done_bytes, progress.total_bytes); };
-}
-
-double rate(uint64_t bytes, double seconds) { return seconds > 0 ? static_cast<double>(bytes) / seconds : 0; }
 
 /// What a start need not work out anew: the tokenizer's image.
 std::map<std::string, std::string> derived_files(Context& context, const Source& source) {
@@ -103,57 +96,6 @@ int run_shard(Context& context, const ShardCommand& options) {
   return 0;
 }
 
-struct PlanCommand {
-  std::string out;
-  int tp = 0;
-  bool json = false;
-};
-
-int run_plan(Context& context, const PlanCommand& options) {
-  context.json = options.json;
-  const Manifest manifest = read_manifest(options.out);
-  if (manifest.tps.empty()) throw Error(ErrorKind::damaged, "the manifest lists no tp");
-  const LoadPlan plan = plan_load(options.out, options.tp != 0 ? options.tp : manifest.tps.front().tp);
-  nlohmann::ordered_json ranks = nlohmann::ordered_json::array();
-  uint64_t bytes = 0, arena = 0;
-  for (const PlanRank& rank : plan.ranks) {
-    bytes += rank.bytes;
-    arena += rank.arena_bytes;
-    ranks.push_back({{"rank", rank.rank},
-                     {"bytes", rank.bytes},
-                     {"arena_bytes", rank.arena_bytes},
-                     {"aligned_bytes", rank.aligned_bytes},
-                     {"reads", rank.n_reads},
-                     {"leaves", rank.n_leaves},
-                     {"parts", rank.n_parts}});
-    if (!options.json) {
-      print(str(
-          "rank ", rank.rank, ": ", human_bytes(static_cast<double>(rank.bytes)), " in ", rank.n_parts,
-          rank.n_parts == 1 ? " part, " : " parts, ", rank.n_reads, rank.n_reads == 1 ? " read, " : " reads, ",
-          rank.n_leaves, " leaves; ",
-          str(rank.bytes > 0 ? 100.0 * static_cast<double>(rank.aligned_bytes) / static_cast<double>(rank.bytes) : 0.0),
-          " % of the bytes in whole pages\n"));
-    }
-  }
-  const uint64_t free = free_memory({});
-  const bool fits = arena <= free;
-  if (options.json) {
-    print_json({{"tp", plan.tp},
-                {"bytes", bytes},
-                {"arena_bytes", arena},
-                {"free_memory_bytes", free},
-                {"fits", fits},
-                {"ranks", ranks}});
-  } else {
-    print(str("tp ", plan.tp, ": ", human_bytes(static_cast<double>(bytes)), " to read; arenas ",
-              human_bytes(static_cast<double>(arena)), " of ", human_bytes(static_cast<double>(free)),
-              " free memory: ", fits ? "fits" : "does not fit", "\n"));
-    print(str("floor: not measured here; at 1 GB/s ", human_seconds(static_cast<double>(bytes) / 1e9), ", at 10 GB/s ",
-              human_seconds(static_cast<double>(bytes) / 1e10), "\n"));
-  }
-  return 0;
-}
-
 struct VerifyCommand {
   std::string out;
   int threads = 0;
@@ -193,33 +135,6 @@ int run_verify(Context& context, const VerifyCommand& options) {
   return exit_code(ErrorKind::damaged);
 }
 
-struct SynthCommand {
-  SynthOptions options;
-  std::string out, config_file, part_size = "5GiB";
-  bool json = false;
-};
-
-int run_synth(Context& context, SynthCommand command) {
-  context.json = command.json;
-  if (command.options.like.empty() == command.config_file.empty())
-    throw Error(ErrorKind::bad_input, "synth: give one of --like NAME and --config FILE");
-  if (!command.config_file.empty()) command.options.config_json = read_text(command.config_file);
-  command.options.part_bytes = parse_size(command.part_size, "--part-size");
-  command.options.stop = context.stop;
-  ProgressBar bar(context);
-  command.options.progress = show(bar);
-  const double start = seconds_since_exec();
-  const uint64_t bytes = synth(command.out, command.options);
-  const double seconds = seconds_since_exec() - start;
-  bar.clear();
-  say(context, str("'", command.out, "': ", human_bytes(static_cast<double>(bytes)), " of random weights in ",
-                   human_seconds(seconds), " (", human_bytes(rate(bytes, seconds)), "/s)"));
-  if (command.json)
-    print_json(
-        {{"out", command.out}, {"bytes", bytes}, {"seconds", seconds}, {"gb_per_s", rate(bytes, seconds) / 1e9}});
-  return 0;
-}
-
 }  // namespace
 
 void add_shard(CLI::App& app, Action& chosen) {
@@ -232,15 +147,15 @@ void add_shard(CLI::App& app, Action& chosen) {
       ->delimiter(',')
       ->allow_extra_args(false)
       ->required()
-      ->check(CLI::Range(1, 1024));
+      ->check(whole_number(1, 1024));
   command
       ->add_option("--dtype", options->dtype,
                    "bf16, f32 or source (default: source; bf16 for a quantised GGUF; f16 becomes bf16)")
-      ->check(CLI::IsMember({"bf16", "f32", "source"}));
+      ->check(one_of({"bf16", "f32", "source"}));
   command->add_option("--memory", options->memory, "Bound of all buffers together, at least some MiB a thread")
       ->capture_default_str();
   command->add_option("--part-size", options->part_size, "Wanted size of a part")->capture_default_str();
-  command->add_option("--threads", options->threads, "Threads (default: usable cores)")->check(CLI::Range(1, 4096));
+  command->add_option("--threads", options->threads, "Threads (default: usable cores)")->check(whole_number(1, 4096));
   command->add_flag("--force", options->force,
                     "Start anew: what shard wrote in OUT before, any model, is removed first");
   command->add_flag("--json", options->json, "One JSON object on stdout");
@@ -251,46 +166,15 @@ void add_shard(CLI::App& app, Action& chosen) {
       [options, &chosen] { chosen = [options](Context& context) { return run_shard(context, *options); }; });
 }
 
-void add_plan(CLI::App& app, Action& chosen) {
-  auto options = std::make_shared<PlanCommand>();
-  CLI::App* command =
-      app.add_subcommand("plan", "What loading a rank checkpoint would do: bytes, reads, alignment, does it fit");
-  command->add_option("OUT", options->out, "Rank checkpoint")->required();
-  command->add_option("--tp", options->tp, "Tensor-parallel size (default: the smallest stored)")
-      ->check(CLI::Range(1, 1024));
-  command->add_flag("--json", options->json, "One JSON object on stdout");
-  command->footer("Example:\n  firstlight plan llama-ranks --tp 8");
-  command->callback(
-      [options, &chosen] { chosen = [options](Context& context) { return run_plan(context, *options); }; });
-}
-
 void add_verify(CLI::App& app, Action& chosen) {
   auto options = std::make_shared<VerifyCommand>();
   CLI::App* command = app.add_subcommand("verify", "Compare every byte of a rank checkpoint with its manifest");
   command->add_option("OUT", options->out, "Rank checkpoint")->required();
-  command->add_option("--threads", options->threads, "Threads (default: usable cores)")->check(CLI::Range(1, 4096));
+  command->add_option("--threads", options->threads, "Threads (default: usable cores)")->check(whole_number(1, 4096));
   command->add_flag("--json", options->json, "One JSON object on stdout");
   command->footer("Example:\n  firstlight verify llama-ranks");
   command->callback(
       [options, &chosen] { chosen = [options](Context& context) { return run_verify(context, *options); }; });
-}
-
-void add_synth(CLI::App& app, Action& chosen) {
-  auto options = std::make_shared<SynthCommand>();
-  std::string names;
-  for (const std::string& name : synth_names()) names += str(names.empty() ? "" : ", ", name);
-  CLI::App* command = app.add_subcommand("synth", "Random bf16 weights in a real model's shapes, for benches");
-  command->add_option("--like", options->options.like, str("One of ", names));
-  command->add_option("--config", options->config_file, "… or the path of a config.json");
-  command->add_option("-o,--out", options->out, "Directory to write")->required();
-  command->add_option("--seed", options->options.seed, "The same seed gives the same bytes")->capture_default_str();
-  command->add_option("--part-size", options->part_size, "Wanted size of a file")->capture_default_str();
-  command->add_option("--threads", options->options.n_threads, "Threads (default: usable cores)")
-      ->check(CLI::Range(1, 4096));
-  command->add_flag("--json", options->json, "One JSON object on stdout");
-  command->footer("Example:\n  firstlight synth --like llama-3.2-1b -o synth-1b");
-  command->callback(
-      [options, &chosen] { chosen = [options](Context& context) { return run_synth(context, *options); }; });
 }
 
 }  // namespace firstlight::cli

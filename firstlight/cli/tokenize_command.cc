@@ -39,9 +39,11 @@ int tokenize(Context& context, const TokenizeOptions& options) {
   for (std::string line; std::getline(std::cin, line);) {
     ++number;
     const nlohmann::json text = nlohmann::json::parse(line, nullptr, false);
-    if (!text.is_string())
+    if (!text.is_string()) {
+      print(out);  // what was good stays good
       throw Error(ErrorKind::bad_input,
                   str("line ", number, " of standard input is not a JSON string (in UTF-8), such as \"Hello\""));
+    }
     out += nlohmann::json{{"ids",
                            tokenizer->encode(text.get_ref<const std::string&>(), !options.no_special, !options.plain)}}
                .dump() +

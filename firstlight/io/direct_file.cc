@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "firstlight/base/str.h"
+#include "firstlight/io/residency.h"
 
 namespace firstlight {
 
@@ -47,6 +48,10 @@ DirectFile::DirectFile(std::shared_ptr<const File> file)
   if (fd_.get() < 0) {
     why_not_ = errno == EINVAL ? "the file system has no O_DIRECT"
                                : str("open with O_DIRECT: ", std::generic_category().message(errno));
+    return;
+  }
+  if (lies_in_memory(*file_)) {  // tmpfs takes O_DIRECT since Linux 6.6, and copies as ever
+    why_not_ = "the file system is memory (tmpfs): there is nothing past it";
     return;
   }
   alignment_ = alignment_of(fd_.get());

@@ -55,13 +55,19 @@ int fsync_retrying(int fd) {
 
 }  // namespace
 
-std::shared_ptr<const File> File::open(const fs::path& path) {
+std::shared_ptr<const File> File::open(const fs::path& path, FileRole role) {
   // O_NONBLOCK: a FIFO in the place of a file must be refused, not waited for. It means nothing for regular files.
-  const int fd = open_retrying(path.c_str(), O_RDONLY | O_NONBLOCK);
+  const int no_link = role == FileRole::checkpoint ? O_NOFOLLOW : 0;
+  const int fd = open_retrying(path.c_str(), O_RDONLY | O_NONBLOCK | no_link);
+  if (fd < 0 && errno == ELOOP && no_link != 0) {
+    throw Error(ErrorKind::damaged,
+                str("'", path.native(), "' is a symbolic link, expected a file: a checkpoint holds no links"));
+  }
   if (fd < 0) throw_errno(errno, "open", path.native());
   std::shared_ptr<File> file(new File());
   file->fd_ = fd;
   file->path_ = path.native();
+  file->role_ = role;
   struct stat s {};
   if (::fstat(fd, &s) != 0) throw_errno(errno, "stat", path.native());
   if (!S_ISREG(s.st_mode)) {
@@ -90,8 +96,8 @@ void File::read(uint64_t offset, std::span<std::byte> into) const {
     if (n < 0 && errno == EINTR) continue;
     if (n < 0) throw_errno(errno, "read", range());
     if (n == 0) {
-      throw Error(ErrorKind::damaged, str("read ", range(), ": the file ends at ", offset, ", it had ", identity_.size,
-                                          " bytes when it was opened"));
+      throw_changed(str("read ", range(), ": the file ends at ", offset, ", it had ", identity_.size,
+                        " bytes when it was opened"));
     }
     offset += static_cast<uint64_t>(n);
     into = into.subspan(static_cast<size_t>(n));
@@ -114,11 +120,17 @@ void File::check_unchanged() const {
   } else {
     what += named_exists ? "the path names another file now" : "it was removed";
   }
-  throw Error(ErrorKind::damaged, what);
+  throw_changed(what);
 }
 
-std::string read_text(const fs::path& path, uint64_t max_bytes) {
-  const auto file = File::open(path);
+void File::throw_changed(const std::string& what) const {
+  if (role_ == FileRole::checkpoint) throw Error(ErrorKind::damaged, what);
+  throw Error(ErrorKind::bad_input,
+              str(what, "; it must not change while it is read: begin again when nobody writes to it"));
+}
+
+std::string read_text(const fs::path& path, uint64_t max_bytes, FileRole role) {
+  const auto file = File::open(path, role);
   if (file->size() > max_bytes) {
     throw Error(ErrorKind::bad_input,
                 str("'", file->path(), "' has ", file->size(), " bytes, expected at most ", max_bytes));

@@ -20,11 +20,17 @@ struct FileIdentity {
   friend bool operator==(const FileIdentity&, const FileIdentity&) = default;
 };
 
+/// What a file is to whoever reads it. `input`: it may be a symbolic link, and if it changes while it is read the input
+/// is bad (Error{bad_input}). `checkpoint`, of a rank checkpoint: no link (its last name is looked at), and one that
+/// changes is damaged.
+enum class FileRole { input, checkpoint };
+
 /// A regular file, open for reading. Shared between threads (pread only).
 class File {
  public:
-  /// Throws Error{not_found, io}; {bad_input} for anything that is not a regular file.
-  static std::shared_ptr<const File> open(const fs::path& path);
+  /// Throws Error{not_found, io}; {bad_input} for anything that is not a regular file, {damaged} for a link in a
+  /// checkpoint.
+  static std::shared_ptr<const File> open(const fs::path& path, FileRole role = FileRole::input);
   ~File();
   File(const File&) = delete;
   File& operator=(const File&) = delete;
@@ -34,22 +40,24 @@ class File {
   uint64_t size() const noexcept { return identity_.size; }
   const FileIdentity& identity() const noexcept { return identity_; }
 
-  /// Fills all of `into` from `offset`; EINTR and short reads are continued. Throws Error{damaged} if the file ends
-  /// before (it was cut after it was opened), Error{io} otherwise; the message has path and range.
+  /// Fills all of `into` from `offset`; EINTR and short reads are continued. Throws if the file ends before (it was cut
+  /// after it was opened; the kind is its role's), Error{io} otherwise; the message has path and range.
   void read(uint64_t offset, std::span<std::byte> into) const;
-  /// Throws Error{damaged} "… changed while it was read" if the open file or what its path names is no longer
+  /// Throws "… changed while it was read", of its role's kind, if the open file or what its path names is no longer
   /// identity().
   void check_unchanged() const;
 
  private:
   File() = default;
+  [[noreturn]] void throw_changed(const std::string& what) const;
   std::string path_;
+  FileRole role_ = FileRole::input;
   int fd_ = -1;
   FileIdentity identity_;
 };
 
 /// The whole of a file; refuses more than max_bytes (Error{bad_input}).
-std::string read_text(const fs::path& path, uint64_t max_bytes = 256u << 20);
+std::string read_text(const fs::path& path, uint64_t max_bytes = 256u << 20, FileRole role = FileRole::input);
 
 /// Writes path.partial, fsync, rename to path, fsync of the directory: afterwards path has all of `data` or is
 /// untouched.

@@ -50,7 +50,7 @@ TEST_F(FileTest, ReadsExactRangesAndKnowsItsSize) {
 }
 
 TEST_F(FileTest, ReadingPastTheEndIsDamageThatNamesFileAndRange) {
-  const auto file = File::open(put("a", "0123456789"));
+  const auto file = File::open(put("a", "0123456789"), FileRole::checkpoint);
   std::string part(4, '\0');
   const std::string what = failure(ErrorKind::damaged, [&] { file->read(8, std::as_writable_bytes(std::span(part))); });
   EXPECT_NE(what.find(file->path()), std::string::npos) << what;
@@ -68,24 +68,49 @@ TEST_F(FileTest, RefusesWhatIsNoRegularFileWithoutWaitingForIt) {
 
 TEST_F(FileTest, NoticesThatAFileWasCutGrownReplacedOrRemovedSinceItWasOpened) {
   const fs::path path = put("a", "0123456789");
-  auto file = File::open(path);
+  const auto open = [&] { return File::open(path, FileRole::checkpoint); };
+  auto file = open();
   ASSERT_EQ(::truncate(path.c_str(), 5), 0);
   EXPECT_NE(failure(ErrorKind::damaged, [&] { file->check_unchanged(); }).find("it has 5 bytes, it had 10"),
             std::string::npos);
 
-  file = File::open(path);
+  file = open();
   fs::rename(put("b", "abcde"), path);
   EXPECT_NE(failure(ErrorKind::damaged, [&] { file->check_unchanged(); }).find("names another file"),
             std::string::npos);
 
-  file = File::open(path);
+  file = open();
   const timespec times[2] = {{1000, 0}, {1000, 1}};
   ASSERT_EQ(::utimensat(AT_FDCWD, path.c_str(), times, 0), 0);
   failure(ErrorKind::damaged, [&] { file->check_unchanged(); });
 
-  file = File::open(path);
+  file = open();
   fs::remove(path);
   EXPECT_NE(failure(ErrorKind::damaged, [&] { file->check_unchanged(); }).find("removed"), std::string::npos);
+}
+
+TEST_F(FileTest, AnInputThatChangesIsBadInputWithTheAdviceToBeginAgain) {
+  const fs::path path = put("a", "0123456789");
+  const auto file = File::open(path);
+  ASSERT_EQ(::truncate(path.c_str(), 5), 0);
+  EXPECT_NE(failure(ErrorKind::bad_input, [&] { file->check_unchanged(); }).find("begin again"), std::string::npos);
+  std::string part(4, '\0');
+  const std::string what =
+      failure(ErrorKind::bad_input, [&] { file->read(4, std::as_writable_bytes(std::span(part))); });
+  EXPECT_NE(what.find("[4, 8)"), std::string::npos) << what;
+}
+
+TEST_F(FileTest, ALinkIsFollowedForAnInputAndRefusedInACheckpoint) {
+  put("a", "0123456789");
+  fs::create_symlink("a", dir_ / "link");
+  fs::create_symlink("absent", dir_ / "dangling");
+  EXPECT_EQ(read_text(dir_ / "link"), "0123456789");
+  for (const char* name : {"link", "dangling"}) {
+    const std::string what = failure(ErrorKind::damaged, [&] { File::open(dir_ / name, FileRole::checkpoint); });
+    EXPECT_NE(what.find(name), std::string::npos) << what;
+    EXPECT_NE(what.find("symbolic link"), std::string::npos) << what;
+    failure(ErrorKind::damaged, [&] { read_text(dir_ / name, 100, FileRole::checkpoint); });
+  }
 }
 
 TEST_F(FileTest, ReadTextRefusesWhatIsLargerThanAllowed) {

@@ -13,6 +13,8 @@
 #include <utility>
 #include <vector>
 
+#include "firstlight/base/error.h"
+#include "firstlight/base/start_thread.h"
 #include "firstlight/io/read_items.h"
 
 namespace firstlight {
@@ -177,8 +179,10 @@ PreadReader::PreadReader(int n_threads, std::shared_ptr<RawRead> raw, std::strin
   impl_->why = std::move(why);
   impl_->slots.resize(static_cast<size_t>(std::max(1, n_threads)));
   try {
-    for (Slot& slot : impl_->slots) impl_->threads.emplace_back([this, &slot] { impl_->run(slot); });
-  } catch (const std::system_error&) {
+    for (Slot& slot : impl_->slots) {
+      impl_->threads.push_back(start_thread("reading", [this, &slot] { impl_->run(slot); }));
+    }
+  } catch (const Error&) {
     if (impl_->threads.empty()) throw;  // fewer than wanted will do
   }
 }

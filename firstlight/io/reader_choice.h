@@ -32,8 +32,9 @@ struct ReaderChooser {
   std::function<std::optional<ReaderSpeeds>()> measure;
 
   /// Files that are nearly all in the page cache: pread, without a probe. Else what was measured on their file system,
-  /// now or before; too few bytes to be worth measuring, or no answer: pread. Takes 0.1 ms without a probe, at most 0.5
-  /// s with one. Throws Interrupted.
+  /// now or before. Not measured, because there are too few bytes (below 1 GiB): io_uring if more than two thirds are
+  /// cold; because there was no answer: pread. Takes 0.1 ms without a probe, at most 0.5 s with one. Throws
+  /// Interrupted.
   ReaderChoice choose(std::span<const std::shared_ptr<const File>> files) const;
 };
 

@@ -17,6 +17,7 @@
 #include "firstlight/base/str.h"
 #include "firstlight/io/mount.h"
 #include "firstlight/io/ring.h"
+#include "firstlight/io/uring_reader.h"
 
 namespace firstlight {
 namespace {
@@ -149,11 +150,52 @@ TEST_F(ReaderChoiceTest, WhereNothingCanBeMeasuredPreadReadsAndTheReasonIsSaid) 
   why_no_direct_.clear();
   speeds_ = std::nullopt;
   EXPECT_THAT(choose().why, HasSubstr("no cold 64 MiB"));
-  files_ = {make_file("small", 500'000'000)};
-  EXPECT_THAT(choose().why, HasSubstr("500 MB are too few to measure"));
   residency_ = std::nullopt;
   EXPECT_THAT(choose().why, HasSubstr("does not tell"));
   EXPECT_EQ(choose().kind, ReaderKind::pread);
+}
+
+TEST_F(ReaderChoiceTest, ASmallColdModelGoesToIoUringUnlessItsFileSystemIsKnownToReadBetterOtherwise) {
+  const std::shared_ptr<const File> huge = files_[0];
+  files_ = {make_file("small", 500'000'000)};
+  EXPECT_EQ(choose().kind, ReaderKind::io_uring);
+  EXPECT_THAT(choose().why, HasSubstr("500 MB on "));
+  EXPECT_THAT(choose().why, HasSubstr("too few to measure: io_uring is taken"));
+  EXPECT_EQ(n_measured_, 0);
+  residency_->cached = 0.4;
+  EXPECT_EQ(choose().kind, ReaderKind::pread);
+  EXPECT_THAT(choose().why, HasSubstr("pread is taken"));
+  residency_->cached = 0;
+  why_no_direct_ = "forbidden by somebody";
+  EXPECT_EQ(choose().kind, ReaderKind::pread);
+  why_no_direct_.clear();
+  speeds_ = ReaderSpeeds{2e9, 1e9};  // a network file system, say; a large model has been there
+  files_ = {huge};
+  choose();
+  files_ = {make_file("small", 500'000'000)};
+  EXPECT_EQ(choose().kind, ReaderKind::pread);
+  EXPECT_THAT(choose().why, HasSubstr("measured on "));
+}
+
+TEST_F(ReaderChoiceTest, FilesOnAFileSystemThatIsMemoryAreSaidToBe) {
+  const fs::path path = fs::path("/dev/shm") / str("reader_choice_test.", ::getpid());
+  if (mount_of(path).type != "tmpfs" || !(std::ofstream(path) << std::string(1 << 20, 'x'))) {
+    GTEST_SKIP() << "/dev/shm is no tmpfs that takes files";
+  }
+  files_ = {File::open(path)};
+  fs::remove(path);
+  chooser_.residency = nullptr;
+  EXPECT_THAT(choose().why, HasSubstr("memory (tmpfs)"));
+  EXPECT_EQ(choose().kind, ReaderKind::pread);
+  UringOptions options;
+  if (!why_no_io_uring().empty()) return;
+  const auto reader = make_uring_reader(options);
+  std::vector<std::byte> into(1 << 20);
+  const std::vector<ReadRequest> requests{{0, files_[0], 0, into.size(), into.data()}};
+  reader->submit(requests, [](const ReadCompletion&) {});
+  reader->wait();
+  EXPECT_THAT(reader->why(), Not(HasSubstr("past the page cache")));
+  EXPECT_THAT(reader->why(), HasSubstr("memory (tmpfs)"));
 }
 
 TEST_F(ReaderChoiceTest, ResidencyIsWhatTheKernelHasCached) {

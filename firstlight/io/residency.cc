@@ -2,8 +2,10 @@
 #include "firstlight/io/residency.h"
 
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -50,6 +52,13 @@ std::optional<double> by_reads_that_may_not_wait(const File& file, uint64_t offs
 }
 
 }  // namespace
+
+bool lies_in_memory(const File& file) {
+  struct statfs about {};
+  if (::fstatfs(file.fd(), &about) != 0) return false;
+  const auto type = static_cast<uint32_t>(about.f_type);
+  return type == TMPFS_MAGIC || type == RAMFS_MAGIC;
+}
 
 std::optional<double> cached_share(const File& file, uint64_t offset, uint64_t size) {
   if (size == 0) return std::nullopt;

@@ -19,6 +19,9 @@ struct Residency {
 /// may not wait; those may start read-ahead. Nothing if the file system answers neither.
 std::optional<double> cached_share(const File& file, uint64_t offset, uint64_t size);
 
+/// The file system is memory itself (tmpfs, ramfs): there is no storage below it, and its files are the page cache.
+bool lies_in_memory(const File& file);
+
 /// Of all files together: samples of 128 KiB spread over them, at most 32 and one a file.
 std::optional<Residency> sample_residency(std::span<const std::shared_ptr<const File>> files);
 

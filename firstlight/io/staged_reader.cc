@@ -10,6 +10,8 @@
 #include <utility>
 #include <vector>
 
+#include "firstlight/base/start_thread.h"
+
 namespace firstlight {
 
 namespace {
@@ -207,7 +209,7 @@ struct StagedReader::Impl {
 
 StagedReader::StagedReader(std::unique_ptr<Reader> below, MakeStaging make) : impl_(std::make_unique<Impl>()) {
   impl_->below = std::move(below);
-  impl_->finisher = std::thread([impl = impl_.get(), make = std::move(make)] { impl->run(make); });
+  impl_->finisher = start_thread("copying", [impl = impl_.get(), make = std::move(make)] { impl->run(make); });
 }
 
 StagedReader::~StagedReader() {

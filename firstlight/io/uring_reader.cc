@@ -7,12 +7,12 @@
 #include <limits>
 #include <map>
 #include <mutex>
-#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
 
 #include "firstlight/base/error.h"
+#include "firstlight/base/start_thread.h"
 #include "firstlight/base/str.h"
 #include "firstlight/io/direct_file.h"
 #include "firstlight/io/read_items.h"
@@ -103,8 +103,10 @@ UringReader::UringReader(const UringOptions& options)
     workers_.push_back(std::move(worker));
   }
   try {
-    for (const auto& worker : workers_) worker->thread = std::thread([this, &worker = *worker] { run(worker); });
-  } catch (const std::system_error&) {
+    for (const auto& worker : workers_) {
+      worker->thread = start_thread("reading", [this, &worker = *worker] { run(worker); });
+    }
+  } catch (const Error&) {
     if (!workers_[0]->thread.joinable()) throw;  // fewer than wanted will do
   }
 }
@@ -338,7 +340,9 @@ std::string UringReader::why() const {
   const std::lock_guard lock(mutex_);
   std::string text = why_;
   if (direct_bytes_ > 0) text += str("; ", human_bytes(static_cast<double>(direct_bytes_)), " past the page cache");
-  if (cached_bytes_ > 0) text += str("; ", human_bytes(static_cast<double>(cached_bytes_)), " through it");
+  if (cached_bytes_ > 0)
+    text += str("; ", human_bytes(static_cast<double>(cached_bytes_)),
+                direct_bytes_ > 0 ? " through it" : " through the page cache");
   if (!why_not_direct_.empty()) text += str("; ", why_not_direct_);
   if (!why_not_pinned_.empty()) text += str("; the ring's memory is not registered: ", why_not_pinned_);
   return text;

@@ -130,6 +130,9 @@ __device__ __forceinline__ void finish_product(const ResidentProduct& p, Ring& r
       ring.shared.sums_full[ring.sums_at.stage].wait(ring.sums_at.parity);
       finish_value(p, unit, column, lane, ring, with);
     }
+    // Also who had no turn: an arrival ahead of the unit would count for the slot's last one, which another still
+    // reads.
+    ring.shared.sums_full[ring.sums_at.stage].wait(ring.sums_at.parity);
     ring.shared.sums_empty[ring.sums_at.stage].arrive();
     ring.sums_at.advance(kSumsSlots);
   }

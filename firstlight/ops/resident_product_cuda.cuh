@@ -34,7 +34,10 @@ __device__ __forceinline__ void take_part(Ring& ring, int part, int n_columns, P
     w.b[s] = odd ? b[1] : b[0], w.b[s + 1] = odd ? b[0] : b[1];
   }
   if (part + 1 < kStageParts && n_columns > kPartColumns) return;
-  ring.shared.empty[ring.at.stage].arrive();
+  uint32_t of_loads = 0;
+#pragma unroll
+  for (int s = 0; s < kPartSteps; ++s) of_loads |= w.a[s].x | w.b[s].x;
+  ring.shared.empty[ring.at.stage].arrive_behind(of_loads, static_cast<uint32_t>(ring.n_stages) >> 8);
   ring.advance();
 }
 

@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import resource
+import select
 import shutil
 import signal
 import struct
@@ -35,7 +36,7 @@ def wrong_arguments(suite):
     out = suite.tmp / "tiny"
     suite.run("shard", TINY / "llama3", "-o", out, "--tp", "1,2")
     cases = [
-        ([], "subcommand", 2), (["frobnicate"], "frobnicate", 2), (["run"], "MODEL", 2), (["load", out, "--frobnicate"], "frobnicate", 2),
+        ([], "a command is missing", 2), (["frobnicate"], "frobnicate", 2), (["run"], "MODEL", 2), (["load", out, "--frobnicate"], "frobnicate", 2),
         (["run", out], "-p", 2), (["load", out, "--tp", "0"], "tp", 2), (["load", out, "--tp", "x"], "tp", 2),
         (["load", out, "--tp", "4"], "4", 3), (["plan", out, "--tp", "4"], "4", 3),
         (["load", out, "--tp", "3"], "3", 2), (["plan", out, "--tp", "3"], "3", 2), (["bench"], "bench start", 2),
@@ -48,13 +49,71 @@ def wrong_arguments(suite):
         (["load", TINY / "llama3" / "config.json"], "config.json", 2), (["run", out, "-p", "x", "--kv", "f7"], "f7", 2),
         (["run", out, "-p", "x", "--kv", "tq4", "--device", "cpu"], "head_dim 16", 2),
         (["verify", TINY / "llama3" / "config.json"], "not a rank checkpoint", 2), (["run", out, "-p", ""], "prompt is empty", 2),
-        (["run", out, "-p", "x", "--temperature", "hot"], "hot", 2), (["load", out, "--device", "toaster"], "toaster", 2),
+        (["run", out, "-p", "x", "--temperature", "hot"], "'hot' is not a number from 0 to 100", 2), (["run", out, "-p", "x", "--tp", "a"], "'a' is not a whole number", 2),
+        (["run", out, "-p", "x", "-p", "y"], "given 2 times", 2), (["load", out, "b", "c"], "'b', 'c'", 2), (["load", out, "--threads", "many"], "'many' is not a whole number", 2), (["load", out, "--device", "toaster"], "toaster", 2),
     ]
     for arguments, word, code in cases:
         done = suite.run(*arguments, code=code)
         assert word in done.err, f"{arguments}: the message does not have {word!r}: {done.err}"
         assert done.out == "", f"{arguments}: printed on stdout: {done.out[:200]}"
     return f"{len(cases)} cases"
+
+
+def limits_on_threads(suite):
+    """A thread that cannot start is out of memory, and is named."""
+    out, ids = suite.tmp / "tiny", suite.tmp / "ids.json"
+    ids.write_text("[1, 2, 3]")
+
+    def huge_stacks():
+        resource.setrlimit(resource.RLIMIT_STACK, (1 << 40, resource.getrlimit(resource.RLIMIT_STACK)[1]))
+        resource.setrlimit(resource.RLIMIT_AS, (1 << 39, 1 << 39))
+
+    if resource.getrlimit(resource.RLIMIT_STACK)[1] not in (-1, resource.RLIM_INFINITY):
+        raise Skip("the stack's limit may not be raised here")
+    for arguments in (["run", out, "--ids", ids, "-n", 1], ["load", out], ["verify", out], ["tokenize", out]):
+        done = suite.run(*arguments, "--json", code=5, preexec_fn=huge_stacks)
+        assert done.json()["error"]["kind"] == "out_of_memory" and "start a thread for" in done.err, done.err
+
+
+def one_token(suite):
+    """Nothing can be scored in one token: the same code for people and programs. Text also comes from standard input."""
+    out, ids = suite.tmp / "tiny", suite.tmp / "one.json"
+    ids.write_text("[1]")
+    assert "too short" in suite.run("score", out, "--ids", ids, code=2).err
+    assert suite.run("score", out, "--ids", ids, "--json", code=2).json()["error"]["kind"] == "bad_input"
+    model = suite.tmp / "smollm2"
+    suite.run("shard", suite.smollm2(), "-o", model, "--tp", 1)
+    text = suite.tmp / "text.txt"
+    text.write_text("Once upon a time there was a fox.")
+    assert suite.run("score", model, "--text", "-", stdin=text.read_bytes()).out == suite.run("score", model, "--text", text).out
+
+
+def tokenize_streams(suite):
+    """Good lines before a bad one are answered."""
+    model = suite.tmp / "smollm2"
+    done = suite.run("tokenize", suite.smollm2() if not model.exists() else model, "--json", stdin=b'"a"\n"b"\nc\n"d"\n', code=2)
+    lines = [json.loads(line) for line in done.out.splitlines()]
+    assert [list(line) for line in lines] == [["ids"], ["ids"], ["error"]], done.out
+    assert "line 3" in done.err, done.err
+
+
+def interrupted_load(suite):
+    """A load that is stopped says so in one line, also when the signal comes twice, as timeout(1) sends it."""
+    model, out = suite.tmp / "big", suite.tmp / "big-ranks"
+    suite.run("synth", "--like", "llama-3.2-1b", "-o", model)
+    suite.run("shard", model, "-o", out, "--tp", 1)
+    shutil.rmtree(model)
+    for n_signals in (1, 2):
+        with open(suite.tmp / "said", "w+b") as said:
+            process = subprocess.Popen([suite.binary, "load", out, "--threads", "1"], stderr=said, stdout=subprocess.DEVNULL)
+            time.sleep(0.1)
+            for _ in range(n_signals):
+                process.send_signal(signal.SIGINT)
+            assert process.wait(60) == 130
+            said.seek(0)
+            lines = [line for line in said.read().decode().splitlines() if not line.startswith("device:")]
+            assert lines == ["firstlight: interrupted"], lines
+    shutil.rmtree(out)
 
 
 def json_output(suite):
@@ -233,6 +292,54 @@ def chat_answers(suite):
     return repr(done.out.strip()[:60])
 
 
+def ctrl_c_in_chat(suite):
+    """Ctrl-C stops an answer and the conversation goes on; at the prompt it ends it."""
+    out = suite.tmp / "smollm2"
+    if not out.exists():
+        raise Skip("needs the conversion before it")
+    import pty
+    parent, child = pty.openpty()
+    process = subprocess.Popen([suite.binary, "chat", out, "--greedy", "--ignore-eos", "-n", "100000"], stdin=child, stdout=child, stderr=child, start_new_session=True)
+    os.close(child)
+    seen = b""
+
+    def wait_for(word, count=1):
+        nonlocal seen
+        deadline = time.monotonic() + 60
+        while seen.count(word) < count:
+            assert time.monotonic() < deadline and process.poll() is None, f"no {word!r} in {seen[-500:]!r}"
+            if select.select([parent], [], [], 0.1)[0]:
+                seen += os.read(parent, 4096)
+    try:
+        for turn in (1, 2):
+            wait_for(b"> ", turn)
+            os.write(parent, b"Tell me a very long story.\n")
+            length = len(seen)
+            while len(seen) < length + 60:  # its echo, and some of the answer
+                seen += os.read(parent, 4096)
+            process.send_signal(signal.SIGINT)
+            wait_for(b"(stopped)", turn)
+        wait_for(b"> ", 3)
+        time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 130
+    finally:
+        process.kill()
+        os.close(parent)
+
+
+def failed_turn(suite):
+    """A message that cannot be answered is an object with "error", and the exit code at the end."""
+    out = suite.tmp / "smollm2"
+    if not out.exists():
+        raise Skip("needs the conversion before it")
+    long = b"word " * 200
+    done = suite.run("chat", out, "--json", "--greedy", "-n", 4, "--max-context", 128, stdin=b"Hi.\n" + long + b"\nHi.\n", code=2)
+    turns = [json.loads(line) for line in done.out.splitlines()]
+    assert ["error" in turn for turn in turns] == [False, True, False], done.out
+    assert {"load", "kv", "ttft_s"} <= turns[0].keys(), turns[0].keys()
+
+
 def bench_start(suite):
     out = suite.tmp / "smollm2"
     if not out.exists():
@@ -285,6 +392,9 @@ def doctor(suite):
     assert found["n_warnings"] == sum(finding["state"] == "warning" for finding in found["findings"])
     assert suite.run("doctor", suite.tmp).out.count("\n") > len(names) / 2
     suite.run("doctor", suite.tmp / "nowhere", code=3)
+    (suite.tmp / "file").write_text("x")
+    of_a_file = {f["name"]: f["value"] for f in suite.run("doctor", suite.tmp / "file", "--json").json()["findings"]}
+    assert of_a_file["file system"] == {f["name"]: f["value"] for f in found["findings"]}["file system"]
     if platform.machine() != "x86_64":
         raise Skip("the filter that forbids io_uring is for x86-64")
     blocked = suite.run("doctor", suite.tmp, "--json", preexec_fn=forbid_io_uring).json()
@@ -334,6 +444,9 @@ def main():
     suite.check("wrong arguments end with a message", wrong_arguments, suite)
     suite.check("--json gives one object", json_output, suite)
     suite.check("codes take the memory they say", codes_memory, suite)
+    suite.check("a thread that cannot start is out of memory", limits_on_threads, suite)
+    suite.check("score of one token, and of standard input", one_token, suite)
+    suite.check("a stopped load has a last word", interrupted_load, suite)
     suite.check("readers agree, and a forbidden one is said", readers, suite)
     suite.check("inspect hashes stored bytes", inspect_hashes, suite)
     suite.check("doctor says what forbids io_uring", doctor, suite)
@@ -345,6 +458,9 @@ def main():
     suite.check("Ctrl-C ends run with 130", ctrl_c_in_run, suite)
     suite.check("Ctrl-C keeps what run --json has", ctrl_c_in_json, suite)
     suite.check("a closed pipe ends run", closed_pipe, suite)
+    suite.check("Ctrl-C stops an answer of chat", ctrl_c_in_chat, suite)
+    suite.check("a failed turn of chat is seen at the end", failed_turn, suite)
+    suite.check("tokenize answers what comes before a bad line", tokenize_streams, suite)
     suite.check("a prompt comes from everywhere", prompts_from_everywhere, suite)
     suite.check("chat answers lines from a pipe", chat_answers, suite)
     suite.check("bench start compares", bench_start, suite)

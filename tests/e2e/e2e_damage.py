@@ -3,7 +3,9 @@
 import json
 import random
 import shutil
+import subprocess
 import sys
+import time
 
 from common import TINY, Suite, files_of, flip_bit
 from hostile import hostile_gguf, hostile_safetensors
@@ -17,9 +19,6 @@ def copy_of(suite, out):
         shutil.rmtree(copy)
     shutil.copytree(out, copy)
     return copy
-
-
-TEXT_FILES = ("tokenizer.json", "tokenizer.bin", "tokenizer_config.json", "generation_config.json", "chat_template.jinja")
 
 
 def tiny_model(suite):
@@ -42,19 +41,12 @@ def tiny_model(suite):
 def uses(command, tp, name):
     """What docs/rank-checkpoint.md §8 says: does `command` at `tp` check this file? For parts "header" where that is all."""
     mine, part = name.startswith(f"tp{tp}/"), name.endswith(".safetensors")
-    weights = mine and (part or name.endswith("leaves.xxh3"))
     if name in ("READY", "manifest.json"):
         return True
     if command == "verify":
         return True
-    if command == "load":
+    if command in ("load", "traditional", "score", "run"):
         return mine or "/" not in name
-    if command == "traditional":
-        return mine or "/" not in name
-    if command == "score":
-        return weights or name == "config.json"
-    if command == "run":
-        return weights or name == "config.json" or name in TEXT_FILES
     if command == "tokenize":
         return name in ("tokenizer.json", "tokenizer.bin")
     if command == "plan":
@@ -151,6 +143,34 @@ def links_and_names(suite):
     shutil.move(part, outside)
     part.symlink_to(outside)
     suite.run("load", out, "--tp", 1, code={BAD_INPUT, DAMAGED})
+    for name in ("READY", "manifest.json", "config.json", "tokenizer.bin", "tp1/rank-00/model.safetensors.index.json"):
+        out = copy_of(suite, suite.tmp / "tiny")
+        outside = suite.tmp / "outside"
+        shutil.move(out / name, outside)
+        (out / name).symlink_to(outside)
+        for command in ("verify", "load"):
+            done = suite.run(command, out, code=DAMAGED)
+            assert name in done.err and "link" in done.err, f"{command}, {name}: {done.err}"
+
+
+def changing_source(suite):
+    """A source that is cut while it is read is bad input, with advice that fits: there is no manifest to verify."""
+    model = suite.tmp / "changing"
+    suite.run("synth", "--like", "llama-3.2-1b", "-o", model)
+    part = next(p for p in files_of(model) if p.suffix == ".safetensors")
+    with open(suite.tmp / "said", "w+b") as said:
+        process = subprocess.Popen([suite.binary, "shard", model, "-o", suite.tmp / "changed", "--tp", "1"], stderr=said, stdout=subprocess.DEVNULL)
+        journal = suite.tmp / "changed" / "tp1"
+        while not journal.exists() and process.poll() is None:
+            time.sleep(0.001)
+        with open(part, "r+b") as file:
+            file.truncate(part.stat().st_size // 2)
+        code = process.wait(60)
+        said.seek(0)
+        text = said.read().decode()
+    shutil.rmtree(model), shutil.rmtree(suite.tmp / "changed", ignore_errors=True)
+    assert code == BAD_INPUT, f"exit code {code}: {text}"
+    assert part.name in text and "begin again" in text and "verify" not in text, text
 
 
 def whole_model(suite):
@@ -239,6 +259,7 @@ def main():
     suite.check("a flipped bit is found wherever it is", every_leaf, suite)
     suite.check("files that should not be there are reported", extra_files, suite)
     suite.check("links out of OUT are refused", links_and_names, suite)
+    suite.check("a source that changes is bad input", changing_source, suite)
     suite.check("a damaged model says no word", whole_model, suite)
     suite.check("hostile safetensors files are refused", hostile, suite, hostile_safetensors(), "hostile.safetensors")
     suite.check("hostile GGUF files are refused", hostile, suite, hostile_gguf(), "hostile.gguf")
