@@ -142,8 +142,8 @@ Measured measure(const Case& c, Memory& memory, bool append) {
     if (!ops->begin({.ids = ids, .spans = spans, .wanted = spans, .likeliest = picked}, true)) {
       for (int i = 0; i < rounds * n_layers; ++i) {
         const auto layer = static_cast<uint64_t>(i % n_layers);
-        KvLayer kv{memory.pages.data() + layer * layer_bytes * (near ? static_cast<uint64_t>(in_use) : 1), layer_bytes * static_cast<uint64_t>(near ? 1 : n_layers), c.kind,
-                   c.n_kv_heads, c.head_dim};
+        KvLayer kv{memory.pages.data() + layer * layer_bytes * (near ? static_cast<uint64_t>(in_use) : 1),
+                   layer_bytes * static_cast<uint64_t>(near ? 1 : n_layers), c.kind, c.n_kv_heads, c.head_dim};
         if (is_compressed(c.kind)) {
           kv.exact = memory.exact.data() + layer * exact_bytes;
           kv.exact_stride = exact_bytes * static_cast<uint64_t>(n_layers);

@@ -345,9 +345,11 @@ void Session::choose_context(const ModelConfig& config, uint64_t arena_bytes, co
   };
   /// Each of the first pages has an exact one, until there are as many as a sequence ever needs.
   const auto pages_in = [&](uint64_t memory) {
+    const int64_t most = exact_pages(std::numeric_limits<int64_t>::max());
     const auto all_exact = static_cast<int64_t>(memory / (page_bytes + exact_page_bytes));
-    const uint64_t exact = static_cast<uint64_t>(exact_pages(std::numeric_limits<int64_t>::max())) * exact_page_bytes;
-    return exact_pages(all_exact) == all_exact ? all_exact : static_cast<int64_t>((memory - exact) / page_bytes);
+    return all_exact < most
+               ? all_exact
+               : static_cast<int64_t>((memory - static_cast<uint64_t>(most) * exact_page_bytes) / page_bytes);
   };
   runner_options_.kv = kv;
   if (options.max_context > config.max_context) {

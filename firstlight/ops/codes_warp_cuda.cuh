@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // TurboQuant's arithmetic on one vector by one warp: coordinate 32 j + lane lies in register j of a lane. Sums are
-// those of quant/turboquant_core.h and turboquant_encode.h, in their order, each product and sum rounded by itself: the
-// same codes, scales and integers to the bit.
+// those of quant/turboquant_encode.h in their order, each rounded by itself: the same codes, scales and integers to the
+// bit.
 #pragma once
 #include <cuda_runtime.h>
 
@@ -95,10 +95,9 @@ __device__ __forceinline__ float butterfly_sum(float (&x)[kDim / 32]) {
 #pragma unroll
     for (int j = 0; j < h; ++j) x[j] = __fadd_rn(x[j], x[j + h]);
   }
-  float sum = x[0];
 #pragma unroll
-  for (int h = 16; h >= 1; h /= 2) sum = __fadd_rn(sum, __shfl_xor_sync(kWholeWarp, sum, h));
-  return sum;
+  for (int h = 16; h >= 1; h /= 2) x[0] = __fadd_rn(x[0], __shfl_xor_sync(kWholeWarp, x[0], h));
+  return x[0];
 }
 
 template <int kDim>

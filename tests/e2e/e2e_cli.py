@@ -419,12 +419,31 @@ def bench_load(suite):
     assert picture.read_text().count("<path") > 20
 
 
+def codes_memory(suite):
+    """A page of codes is 34 / 128 of a bf16 page at head_dim 64, and no context has more exact pages than pages."""
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+              "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 64, "vocab_size": 128, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+              "max_position_embeddings": 8192, "torch_dtype": "bfloat16", "tie_word_embeddings": False, "hidden_act": "silu", "bos_token_id": 1, "eos_token_id": 2}
+    (suite.tmp / "codes.json").write_text(json.dumps(config))
+    (suite.tmp / "codes_ids.json").write_text("[5, 6, 7]")
+    suite.run("synth", "--config", suite.tmp / "codes.json", "-o", suite.tmp / "codes_model")
+    bf16, codes = 2 * 64 * 64 * 2 * 2, 2 * 64 * 34 * 2  # keys and values, 64 tokens, two layers
+    common = ["run", suite.tmp / "codes_model", "--ids", suite.tmp / "codes_ids.json", "-n", 1, "--ignore-eos", "--device", "cpu", "--kv", "tq4", "--json"]
+    for pages, exact in ((1, 1), (5, 5), (13, 13), (14, 13), (100, 13)):
+        for size in (["--max-context", pages * 64], ["--kv-memory", pages * codes + exact * bf16]):
+            kv = suite.run(*common, *size).json()["kv"]
+            assert kv["exact_bytes"] == exact * bf16, (pages, size, kv)
+            assert kv["bytes"] == pages * codes + exact * bf16, (pages, size, kv)
+    return "10 sizes"
+
+
 def main():
     suite = Suite()
     suite.check("every command has help with an example", helps, suite)
     suite.check("--version", version, suite)
     suite.check("wrong arguments end with a message", wrong_arguments, suite)
     suite.check("--json gives one object", json_output, suite)
+    suite.check("codes take the memory they say", codes_memory, suite)
     suite.check("a thread that cannot start is out of memory", limits_on_threads, suite)
     suite.check("score of one token, and of standard input", one_token, suite)
     suite.check("a stopped load has a last word", interrupted_load, suite)
