@@ -19,7 +19,7 @@ class Comm {
   virtual ~Comm() = default;
   virtual int rank() const = 0;
   virtual int size() const = 0;
-  /// How bytes travel, in words: "threads", "peer access", "host memory (why)".
+  /// How bytes travel, in words: "one rank", "threads", "peer access", "host memory (why)".
   virtual std::string_view path() const = 0;
 
   /// data[i] = Σ over ranks of data[i], added in rank order: the same bits on every rank and every run. On the CPU done
@@ -57,7 +57,7 @@ struct CudaCommOptions {
 std::vector<std::unique_ptr<Comm>> make_cuda_comms(std::span<const Device> devices,
                                                    const CudaCommOptions& options = {});
 
-/// By where the ranks are: GPUs all, or the CPU all.
+/// By where the ranks are: GPUs all, or the CPU all; Error{bug} for both.
 std::vector<std::unique_ptr<Comm>> make_comms(std::span<const Device> devices);
 
 }  // namespace firstlight

@@ -154,6 +154,15 @@ TEST(Comm, WaitingCostsNoProcessorTime) {
   EXPECT_LT(waited_cpu_s, 0.05);  // a spinning wait would take 0.2 s
 }
 
+TEST(Comm, RanksAreWhereTheirDevicesAre) {
+  EXPECT_EQ(make_comms(std::vector<Device>(1))[0]->path(), "one rank");
+  const auto two = make_comms(std::vector<Device>(2));
+  EXPECT_EQ(two[1]->path(), "threads");
+  EXPECT_EQ(two[1]->rank(), 1);
+  EXPECT_THROW(make_comms(std::vector<Device>{{}, {Device::Kind::cuda, 0}}), Error);
+  EXPECT_THROW(make_comms({}), Error);
+}
+
 TEST(Comm, AGroupOfNoRanksIsRefused) { EXPECT_THROW(make_thread_comms(0), Error); }
 
 }  // namespace

@@ -37,7 +37,7 @@ class ThreadComm final : public Comm {
   ThreadComm(std::shared_ptr<Group> group, int rank) : group_(std::move(group)), rank_(rank) {}
   int rank() const override { return rank_; }
   int size() const override { return group_->meeting.size(); }
-  std::string_view path() const override { return "threads"; }
+  std::string_view path() const override { return size() == 1 ? "one rank" : "threads"; }
   int least(int mine) override { return group_->meeting.least(rank_, mine); }
   void check() override { group_->meeting.check(); }
   void fail(std::exception_ptr cause) override { group_->meeting.fail(std::move(cause)); }
