@@ -116,7 +116,8 @@ inline void expect_same_bits_for_any_pages(Runner& runner, const std::vector<int
   EXPECT_EQ(all_logits(runner, ids, 100), expected);
 }
 
-/// A greedy pass names the tokens whose logits an ordinary pass finds largest: the prompt at once, then token by token.
+/// A greedy pass names the tokens whose logits an ordinary pass finds largest, and a drawing one what draw_from() makes
+/// of them: the prompt at once, then token by token.
 inline void expect_greedy_passes_pick_the_likeliest(Runner& runner, const std::vector<int>& ids) {
   const auto vocab = static_cast<size_t>(runner.config().vocab_size);
   PageTable pages(runner.pool());
@@ -129,10 +130,18 @@ inline void expect_greedy_passes_pick_the_likeliest(Runner& runner, const std::v
     std::vector<Likeliest> likeliest;
     runner.forward({&chunk, 1}, logits);
     runner.forward_greedy({&chunk, 1}, likeliest);
-    ASSERT_EQ(logits.size(), vocab);
-    ASSERT_EQ(likeliest.size(), 1u);
+    const SamplingOptions options{.temperature = 0.8,
+                                  .top_k = begin % 3 == 1 ? 12 : 0,
+                                  .top_p = begin % 2 == 1 ? 0.9 : 1,
+                                  .repetition_penalty = begin % 5 == 2 ? 1.5 : 1,
+                                  .seed = 5};
+    const Draw draw{options, std::span(ids).first(begin + n), begin};
+    std::vector<int> drawn;
+    runner.forward_drawn({&chunk, 1}, {&draw, 1}, drawn);
+    ASSERT_TRUE(logits.size() == vocab && drawn.size() == 1 && likeliest.size() == 1);
     EXPECT_EQ(likeliest[0].id, std::max_element(logits.begin(), logits.end()) - logits.begin())
         << "after " << begin + n;
+    EXPECT_EQ(drawn[0], draw_from(logits, draw)) << "after " << begin + n;
   }
 }
 

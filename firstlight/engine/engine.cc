@@ -50,7 +50,6 @@ struct Engine::Impl {
   bool reserve_or_preempt(const SequencePtr& sequence);
   void forward(const std::vector<Work>& work);
   void deliver(const std::vector<Work>& work);
-  int token_of(const Sequence& sequence, size_t row);
   void accept(const SequencePtr& sequence, size_t row);
   void fail_all(const std::string& message);
   void remove(const Sequence& sequence);
@@ -63,9 +62,8 @@ struct Engine::Impl {
   uint64_t next_id = 1;
   std::vector<SequencePtr> running;
   std::deque<SequencePtr> waiting;
-  std::vector<float> logits;  // of the last pass, or …
   std::vector<Likeliest> likeliest;
-  bool greedy = false;  // … its likeliest tokens
+  std::vector<int> drawn;  // from each wanted row of the last pass; −1: nothing could be
   bool in_step = false;
 };
 
@@ -209,47 +207,35 @@ std::vector<Engine::Impl::Work> Engine::Impl::plan() {
 
 void Engine::Impl::forward(const std::vector<Work>& work) {
   std::vector<SequenceChunk> batch;
-  size_t n_rows = 0;
+  std::vector<Draw> draws;
+  bool greedy = true;
   for (const Work& each : work) {
     const Sequence& sequence = *each.sequence;
     const auto tokens = std::span(sequence.tokens())
                             .subspan(static_cast<size_t>(sequence.n_cached), static_cast<size_t>(each.n_tokens));
     batch.push_back({tokens, sequence.n_cached, sequence.pages.get(), each.wants_logits ? 1 : 0});
-    n_rows += each.wants_logits ? 1 : 0;
+    if (!each.wants_logits) continue;
+    const SamplingOptions& sampling = sequence.request().sampling;
+    draws.push_back({sampling, sequence.tokens(), sequence.n_generated()});
+    greedy = greedy && sampling.temperature == 0 && sampling.repetition_penalty == 1;
   }
-  greedy = std::all_of(work.begin(), work.end(), [](const Work& each) {
-    const SamplingOptions& sampling = each.sequence->request().sampling;
-    return !each.wants_logits || (sampling.temperature == 0 && sampling.repetition_penalty == 1);
-  });
   if (greedy) {
     runner.forward_greedy(batch, likeliest);
-    if (likeliest.size() != n_rows) {
-      throw Error(ErrorKind::bug, str("tokens: ", likeliest.size(), ", expected ", n_rows));
-    }
-    return;
+    drawn.clear();
+    for (const Likeliest& each : likeliest) drawn.push_back(each.id);
+  } else {
+    runner.forward_drawn(batch, draws, drawn);
   }
-  runner.forward(batch, logits);
-  const size_t expected = n_rows * static_cast<size_t>(runner.config().vocab_size);
-  if (logits.size() != expected)
-    throw Error(ErrorKind::bug, str("logits: ", logits.size(), " values, expected ", expected));
-}
-
-// The token of a row of the last pass.
-int Engine::Impl::token_of(const Sequence& sequence, size_t row) {
-  if (greedy) {
-    if (likeliest[row].id < 0) throw Error(ErrorKind::bug, "logits: not a number, or no finite value");
-    return likeliest[row].id;
+  if (drawn.size() != draws.size()) {
+    throw Error(ErrorKind::bug, str("tokens: ", drawn.size(), ", expected ", draws.size()));
   }
-  const auto vocab_size = static_cast<size_t>(runner.config().vocab_size);
-  return sample(std::span(logits).subspan(row * vocab_size, vocab_size), sequence.request().sampling, sequence.tokens(),
-                sequence.n_generated());
 }
 
 void Engine::Impl::accept(const SequencePtr& sequence, size_t row) {
   TokenEvent event;
   try {
-    const int token = token_of(*sequence, row);
-    event = sequence->accept(token, options.stop_ids, max_tokens);
+    if (drawn[row] < 0) throw Error(ErrorKind::bug, "logits: not a number, or no finite value");
+    event = sequence->accept(drawn[row], options.stop_ids, max_tokens);
   } catch (const std::exception& error) {
     event = sequence->end(FinishReason::error, error.what());  // this one alone; the others go on
   }

@@ -13,6 +13,7 @@
 #include <string>
 
 #include "firstlight/base/error.h"
+#include "firstlight/ops/sampling_weight.h"
 
 namespace firstlight {
 namespace {
@@ -71,6 +72,25 @@ TEST(Sampler, DrawsAreRandom123sPhilox) {
   // kat_vectors of Random123, philox4x32-10: counter and key 0 → 6627e8d5 e169c58d …; all ones → 408f276d 41c83b0e …
   // (only the first is within reach: the upper counter words are always 0 here).
   EXPECT_EQ(static_cast<uint64_t>(uniform_draw(0, 0) * 0x1p53), 0xe169c58d6627e8d5u >> 11);
+}
+
+TEST(Sampler, WeightsAreTheExponentialInWholeNumbers) {
+  std::vector<uint64_t> roots(sampling::kRoots);
+  for (unsigned i = 0; i < sampling::kRoots; ++i) {
+    roots[i] = sampling::root(i);
+    EXPECT_NEAR(static_cast<double>(roots[i]) * 0x1p-63, std::exp2(-static_cast<double>(i) / 1024), 0x1p-52);
+  }
+  std::mt19937 random(11);
+  for (const double temperature : {0.05, 0.5, 1.0, 7.0, 1e3}) {
+    const sampling::Scale scale{3, sampling::Scale::powers_of(temperature)};
+    EXPECT_EQ(scale.weight(3, roots.data()), uint64_t{1} << 44);
+    for (int i = 0; i < 20'000; ++i) {
+      const float logit = 3 - std::uniform_real_distribution<float>(0, static_cast<float>(40 * temperature))(random);
+      const double exact = std::exp((static_cast<double>(logit) - 3) / temperature) * 0x1p44;
+      EXPECT_NEAR(static_cast<double>(scale.weight(logit, roots.data())), exact, 1 + exact * 0x1p-46) << logit;
+    }
+    EXPECT_EQ(scale.weight(-std::numeric_limits<float>::infinity(), roots.data()), 0u);
+  }
 }
 
 TEST(Sampler, DrawsAreUniform) {

@@ -81,7 +81,7 @@ LlamaRank::LlamaRank(const ModelConfig& config, RankWeights& weights, const Runn
       scratch_(weights.arena.device(), shape_.scratch_bytes(options.max_batch_tokens)) {}
 
 void LlamaRank::forward(const Batch& batch, std::span<Likeliest> likeliest) {
-  PassRows rows{batch.ids, batch.spans, batch.wanted, batch.logits, likeliest};
+  PassRows rows{batch.ids, batch.spans, batch.wanted, batch.logits, likeliest, batch.draws, batch.drawn};
   if (comm_.size() > 1 && comm_.recordable()) rows.least_of_ranks = [this](int mine) { return comm_.least(mine); };
   if (!ops_->begin(rows, weights_.all_there())) compute(batch, likeliest);
   ops_->end();
@@ -103,7 +103,7 @@ void LlamaRank::compute(const Batch& batch, std::span<Likeliest> likeliest) {
     add_to_residual(constant(a.heads), w.o, w.o_bias, a.x);
     mlp(w, a);
   }
-  write_logits(a, batch.logits, likeliest);
+  write_logits(a, batch, likeliest);
 }
 
 /// x = the embedding table's rows. A row comes from the rank that holds it; on the others it is zero.
@@ -147,14 +147,16 @@ void LlamaRank::add_to_residual(Matrix<const float> in, const Weight& w, const W
 
 /// Ranks are threads of one process, so each writes its columns where the caller wants them; the padding rows of the
 /// vocabulary have none.
-void LlamaRank::write_logits(const Activations& a, Matrix<float> logits, std::span<Likeliest> likeliest) {
+void LlamaRank::write_logits(const Activations& a, const Batch& batch, std::span<Likeliest> likeliest) {
   ops_->rms_norm(constant(a.x), weights_.final_norm(), eps_, a.normed);
   const Weight& lm_head = weights_.lm_head();
   if (!likeliest.empty()) {
     ops_->likeliest(constant(a.normed), lm_head, static_cast<int>(weights_.vocab_begin()), likeliest);
     return;
   }
+  if (!batch.draws.empty()) return ops_->draw(constant(a.normed), lm_head, batch.draws, batch.drawn);
   if (lm_head.rows == 0) return;
+  const Matrix<float>& logits = batch.logits;
   ops_->logits(constant(a.normed), lm_head,
                {logits.data + weights_.vocab_begin(), logits.rows, lm_head.rows, logits.stride});
 }

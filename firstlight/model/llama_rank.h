@@ -24,7 +24,9 @@ struct Batch {
   std::vector<int> ids;
   std::vector<AttentionSpan> spans;   ///< cover the rows of ids in order
   std::vector<AttentionSpan> wanted;  ///< the parts of spans whose logits are wanted, in order
-  Matrix<float> logits;               ///< [wanted rows, vocab_size]
+  Matrix<float> logits;               ///< [wanted rows, vocab_size]; or, of a single rank, …
+  std::span<const Draw> draws;        ///< … what to draw from the wanted rows, …
+  std::span<int> drawn;               ///< … and where to
 };
 
 /// Sizes of one rank of `tp`.
@@ -45,7 +47,7 @@ class LlamaRank {
   LlamaRank(const ModelConfig& config, RankWeights& weights, const RunnerOptions& options, Comm& comm, int n_threads,
             int spin);
 
-  /// Computes the batch together with the other ranks and writes this rank's columns of batch.logits.
+  /// Computes the batch together with the other ranks and writes this rank's columns of batch.logits, or what is drawn.
   /// With `likeliest` [wanted rows] it writes there the likeliest of this rank's columns instead.
   void forward(const Batch& batch, std::span<Likeliest> likeliest);
   std::string_view ops_name() const { return ops_->name(); }
@@ -69,7 +71,7 @@ class LlamaRank {
   void attend(const KvLayer& kv, std::span<const AttentionSpan> spans, const Activations& a);
   void mlp(const LlamaLayer& w, const Activations& a);
   void add_to_residual(Matrix<const float> in, const Weight& w, const Weight& bias, Matrix<float> x);
-  void write_logits(const Activations& a, Matrix<float> logits, std::span<Likeliest> likeliest);
+  void write_logits(const Activations& a, const Batch& batch, std::span<Likeliest> likeliest);
 
   const RankShape shape_;
   LlamaWeights weights_;

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstring>
+#include <set>
 #include <thread>
 
 #include "firstlight/base/error.h"
@@ -78,6 +79,35 @@ TEST(Runner, WantedRowsComeInChunkOrderWhateverElseIsInTheBatch) {
   std::vector<float> logits;
   fixture.runner->forward(batch, logits);
   EXPECT_LT(largest_difference(logits, expected), 1e-5f);
+}
+
+TEST(Runner, ADrawingPassDrawsFromTheLogitsOfAnOrdinaryOne) {
+  const std::vector<int> ids = tokens_of(30), others = tokens_of(9, 4);
+  for (const int tp : {1, 2}) {
+    Fixture fixture(tp);
+    PageTable pages(fixture.runner->pool()), other_pages(fixture.runner->pool());
+    ASSERT_TRUE(pages.try_reserve(64) && other_pages.try_reserve(64));
+    const std::vector<SequenceChunk> batch{{ids, 0, &pages, 2}, {others, 0, &other_pages, 1}};
+    std::vector<float> logits;
+    fixture.runner->forward(batch, logits);
+    std::set<int> all;
+    for (uint64_t number = 0; number < 30; ++number) {
+      const std::vector<Draw> draws{{{.temperature = 3, .seed = 1}, {}, number},
+                                    {{.temperature = 0, .repetition_penalty = 5}, ids, number},
+                                    {{.temperature = 2, .top_k = 9, .seed = 2}, {}, number}};
+      std::vector<int> drawn;
+      fixture.runner->forward_drawn(batch, draws, drawn);
+      ASSERT_EQ(drawn.size(), 3u);
+      for (size_t i = 0; i < 3; ++i) {
+        std::vector<float> row(logits.begin() + static_cast<std::ptrdiff_t>(i * 61),
+                               logits.begin() + static_cast<std::ptrdiff_t>((i + 1) * 61));
+        EXPECT_EQ(drawn[i], draw_from(row, draws[i])) << "tp " << tp << ", row " << i << ", draw " << number;
+      }
+      all.insert(drawn[0]);
+    }
+    EXPECT_GT(all.size(), 5u);
+    EXPECT_THROW(fixture.runner->forward_drawn(batch, {}, *std::make_unique<std::vector<int>>()), Error);
+  }
 }
 
 TEST(Runner, AnyPageOrderGivesTheSameBits) {

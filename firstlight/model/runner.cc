@@ -72,9 +72,20 @@ class LlamaRunner final : public Runner {
     run();
   }
 
+  void forward_drawn(std::span<const SequenceChunk> chunks, std::span<const Draw> draws,
+                     std::vector<int>& ids) override {
+    if (tp_ > 1) return Runner::forward_drawn(chunks, draws, ids);
+    const size_t n_wanted = gather(chunks);
+    if (draws.size() != n_wanted) throw Error(ErrorKind::bug, str(draws.size(), " draws for ", n_wanted, " rows"));
+    ids.assign(n_wanted, -1);
+    batch_.draws = draws;
+    batch_.drawn = ids;
+    picks_[0].clear();
+    run();
+  }
+
   void forward_greedy(std::span<const SequenceChunk> chunks, std::vector<Likeliest>& likeliest) override {
     const size_t n_wanted = gather(chunks);
-    batch_.logits = {};
     for (std::vector<Likeliest>& picks : picks_) picks.assign(n_wanted, {});
     run();
     likeliest = picks_[0];
@@ -114,6 +125,9 @@ class LlamaRunner final : public Runner {
 
   /// Fills batch_ with the chunks' rows; how many of them are wanted.
   size_t gather(std::span<const SequenceChunk> chunks) {
+    batch_.logits = {};
+    batch_.draws = {};
+    batch_.drawn = {};
     batch_.ids.clear();
     batch_.spans.clear();
     batch_.wanted.clear();
@@ -200,6 +214,19 @@ void Runner::forward_greedy(std::span<const SequenceChunk> batch, std::vector<Li
   likeliest.clear();
   for (size_t at = 0; at < logits.size(); at += vocab_size) {
     likeliest.push_back(likeliest_of({logits.data() + at, vocab_size}, 0));
+  }
+}
+
+void Runner::forward_drawn(std::span<const SequenceChunk> batch, std::span<const Draw> draws, std::vector<int>& ids) {
+  std::vector<float> logits;
+  forward(batch, logits);
+  const auto vocab_size = static_cast<size_t>(config().vocab_size);
+  if (logits.size() != draws.size() * vocab_size) {
+    throw Error(ErrorKind::bug, str(draws.size(), " draws from ", logits.size(), " logits"));
+  }
+  ids.clear();
+  for (size_t i = 0; i < draws.size(); ++i) {
+    ids.push_back(draw_from({logits.data() + i * vocab_size, vocab_size}, draws[i]));
   }
 }
 

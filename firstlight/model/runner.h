@@ -12,6 +12,7 @@
 #include "firstlight/ckpt/weights.h"
 #include "firstlight/kv/page_pool.h"
 #include "firstlight/ops/ops.h"
+#include "firstlight/ops/sampling.h"
 
 namespace firstlight {
 
@@ -47,6 +48,9 @@ class Runner {
   /// The same pass, but of each wanted row the likeliest token alone, the lowest id among equals: all that greedy
   /// sampling needs, and all that a GPU then has to send.
   virtual void forward_greedy(std::span<const SequenceChunk> batch, std::vector<Likeliest>& likeliest);
+  /// The same pass, but of each wanted row what its draw says (−1: not a row to draw from). A single rank draws on its
+  /// device; ranks of a cut vocabulary bring the logits together on the host.
+  virtual void forward_drawn(std::span<const SequenceChunk> batch, std::span<const Draw> draws, std::vector<int>& ids);
   virtual const ModelConfig& config() const = 0;
   virtual PagePool& pool() = 0;
   /// The pool that the PageTables of a compressed cache take exact pages from, else null. The caller gives them back by

@@ -74,26 +74,33 @@ bool CudaOps::begin(const PassRows& rows, bool weights_ready) {
   cuda::use(device_);
   if (state_ != State::idle) abandon();
   if (pass_.send(rows, stream_)) forget_recordings();
+  if (draw_tables_.send(rows.draws, stream_)) forget_recordings();
   has_angles_[0] = has_angles_[1] = false;
   twin_ = {};
   deliveries_.clear();
   staged_floats_ = 0;
   pass_logits_ = rows.logits;
   pass_likeliest_ = rows.likeliest;
+  pass_drawn_ = rows.drawn;
   picked_ = {};
+  drawn_ = {};
   recording_ = nullptr;
   program_.reset();
   state_ = State::plain;
   const cuda::RowSet &all = pass_.all(), &wanted = pass_.wanted();
-  const bool alike = options_.graphs && weights_ready && (rows.logits.data || !rows.likeliest.empty()) &&
-                     all.n_rows > 0 && all.n_single == all.n_rows && all.n_spans == static_cast<size_t>(all.n_rows) &&
-                     all.in_place && wanted.n_rows == all.n_rows && wanted.in_place;
+  using Result = PassShape::Result;
+  const Result result = !rows.drawn.empty()       ? Result::drawn
+                        : !rows.likeliest.empty() ? Result::likeliest
+                        : rows.logits.data        ? Result::logits
+                                                  : Result::none;
+  const bool alike = options_.graphs && weights_ready && result != Result::none && all.n_rows > 0 &&
+                     all.n_single == all.n_rows && all.n_spans == static_cast<size_t>(all.n_rows) && all.in_place &&
+                     wanted.n_rows == all.n_rows && wanted.in_place;
   if (!alike) {
     agree(rows, 0);
     return false;
   }
-  shape_ = {all.n_rows, !rows.likeliest.empty(),
-            static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(all.n_pages_single)))};
+  shape_ = {all.n_rows, result, static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(all.n_pages_single)))};
   recording_ = &recordings_[shape_];
   const int agreed = agree(rows, recording_->graph ? 2 : recording_->seen ? 1 : 0);
   if (agreed == 2) {
@@ -165,6 +172,7 @@ void CudaOps::end() {
       delivery.to.data = nullptr;
     }
     recording_->n_picked = picked_.size();
+    recording_->n_drawn = drawn_.size();
     if (least_of_ranks_) {  // all have theirs ready on the device: from here on GPUs may wait for each other
       check(cudaGraphUpload(recording_->graph, stream_), "send a recorded pass");
       least_of_ranks_(0);
@@ -173,6 +181,7 @@ void CudaOps::end() {
   } else if (ended == State::replaying) {
     deliveries_ = recording_->deliveries;
     picked_ = pass_likeliest_.first(recording_->n_picked);
+    drawn_ = pass_drawn_.first(recording_->n_drawn);
     for (size_t i = 0; i < deliveries_.size(); ++i) {
       deliveries_[i].to.data = pass_logits_.data + recording_->offsets[i];
       deliveries_[i].to.stride = pass_logits_.stride;
@@ -190,6 +199,7 @@ void CudaOps::end() {
   program_.reset();
   deliver();
   std::copy_n(pick_staging_.as<Likeliest>(), picked_.size(), picked_.begin());
+  std::copy_n(pick_staging_.as<int>(), drawn_.size(), drawn_.begin());
 }
 
 // The pages that kernels of this pass provide for: a bound that a recorded pass keeps.

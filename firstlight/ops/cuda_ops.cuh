@@ -15,6 +15,7 @@
 #include "firstlight/ops/cuda_memory.cuh"
 #include "firstlight/ops/cuda_ops.h"
 #include "firstlight/ops/cuda_pass.cuh"
+#include "firstlight/ops/draw_cuda.cuh"
 #include "firstlight/ops/matvec_cuda.cuh"
 #include "firstlight/ops/resident_cuda.cuh"
 
@@ -29,6 +30,7 @@ class CudaOps final : public Ops {
   void end() override;
   void logits(Matrix<const float> x, const Weight& w, Matrix<float> out) override;
   void likeliest(Matrix<const float> x, const Weight& w, int first_id, std::span<Likeliest> out) override;
+  void draw(Matrix<const float> x, const Weight& w, std::span<const Draw> draws, std::span<int> out) override;
   void keep_rows(std::span<const AttentionSpan> spans, Matrix<float>& m) override;
   void embed(std::span<const int> ids, const Weight& table, int64_t first_row, Matrix<float> out) override;
   void rms_norm(Matrix<const float> x, const Weight& weight, float eps, Matrix<float> out) override;
@@ -46,7 +48,7 @@ class CudaOps final : public Ops {
   /// A pass that can be recorded: what its kernels depend on beside addresses.
   struct PassShape {
     int n_rows = 0;
-    bool picks = false;       ///< likeliest() is called, not logits()
+    enum class Result : uint8_t { none, logits, likeliest, drawn } result = Result::none;
     int64_t page_bucket = 0;  ///< a power of two ≥ the pages that any row sees
     auto operator<=>(const PassShape&) const = default;
   };
@@ -63,7 +65,7 @@ class CudaOps final : public Ops {
     std::unique_ptr<cuda::ResidentProgram> program;  ///< what of the graph is one kernel; maybe null
     std::vector<Delivery> deliveries;                ///< to.data: null
     std::vector<int64_t> offsets;                    ///< of each one's destination from PassRows::logits
-    size_t n_picked = 0;
+    size_t n_picked = 0, n_drawn = 0;
   };
   /// The bf16 copy that a producer made beside its f32 result.
   struct Twin {
@@ -110,6 +112,7 @@ class CudaOps final : public Ops {
   cuda::CublasLt cublaslt_;
   cuda::PassTables pass_;
   cuda::CodesOfPass codes_;
+  cuda::DrawTables draw_tables_;
   cuda::DeviceScratch twin_memory_, products_, partials_, arrivals_, logits_, picks_, angle_memory_[2],
       frequency_memory_, counters_;
   cuda::PinnedScratch staging_, pick_staging_;
@@ -121,6 +124,7 @@ class CudaOps final : public Ops {
   PassShape shape_;
   Matrix<float> pass_logits_;
   std::span<Likeliest> pass_likeliest_, picked_;
+  std::span<int> pass_drawn_, drawn_;
   Recording* recording_ = nullptr;
   std::function<int(int)> least_of_ranks_;          // of the pass that is recorded
   std::unique_ptr<cuda::ResidentProgram> program_;  // of the pass under way

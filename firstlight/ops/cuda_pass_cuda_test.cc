@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "firstlight/base/error.h"
+#include "firstlight/ops/sampling.h"
 #include "firstlight/ops/test_cuda.h"
 
 namespace firstlight {
@@ -36,13 +37,13 @@ struct SmallModel {
 
   /// True if the pass was replayed.
   bool step(Ops& ops, const std::vector<int>& ids, const std::vector<AttentionSpan>& spans, std::vector<float>& logits,
-            std::vector<Likeliest>* picks = nullptr) {
+            std::vector<Likeliest>* picks = nullptr, std::span<const Draw> draws = {}, std::span<int> drawn = {}) {
     const int64_t n = static_cast<int64_t>(ids.size());
     logits.assign(static_cast<size_t>(n * kVocab), std::nanf(""));
     const Matrix<float> out{logits.data(), n, kVocab, kVocab};
     if (picks) picks->assign(ids.size(), {});
     const std::span<Likeliest> wanted = picks ? std::span<Likeliest>(*picks) : std::span<Likeliest>();
-    const bool replayed = ops.begin({ids, spans, spans, picks ? Matrix<float>{} : out, wanted}, true);
+    const bool replayed = ops.begin({ids, spans, spans, picks ? Matrix<float>{} : out, wanted, draws, drawn}, true);
     if (!replayed) {
       const KvLayer kv{cache.data(), kPageBytes, KvKind::bf16, kKvHeads, kHeadDim};
       Matrix<float> xs = rows(x, n), heads_n = rows(heads, n);
@@ -57,7 +58,9 @@ struct SmallModel {
       ops.gate_up_silu(constant(rows(normed, n)), gate_up_w.weight(), nullptr, rows(hidden, n));
       ops.matmul_add(constant(rows(hidden, n)), down_w.weight(), nullptr, xs);
       ops.rms_norm(constant(xs), norm.weight(), 1e-5f, rows(normed, n));
-      if (picks) {
+      if (!draws.empty()) {
+        ops.draw(constant(rows(normed, n)), table.weight(), draws, drawn);
+      } else if (picks) {
         ops.likeliest(constant(rows(normed, n)), table.weight(), 0, wanted);
       } else {
         ops.logits(constant(rows(normed, n)), table.weight(), out);
@@ -121,6 +124,46 @@ TEST_F(PassCuda, AReplayedPassPicksWhatLogitsSay) {
     ASSERT_EQ(picks[0].logit, *best);
   }
   EXPECT_GE(n_replayed, 60);
+  ops_->begin({}, false);
+}
+
+TEST_F(PassCuda, AReplayedPassDrawsWhatTheCpuDrawsFromItsLogits) {
+  ops_->end();
+  for (const int n : {1, 3, 12}) {
+    const auto other = make_cuda_ops(kGpu), recording = make_cuda_ops(kGpu);
+    SmallModel a_model, b_model;
+    std::vector<std::vector<int32_t>> pages(static_cast<size_t>(n));
+    for (int s = 0; s < n; ++s) pages[static_cast<size_t>(s)] = {s * 3, s * 3 + 1};
+    std::vector<std::vector<int>> histories(static_cast<size_t>(n));
+    int n_replayed = 0;
+    for (int position = 0; position < 70; ++position) {
+      std::vector<int> ids;
+      std::vector<AttentionSpan> spans;
+      std::vector<Draw> draws;
+      for (int s = 0; s < n; ++s) {
+        const auto at = static_cast<size_t>(s);
+        ids.push_back((position * 5 + s * 3) % SmallModel::kVocab);
+        spans.push_back({s, 1, position, pages[at].data()});
+        histories[at].push_back(ids.back());
+        const SamplingOptions options{.temperature = 0.5 * (position % 3),
+                                      .top_k = position % 4 == 1 ? 20 : 0,
+                                      .top_p = position % 5 == 2 ? 0.8 : 1,
+                                      .min_p = position % 7 == 3 ? 0.1 : 0,
+                                      .repetition_penalty = position % 2 == 0 ? 1.2 : 1,
+                                      .seed = static_cast<uint64_t>(s)};
+        draws.push_back({options, histories[at], static_cast<uint64_t>(position)});
+      }
+      std::vector<float> unused, logits;
+      std::vector<int> drawn(ids.size(), -7);
+      n_replayed += a_model.step(*recording, ids, spans, unused, nullptr, draws, drawn);
+      b_model.step(*other, ids, spans, logits);
+      for (size_t s = 0; s < ids.size(); ++s) {
+        const std::span<float> row(logits.data() + s * SmallModel::kVocab, SmallModel::kVocab);
+        ASSERT_EQ(drawn[s], draw_from(row, draws[s])) << "row " << s << " of " << n << ", position " << position;
+      }
+    }
+    EXPECT_GE(n_replayed, 60) << n << " rows";
+  }
   ops_->begin({}, false);
 }
 

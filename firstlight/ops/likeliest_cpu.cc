@@ -5,6 +5,7 @@
 #include "firstlight/base/error.h"
 #include "firstlight/base/str.h"
 #include "firstlight/ops/ops.h"
+#include "firstlight/ops/sampling.h"
 
 namespace firstlight {
 
@@ -28,6 +29,16 @@ void Ops::likeliest(Matrix<const float> x, const Weight& w, int first_id, std::s
   if (w.rows > 0) matmul(x, w, nullptr, {rows.data(), x.rows, w.rows, w.rows});
   const auto n = static_cast<size_t>(w.rows);
   for (size_t i = 0; i < out.size(); ++i) out[i] = likeliest_of({rows.data() + i * n, n}, first_id);
+}
+
+void Ops::draw(Matrix<const float> x, const Weight& w, std::span<const Draw> draws, std::span<int> out) {
+  if (static_cast<int64_t>(out.size()) != x.rows || draws.size() != out.size()) {
+    throw Error(ErrorKind::bug, str(draws.size(), " draws from ", x.rows, " rows into ", out.size()));
+  }
+  const auto n = static_cast<size_t>(w.rows);
+  std::vector<float> rows(out.size() * n);
+  if (!rows.empty()) matmul(x, w, nullptr, {rows.data(), x.rows, w.rows, w.rows});
+  for (size_t i = 0; i < out.size(); ++i) out[i] = draw_from({rows.data() + i * n, n}, draws[i]);
 }
 
 }  // namespace firstlight

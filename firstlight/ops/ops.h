@@ -65,15 +65,19 @@ struct Likeliest {
 /// Of one row, ids counted from first_id; no logits at all: minus infinity.
 Likeliest likeliest_of(std::span<const float> logits, int first_id);
 
+struct Draw;  // sampling.h
+
 /// What one forward pass works on; views into what the caller keeps until end().
 struct PassRows {
   std::span<const int> ids;               ///< a token a row
   std::span<const AttentionSpan> spans;   ///< cover the rows in order
   std::span<const AttentionSpan> wanted;  ///< the parts of spans whose logits are wanted, in order
-  /// Where the pass's logits() will write, all of it or a part; or its likeliest(). Host memory. A pass that states
-  /// neither is not recorded.
+  /// Where the pass's logits() will write, all of it or a part; or its likeliest(); or what its draw() will draw, and
+  /// where to. Host memory. A pass that states none is not recorded.
   Matrix<float> logits = {};
   std::span<Likeliest> likeliest = {};
+  std::span<const Draw> draws = {};
+  std::span<int> drawn = {};
   /// Of a rank among several: blocks until all ranks have said a number, returns the least. They replay a recorded pass
   /// together or not at all. None: this rank is alone.
   std::function<int(int)> least_of_ranks = {};
@@ -101,6 +105,9 @@ class Ops {
   /// out[i] = the likeliest of row i of x wᵀ, ids counted from first_id; in host memory and complete after end(). What
   /// greedy sampling needs of logits.
   virtual void likeliest(Matrix<const float> x, const Weight& w, int first_id, std::span<Likeliest> out);
+  /// out[i] = what draws[i] says of row i of x wᵀ (draw_from(), to the bit); both are the pass's. In host memory and
+  /// complete after end(). w has the whole vocabulary.
+  virtual void draw(Matrix<const float> x, const Weight& w, std::span<const Draw> draws, std::span<int> out);
   /// Moves the rows of `spans` to the front of m, in order, and leaves m these rows only. Here: in host memory.
   virtual void keep_rows(std::span<const AttentionSpan> spans, Matrix<float>& m);
 
