@@ -37,9 +37,9 @@ struct Item {
   int index;       ///< of the row in its set
   int head_block;  ///< of n_head_blocks
   int kv_head, first_head, n_heads;
-  int per_chunk;          ///< pages
-  int n_chunks, n_items;  ///< of the row
-  int begin, end;         ///< pages
+  int per_chunk;   ///< pages
+  int n_chunks;    ///< of the row
+  int begin, end;  ///< pages
 };
 
 /// A row's chunks follow from its own length (and the GPU and the model); its items also from the whole batch.
@@ -54,28 +54,55 @@ struct Cut {
   }
 };
 
-/// Pages for each block, so that the blocks that the GPU holds have about the same to do; up to a quarter more, if
-/// that spares a second round. A warp's work; the same in all.
-__device__ __forceinline__ int pages_each(const SinglesParams& p) {
-  const int lane = static_cast<int>(threadIdx.x) % 32, held = max(1, quotient(p.n_blocks, p.head_blocks));
-  unsigned n_pages = 0;
-  for (int r = lane; r < p.n_rows; r += 32) n_pages += static_cast<unsigned>(p.rows[r].position / kPageTokens + 1);
-  const int least = max(1, ceil_quotient(static_cast<int>(__reduce_add_sync(0xffffffffu, n_pages)), held));
-  if (p.n_rows == 1) return least;
-  for (int each = least; each <= least + max(1, least / 4); each += max(1, least / 8)) {
-    unsigned n_items = 0;
-    for (int r = lane; r < p.n_rows; r += 32)
-      n_items += static_cast<unsigned>(Cut(p, p.rows[r].position, each).n_items);
-    if (static_cast<int>(__reduce_add_sync(0xffffffffu, n_items)) <= held) return each;
+/// What a launch has to do, the same in every warp that asks; a warp's work. Pages for each block: so many that the
+/// blocks that the GPU holds have about the same to do; up to a quarter more, if that spares a second round.
+struct AttendPlan {
+  int each, n_items;
+  __device__ __forceinline__ explicit AttendPlan(const SinglesParams& p) {
+    const int lane = static_cast<int>(threadIdx.x) % 32, held = max(1, quotient(p.n_blocks, p.head_blocks));
+    if (p.n_rows == 1) {
+      const int position = p.rows[0].position;
+      each = ceil_quotient(position / kPageTokens + 1, held);
+      n_items = Cut(p, position, each).n_items * p.head_blocks;
+      return;
+    }
+    unsigned n_pages = 0;
+    for (int r = lane; r < p.n_rows; r += 32) n_pages += static_cast<unsigned>(p.rows[r].position / kPageTokens + 1);
+    each = max(1, ceil_quotient(static_cast<int>(__reduce_add_sync(0xffffffffu, n_pages)), held));
+    int n = items_of_rows(p, each);
+    const int least = each, step = max(1, least / 8);
+    for (int more = least + step; n > held && more <= least + max(1, least / 4); more += step) {
+      const int fewer = items_of_rows(p, more);
+      if (fewer <= held) each = more, n = fewer;
+    }
+    n_items = n * p.head_blocks;
   }
-  return least;
+
+ private:
+  __device__ __forceinline__ static int items_of_rows(const SinglesParams& p, int each) {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    unsigned n = 0;
+    for (int r = lane; r < p.n_rows; r += 32) n += static_cast<unsigned>(Cut(p, p.rows[r].position, each).n_items);
+    return static_cast<int>(__reduce_add_sync(0xffffffffu, n));
+  }
+};
+
+/// Heads of a row that a block takes together.
+__device__ __forceinline__ void set_heads(const SinglesParams& p, int head_block, Item& item) {
+  item.head_block = head_block;
+  item.kv_head = quotient(head_block, p.of_group);
+  const int in_group = (head_block - item.kv_head * p.of_group) * kHeadsAtOnce;
+  item.first_head = item.kv_head * p.group + in_group;
+  item.n_heads = min(kHeadsAtOnce, p.group - in_group);
 }
 
-/// Item `number` of all, rows in order; false if there are fewer. A warp's work.
-__device__ __forceinline__ bool find_item(const SinglesParams& p, int each, int number, Item& item) {
+/// Item `number` of the plan's, rows in order. A warp's work.
+__device__ __forceinline__ void find_item(const SinglesParams& p, int each, int number, Item& item) {
   const int lane = static_cast<int>(threadIdx.x) % 32, n_blocks = p.head_blocks;
   const int wanted = quotient(number, n_blocks);
-  for (int first = 0, before = 0; first < p.n_rows; first += 32) {
+  int at = wanted;
+  item.index = 0;
+  for (int first = 0, before = 0; p.n_rows > 1 && first < p.n_rows; first += 32) {
     const int n = first + lane < p.n_rows ? Cut(p, p.rows[first + lane].position, each).n_items : 0;
     int up_to = n;  // with this row's
 #pragma unroll
@@ -89,38 +116,23 @@ __device__ __forceinline__ bool find_item(const SinglesParams& p, int each, int 
       continue;
     }
     const int which = __ffs(static_cast<int>(__ballot_sync(0xffffffffu, before + up_to > wanted))) - 1;
-    const int at = wanted - before - __shfl_sync(0xffffffffu, up_to - n, which);
+    at = wanted - before - __shfl_sync(0xffffffffu, up_to - n, which);
     item.index = first + which;
-    item.row = p.rows[item.index];
-    const Cut cut(p, item.row.position, each);
-    item.per_chunk = cut.per_chunk;
-    item.n_chunks = cut.n_chunks;
-    item.n_items = cut.n_items;
-    item.begin = at * cut.per_item * cut.per_chunk;
-    item.end = min(cut.n_pages, item.begin + cut.per_item * cut.per_chunk);
-    item.head_block = number - wanted * n_blocks;
-    item.kv_head = quotient(item.head_block, p.of_group);
-    const int in_group = (item.head_block - item.kv_head * p.of_group) * kHeadsAtOnce;
-    item.first_head = item.kv_head * p.group + in_group;
-    item.n_heads = min(kHeadsAtOnce, p.group - in_group);
-    return true;
+    break;
   }
-  return false;
+  item.row = p.rows[item.index];
+  const Cut cut(p, item.row.position, each);
+  item.per_chunk = cut.per_chunk;
+  item.n_chunks = cut.n_chunks;
+  item.begin = at * cut.per_item * cut.per_chunk;
+  item.end = min(cut.n_pages, item.begin + cut.per_item * cut.per_chunk);
+  set_heads(p, number - wanted * n_blocks, item);
 }
 
-/// Partial sums of a chunk, and beside them its heads' maxima and divisors.
-template <int kDim>
-struct Partials {
-  float* sums;
-  float2* shares;
-  int heads;
-  __device__ Partials(const SinglesParams& p, const Item& item) {
-    heads = p.heads;
-    const int64_t n_blocks = p.head_blocks;
-    const int64_t first = (item.index * n_blocks + item.head_block) * p.n_chunks;
-    sums = p.partials + first * heads * kDim;
-    shares = reinterpret_cast<float2*>(p.partials + p.n_rows * n_blocks * p.n_chunks * heads * kDim) + first * heads;
-  }
-};
+/// Where the row's chunks of these heads put down their sums: pieces_of(p) for each chunk.
+__device__ __forceinline__ ChunkPiece* pieces_of(const SinglesParams& p, const Item& item) {
+  const int64_t which = int64_t{item.index} * p.head_blocks + item.head_block;
+  return p.partials + which * p.n_chunks * p.heads * (p.attend.kv.head_dim / 4);
+}
 
 }  // namespace firstlight::cuda

@@ -100,15 +100,14 @@ cuda::SinglesParams CudaOps::singles(const cuda::AttendParams& params, const cud
   singles.olds_hold = pass_.all().n_tiles == 0;
   if (singles.n_chunks > 1) {
     const int64_t rows = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(set.n_single)));
-    reserve(partials_, rows * blocks * singles.n_chunks * heads * (params.kv.head_dim + 2) * 4);
-    if (arrivals_.reserve(static_cast<uint64_t>(rows * blocks * 4), stream_)) {
+    const auto bytes = static_cast<uint64_t>(rows * blocks * singles.n_chunks * heads * params.kv.head_dim / 4) *
+                       sizeof(cuda::ChunkPiece);
+    if (partials_.reserve(bytes, stream_)) {
       forget_recordings();
-      cuda::check(cudaMemsetAsync(arrivals_.as<unsigned>(), 0, static_cast<size_t>(rows * blocks * 4), stream_),
-                  "clear the counts of arrivals");
+      cuda::check(cudaMemsetAsync(partials_.as<cuda::ChunkPiece>(), 0xff, bytes, stream_), "clear attention's sums");
     }
   }
-  singles.partials = partials_.as<float>();
-  singles.arrivals = arrivals_.as<unsigned>();
+  singles.partials = partials_.as<cuda::ChunkPiece>();
   return singles;
 }
 

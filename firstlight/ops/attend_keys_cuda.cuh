@@ -25,7 +25,7 @@ struct KeyRing {
   uint32_t at;             ///< in shared memory
   const std::byte* first;  ///< the lane's first piece of the warp's slots, in page 0
   const int32_t* numbers;  ///< of the row's pages
-  uint64_t page_stride, to_values;
+  uint64_t page_stride, to_values, policy = policy_read_once();
   int n_keys, begin, end, held = 0;
 
   __device__ KeyRing(const SinglesParams& p, const Item& item, uint32_t shared) {
@@ -57,8 +57,8 @@ struct KeyRing {
 #pragma unroll
     for (int i = 0; i < 16 * kPieces / 32; ++i) {
       const int slot = (i * 32 + lane) / kPieces, piece = lane % kPieces;
-      copy_async(to + static_cast<uint32_t>(slot * kDim * 2 + ((piece ^ (slot & 7)) * 16)), from + i * 512,
-                 slot < n_slots);
+      copy_async_once(to + static_cast<uint32_t>(slot * kDim * 2 + ((piece ^ (slot & 7)) * 16)), from + i * 512,
+                      slot < n_slots, policy);
     }
   }
   __device__ __forceinline__ uint32_t keys_at(int stage) const { return at + static_cast<uint32_t>(stage * 2 * kHalf); }

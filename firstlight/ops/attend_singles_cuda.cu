@@ -23,17 +23,31 @@ __global__ void __launch_bounds__(kSinglesWarps * 32, kSinglesAtOnce)
   const int heads = p.heads;
   const Meeting<kDim> meeting{reinterpret_cast<float*>(shared + kSinglesWarps * Ring<kDim>::kBytes), maxima, divisors,
                               heads};
-  const int each = pages_each(p);
+  const AttendPlan plan(p);
   Item item;
-  for (int number = static_cast<int>(blockIdx.x); find_item(p, each, number, item);
-       number += static_cast<int>(gridDim.x)) {
+  for (int number = static_cast<int>(blockIdx.x); number < plan.n_items; number += static_cast<int>(gridDim.x)) {
+    find_item(p, plan.each, number, item);
     attend_item<kDim, kStages<kDim>>(p, item, static_cast<uint32_t>(__cvta_generic_to_shared(shared)), meeting,
                                      [] { wait_for_predecessor(); });
-    if (item.n_chunks == 1 || !comes_last(p, item)) continue;
-    float* scratch = reinterpret_cast<float*>(shared);
-    item.n_heads <= 4 ? merge_chunks<kDim, 4>(p, item, scratch) : merge_chunks<kDim, 8>(p, item, scratch);
   }
-  wait_for_predecessor();
+  wait_for_predecessor();  // its merges may still be under way, in the same memory
+  if (p.n_chunks > 1) merge_chunks<kDim>(p, plan, static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x));
+}
+
+/// Blocks that the GPU holds at a time, asked once a thread: those that merge wait for the others' items, so no more
+/// are launched.
+template <int kDim>
+int n_held(int heads, size_t bytes) {
+  static thread_local int of_heads[kHeadsAtOnce + 1] = {};
+  if (of_heads[heads] == 0) {
+    const auto kernel = attend_singles_kernel<kDim>;
+    int of_sm = 0;
+    check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&of_sm, kernel, kSinglesWarps * 32, bytes),
+          "how many blocks of attention fit");
+    const int n_sms = facts_of(reinterpret_cast<const void*>(kernel), "attention of single rows").n_sms;
+    of_heads[heads] = std::max(1, std::min(of_sm, kSinglesAtOnce) * n_sms);
+  }
+  return of_heads[heads];
 }
 
 template <int kDim>
@@ -44,9 +58,12 @@ void start(const SinglesParams& p, cudaStream_t stream) {
   check(cudaFuncSetAttribute(attend_singles_kernel<kDim>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                              static_cast<int>(bytes)),
         "allow attention its shared memory");
-  const int64_t most = int64_t{p.n_rows} * p.head_blocks * p.n_chunks;
+  // An item and a merge for each block, if there are as many.
+  const int n_merges = p.n_chunks > 1 ? heads * (kDim / 4) / kMergedAtOnce : 0;
+  const int64_t most = int64_t{p.n_rows} * p.head_blocks * (p.n_chunks + n_merges);
   launch("attention of single rows", attend_singles_kernel<kDim>,
-         dim3(static_cast<unsigned>(std::min<int64_t>(p.n_blocks, most))), kSinglesWarps * 32, bytes, stream, p);
+         dim3(static_cast<unsigned>(std::min<int64_t>(n_held<kDim>(heads, bytes), most))), kSinglesWarps * 32, bytes,
+         stream, p);
 }
 
 }  // namespace

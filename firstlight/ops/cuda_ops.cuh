@@ -113,8 +113,8 @@ class CudaOps final : public Ops {
   cuda::PassTables pass_;
   cuda::CodesOfPass codes_;
   cuda::DrawTables draw_tables_;
-  cuda::DeviceScratch twin_memory_, products_, partials_, arrivals_, logits_, picks_, angle_memory_[2],
-      frequency_memory_, counters_;
+  cuda::DeviceScratch twin_memory_, products_, partials_, logits_, picks_, angle_memory_[2], frequency_memory_,
+      counters_;
   cuda::PinnedScratch staging_, pick_staging_;
   Twin twin_;
   std::vector<double> frequencies_;

@@ -90,12 +90,6 @@ __device__ __forceinline__ void give_registers() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
 }
 
-__device__ __forceinline__ uint64_t policy_read_once() {
-  uint64_t policy;
-  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-  return policy;
-}
-
 /// All consumers of the block; the crews of attention have barriers 1 and 2.
 __device__ __forceinline__ void sync_consumers() {
   asm volatile("bar.sync 3, %0;" ::"n"(kResidentWarps * 32) : "memory");

@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+// Attention of single rows: a chunk's sums are made of its warps', always in the same order, and passed on through L2.
+#pragma once
+#include "firstlight/ops/attend_chunks_cuda.cuh"
+
+namespace firstlight::cuda {
+
+/// Four neighbouring values from column `column` on.
+__device__ __forceinline__ void deliver(const AttendParams& p, const RowOnDevice& row, int64_t column, float4 x) {
+  *reinterpret_cast<float4*>(p.out.data + row.row * p.out.stride + column) = x;
+  const int64_t at = row.row * p.out.cols + column;
+  if (p.twin) *reinterpret_cast<uint2*>(p.twin + at) = make_uint2(pack(x.x, x.y), pack(x.z, x.w));
+  if (p.terms) {
+    uint2 high, low;
+    split(x.x, x.y, high.x, low.x);
+    split(x.z, x.w, high.y, low.y);
+    *reinterpret_cast<uint2*>(p.terms + at) = high;
+    *reinterpret_cast<uint2*>(p.terms + at + kMatvecRows * p.out.cols) = low;
+  }
+}
+
+__device__ __forceinline__ float4 scaled_sum(float4 sum, float share, float4 x) {
+  return make_float4(sum.x + share * x.x, sum.y + share * x.y, sum.z + share * x.z, sum.w + share * x.w);
+}
+__device__ __forceinline__ float4 quotients(float4 x, float by) {
+  return make_float4(x.x / by, x.y / by, x.z / by, x.w / by);
+}
+
+/// A piece as it passes from crew to crew, through L2.
+struct PieceInFlight {
+  float4 sums = {};
+  float2 share = {-INFINITY, 0};  ///< maximum and divisor
+  __device__ __forceinline__ void load(const ChunkPiece* from) {
+    asm volatile("ld.relaxed.gpu.global.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(sums.x), "=f"(sums.y), "=f"(sums.z), "=f"(sums.w)
+                 : "l"(from)
+                 : "memory");
+    asm volatile("ld.relaxed.gpu.global.v2.f32 {%0, %1}, [%2];"
+                 : "=f"(share.x), "=f"(share.y)
+                 : "l"(&from->maximum)
+                 : "memory");
+  }
+  __device__ __forceinline__ void store(ChunkPiece* to) const {
+    asm volatile("st.relaxed.gpu.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(sums.x), "f"(sums.y),
+                 "f"(sums.z), "f"(sums.w)
+                 : "memory");
+    asm volatile("st.relaxed.gpu.global.v2.f32 [%0], {%1, %2};" ::"l"(&to->maximum), "f"(share.x), "f"(share.y)
+                 : "memory");
+  }
+  __device__ __forceinline__ bool is_whole() const {
+    const auto is_there = [](float x) { return __float_as_uint(x) != 0xffffffffu; };
+    return is_there(sums.x) && is_there(sums.y) && is_there(sums.z) && is_there(sums.w) && is_there(share.x) &&
+           is_there(share.y);
+  }
+  __device__ __forceinline__ static void clear(ChunkPiece* at) {
+    const float unset = __uint_as_float(0xffffffffu);
+    PieceInFlight none;
+    none.sums = make_float4(unset, unset, unset, unset);
+    none.share = make_float2(unset, unset);
+    none.store(at);
+  }
+};
+
+/// Shared memory in which a block's warps meet: their sums of a chunk.
+template <int kDim>
+struct Meeting {
+  static constexpr int kStride = kDim + 4;  // heads 2t of lanes t in different banks
+  float* sums;                              // [kSinglesWarps][heads][kStride]
+  float (*maxima)[kHeadsAtOnce], (*divisors)[kHeadsAtOnce];
+  int heads;
+  __device__ float& sum(int warp, int head, int i) const { return sums[(warp * heads + head) * kStride + i]; }
+};
+
+/// A chunk's sums: those of the block's warps, in order. All threads call, after the warps have put theirs down.
+template <int kDim>
+__device__ void join_warps(const SinglesParams& p, const Item& item, int chunk, const Meeting<kDim>& meeting) {
+  ChunkPiece* const pieces = pieces_of(p, item) + int64_t{chunk} * p.heads * (kDim / 4);
+  sync_crew();
+  for (int at = crew_thread(); at < item.n_heads * (kDim / 4); at += kSinglesWarps * 32) {
+    const int g = at / (kDim / 4), i = at % (kDim / 4) * 4;
+    float top = meeting.maxima[0][g];
+    PieceInFlight piece;
+    piece.share.y = 0;
+#pragma unroll
+    for (int w = 1; w < kSinglesWarps; ++w) top = fmaxf(top, meeting.maxima[w][g]);
+#pragma unroll
+    for (int w = 0; w < kSinglesWarps; ++w) {
+      const float share = power_of_two(meeting.maxima[w][g] - top);  // warp 0 has a visible key: top is finite
+      piece.sums = scaled_sum(piece.sums, share, *reinterpret_cast<const float4*>(&meeting.sum(w, g, i)));
+      piece.share.y += share * meeting.divisors[w][g];
+    }
+    piece.share.x = top;
+    if (item.n_chunks > 1) {
+      piece.store(pieces + at);
+    } else {
+      deliver(p.attend, item.row, int64_t{item.first_head} * kDim + at * 4, quotients(piece.sums, piece.share.y));
+    }
+  }
+  sync_crew();
+}
+
+}  // namespace firstlight::cuda
