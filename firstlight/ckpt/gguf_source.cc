@@ -150,20 +150,22 @@ void GgufSource::list_tensors() {
 }
 
 const std::vector<AuxFile>& GgufSource::aux_files() const {
-  std::call_once(aux_made_, [this] {
-    const GgufMetadata& metadata = gguf_->metadata();
-    std::vector<AuxFile> files;
-    files.push_back({"config.json", make_config_json(config_, metadata)});
-    files.push_back({"generation_config.json", make_generation_config_json(config_, metadata)});
-    if (metadata.find("tokenizer.ggml.model") != nullptr) {  // a GGUF for tests may have none
-      files.push_back({"tokenizer.json", make_tokenizer_json(metadata)});
-      files.push_back({"tokenizer_config.json", make_tokenizer_config_json(metadata, config_.max_context)});
-    }
-    if (const auto text = metadata.text("tokenizer.chat_template"); text && !text->empty()) {
-      files.push_back({"chat_template.jinja", std::string(*text)});
-    }
-    aux_ = std::move(files);
-  });
+  // Not std::call_once: in a program with libgcc inside, an exception through glibc's pthread_once aborts.
+  const std::lock_guard lock(aux_mutex_);
+  if (aux_made_) return aux_;
+  const GgufMetadata& metadata = gguf_->metadata();
+  std::vector<AuxFile> files;
+  files.push_back({"config.json", make_config_json(config_, metadata)});
+  files.push_back({"generation_config.json", make_generation_config_json(config_, metadata)});
+  if (metadata.find("tokenizer.ggml.model") != nullptr) {  // a GGUF for tests may have none
+    files.push_back({"tokenizer.json", make_tokenizer_json(metadata)});
+    files.push_back({"tokenizer_config.json", make_tokenizer_config_json(metadata, config_.max_context)});
+  }
+  if (const auto text = metadata.text("tokenizer.chat_template"); text && !text->empty()) {
+    files.push_back({"chat_template.jinja", std::string(*text)});
+  }
+  aux_ = std::move(files);
+  aux_made_ = true;
   return aux_;
 }
 

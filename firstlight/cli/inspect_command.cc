@@ -57,10 +57,12 @@ int run_inspect(Context& context, const InspectOptions& options) {
     if (options.metadata) {
       for (const auto& [key, value] : found.metadata) all[key] = value;
     } else {
+      // Names are unique; all[name] would look through every name before it (80,000 tensors: 8 s).
+      auto& members = all.get_ref<nlohmann::ordered_json::object_t&>();
       for (size_t i = 0; i < found.tensors.size(); ++i) {
         nlohmann::ordered_json entry = {{"dtype", found.tensors[i].dtype}, {"shape", found.tensors[i].shape}};
         if (!options.hash.empty()) entry["sha256"] = hashes[i];
-        all[found.tensors[i].name] = std::move(entry);
+        members.emplace_back(found.tensors[i].name, std::move(entry));
       }
     }
     print_json(all);

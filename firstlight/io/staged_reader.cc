@@ -293,7 +293,6 @@ struct StagedReader::Impl {
     const std::lock_guard lock(mutex);
     ready = true;
     changed.notify_all();
-    work.notify_all();
   }
 
   void run_finisher() {

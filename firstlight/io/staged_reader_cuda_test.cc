@@ -83,7 +83,9 @@ TEST_F(CudaStagedReader, HostMemoryIsFilledByTheReaderBelow) {
 
 TEST_F(CudaStagedReader, ErrorsOfTheFileComeThrough) {
   const auto reader = make({{.kind = Fault::Kind::error, .amount = EIO, .first_call = 5, .n_calls = 2}}, {});
-  EXPECT_EQ(read(*reader, 4u << 20), 2);
+  const int wrong = read(*reader, 4u << 20);  // the two reads that fail may be of one request
+  EXPECT_GE(wrong, 1);
+  EXPECT_LE(wrong, 2);
 }
 
 TEST_F(CudaStagedReader, MayBeDestroyedWhileBytesAreUnderWay) {
