@@ -3,13 +3,13 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
-#include <iostream>
 #include <nlohmann/json.hpp>
 
 #include "firstlight/base/error.h"
 #include "firstlight/base/str.h"
 #include "firstlight/cli/generate.h"
 #include "firstlight/cli/interrupt.h"
+#include "firstlight/cli/standard_input.h"
 
 namespace firstlight::cli {
 
@@ -129,11 +129,12 @@ int chat(Context& context, const ChatOptions& options) {
       "answer; before one has begun it ends the conversation, too.");
   const bool by_hand = ::isatty(STDIN_FILENO) == 1;
   const bool prompts = !options.json && by_hand;
+  StandardInput input;
   for (std::string line;;) {
     if (prompts) print("> ");
     exit_at_once(true);
     if (context.stop.stop_requested()) throw Interrupted();  // it came between two answers
-    if (!std::getline(std::cin, line)) break;
+    if (!input.read_line(line)) break;
     if (line == "/quit" || line == "/exit") break;
     if (line == "/reset") chat.reset();
     if (line == "/reset" || line.find_first_not_of(" \t\r") == line.npos) continue;

@@ -30,9 +30,7 @@ std::string prompt_text(const RunOptions& options) {
   require_utf8(options.system, "--system");
   const bool piped = !options.prompt_given && options.prompt_file.empty() && ::isatty(STDIN_FILENO) == 0;
   if (piped || options.prompt_file == "-") {
-    exit_at_once(true);
     std::string text = read_standard_input();
-    exit_at_once(false);
     require_utf8(text, "standard input");
     if (text.ends_with('\n')) text.pop_back();  // as echo ends it
     if (!text.empty()) return text;

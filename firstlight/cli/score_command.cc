@@ -90,9 +90,7 @@ void score_window(Context& context, Runner& runner, std::span<const int> ids, in
 std::string text_to_score(const ScoreOptions& options) {
   if (!options.ids_file.empty()) return "";
   const bool piped = options.text_file == "-";
-  exit_at_once(piped);
   std::string text = piped ? read_standard_input() : read_text(options.text_file);
-  exit_at_once(false);
   require_utf8(text, piped ? "standard input" : str("'", options.text_file, "'"));
   return text;
 }
