@@ -57,6 +57,7 @@ class Verifier {
     }
     report_.bytes = bytes_.load();
     std::sort(report_.problems.begin(), report_.problems.end());
+    report_.problems.erase(std::unique(report_.problems.begin(), report_.problems.end()), report_.problems.end());
     report_.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
     return std::move(report_);
   }
@@ -80,7 +81,7 @@ class Verifier {
       report_.files = 2;
       return true;
     } catch (const Error& e) {
-      if (e.kind() == ErrorKind::not_found || e.kind() == ErrorKind::io || !fs::is_directory(out_)) throw;
+      if (e.kind() == ErrorKind::io || !holds_checkpoint(out_)) throw;
       problem(e.what());
     }
     try {

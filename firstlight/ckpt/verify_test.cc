@@ -89,14 +89,20 @@ TEST(Verify, MissingExtraCutAndLinkedFilesAreNamedAllAtOnce) {
 }
 
 TEST(Verify, AnUnfinishedCheckpointIsNotOne) {
+  for (const char* name : {"READY", "manifest.json"}) {
+    const Checkpoint c;
+    fs::remove(c.out() / name);
+    EXPECT_THAT(c.problems(), Contains(HasSubstr(name)));
+  }
+}
+
+TEST(Verify, ADirectoryWithoutACheckpointIsBadInput) {
   const Checkpoint c;
-  fs::remove(c.out() / "READY");
   try {
-    c.problems();
-    FAIL() << "verified without READY";
+    verify(c.out() / "tp3", 1, {}, {});
+    FAIL() << "verified a directory of ranks";
   } catch (const Error& e) {
-    EXPECT_EQ(e.kind(), ErrorKind::not_found);
-    EXPECT_THAT(e.what(), HasSubstr("run shard again"));
+    EXPECT_EQ(e.kind(), ErrorKind::bad_input);
   }
 }
 
