@@ -5,6 +5,7 @@
 #include <fstream>
 
 #include "firstlight/base/error.h"
+#include "firstlight/ckpt/shard_state.h"
 #include "firstlight/ckpt/shard_testing.h"
 
 namespace firstlight {
@@ -94,6 +95,20 @@ TEST(Verify, AnUnfinishedCheckpointIsNotOne) {
     fs::remove(c.out() / name);
     EXPECT_THAT(c.problems(), Contains(HasSubstr(name)));
   }
+}
+
+TEST(Verify, WhatIsNotInTheManifestIsTheRestOfAConversionOrForeign) {
+  const Checkpoint c;
+  std::ofstream(c.out() / "tp1/rank-00/model-00001-of-00001.safetensors.partial") << "x";
+  VerifyReport report = verify(c.out(), 1, {}, {});
+  EXPECT_TRUE(report.unfinished && !report.being_written && !report.foreign && !report.damaged);
+  {
+    const OutLock lock(c.out());
+    EXPECT_TRUE(verify(c.out(), 1, {}, {}).being_written);
+  }
+  std::ofstream(c.out() / "notes.txt") << "x";
+  report = verify(c.out(), 1, {}, {});
+  EXPECT_TRUE(report.unfinished && report.foreign && !report.damaged);
 }
 
 TEST(Verify, ADirectoryWithoutACheckpointIsBadInput) {
