@@ -35,7 +35,8 @@ class Buffer {
   void* owned_ = nullptr;  // on a GPU: what is given back, data_ may lie behind it
 };
 
-/// Free memory of a device, bytes: what new allocations may take (CPU: MemAvailable, also bounded by the cgroup).
+/// Free memory of a device, bytes: what new allocations may take (CPU: MemAvailable, also bounded by the
+/// cgroup and by ulimit -v).
 /// On a GPU this makes its context.
 uint64_t free_memory(Device device);
 
