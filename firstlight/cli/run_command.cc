@@ -150,7 +150,9 @@ void add_run(CLI::App& app, Action& chosen) {
   CLI::Option* file = command->add_option("--prompt-file,--text", options->prompt_file,
                                           "Read the prompt from a file; -: from standard input");
   file->excludes(prompt);
-  command->add_option("--ids", options->ids_file, "File with the prompt as a JSON list of token ids, taken as they are")
+  command
+      ->add_option("--ids", options->ids_file,
+                   "File with the prompt as a JSON list of token ids, taken as they are; -: standard input")
       ->excludes(prompt)
       ->excludes(file);
   command->add_option("--system", options->system, "System message");

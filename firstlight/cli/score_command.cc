@@ -175,8 +175,8 @@ void add_score(CLI::App& app, Action& chosen) {
   auto options = std::make_shared<ScoreOptions>();
   CLI::App* command = app.add_subcommand("score", "Log-probabilities and perplexity of a text");
   options->session.add_to(*command);
-  CLI::Option* ids =
-      command->add_option("--ids", options->ids_file, "File with a JSON list of token ids, scored as they are");
+  CLI::Option* ids = command->add_option("--ids", options->ids_file,
+                                         "File with a JSON list of token ids, scored as they are; -: standard input");
   command->add_option("--text", options->text_file, "Text file, tokenized without a chat template; -: standard input")
       ->excludes(ids);
   command

@@ -158,7 +158,7 @@ void add_shard(CLI::App& app, Action& chosen) {
   CLI::App* command =
       app.add_subcommand("shard", "Cut a checkpoint into one safetensors file set per tensor-parallel rank");
   command->add_option("MODEL", options->model, "Hugging Face directory (safetensors) or .gguf file")->required();
-  command->add_option("-o,--out", options->out, "Directory of the rank checkpoint")->required();
+  command->add_option("-o,--out", options->out, "Directory of the rank checkpoint")->required()->check(not_empty());
   command->add_option("--tp", options->tps, "Tensor-parallel sizes, such as 1,2,4,8")
       ->delimiter(',')
       ->allow_extra_args(false)

@@ -50,7 +50,8 @@ def wrong_arguments(suite):
         (["run", out, "-p", "x", "--kv", "tq4", "--device", "cpu"], "head_dim 16", 2),
         (["verify", TINY / "llama3" / "config.json"], "not a rank checkpoint", 2), (["run", out, "-p", ""], "prompt is empty", 2),
         (["run", out, "-p", "x", "--temperature", "hot"], "'hot' is not a number from 0 to 100", 2), (["run", out, "-p", "x", "--tp", "a"], "'a' is not a whole number", 2),
-        (["run", out, "-p", "x", "-p", "y"], "given 2 times", 2), (["load", out, "b", "c"], "'b', 'c'", 2), (["load", out, "--threads", "many"], "'many' is not a whole number", 2), (["load", out, "--device", "toaster"], "toaster", 2),
+        (["run", out, "-p", "x", "-p", "y"], "given 2 times", 2), (["run", out, "x", "-p", "y"], "a value without it in front", 2), (["shard", TINY / "llama3", "-o", ""], "--out", 2),
+        (["score", out, "--ids", "x", "--top", 3], "--json", 2), (["verify", suite.tmp], "no rank checkpoint", 2), (["load", suite.tmp], "neither", 2), (["load", out, "b", "c"], "'b', 'c'", 2), (["load", out, "--threads", "many"], "'many' is not a whole number", 2), (["load", out, "--device", "toaster"], "toaster", 2),
     ]
     for arguments, word, code in cases:
         done = suite.run(*arguments, code=code)
