@@ -39,5 +39,8 @@ class Buffer {
 /// cgroup and by ulimit -v).
 /// On a GPU this makes its context.
 uint64_t free_memory(Device device);
+/// Of that, what threads still to be started will map, stacks and malloc's heaps, before anything is allocated: about,
+/// and 0 unless ulimit -v counts it.
+uint64_t mapped_by_threads(Device device, int n_threads);
 
 }  // namespace firstlight
