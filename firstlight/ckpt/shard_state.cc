@@ -180,7 +180,8 @@ Survey survey(const fs::path& out, const JournalHead& recipe, bool force, const 
   if (force || !is_checkpoint) {
     // journal.jsonl.partial is the first thing that a conversion writes.
     require_nothing_foreign(out, is_checkpoint || present(out / "journal.jsonl.partial"));
-    if (is_checkpoint && note) note(str("--force: what was converted into '", out.string(), "' before will be removed"));
+    if (is_checkpoint && note)
+      note(str("--force: what was converted into '", out.string(), "' before will be removed"));
     return found;
   }
   if (has_manifest) survey_manifest(out, recipe, note, found);
