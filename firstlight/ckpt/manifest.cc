@@ -5,6 +5,7 @@
 
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <nlohmann/json.hpp>
 
@@ -17,6 +18,19 @@ namespace firstlight {
 namespace {
 
 constexpr uint64_t kMostTextBytes = 256u << 20;
+
+constexpr const char* kCheckpointFiles[] = {"READY", "manifest.json", "journal.jsonl"};
+
+/// The hash that READY holds.
+std::string read_ready(const fs::path& path) {
+  std::string text = read_text(path, 4096, FileRole::checkpoint);
+  constexpr size_t kHexDigits = 32;
+  if (text.size() != kHexDigits + 1 || text.find_first_not_of("0123456789abcdef") != kHexDigits || text.back() != '\n')
+    throw Error(ErrorKind::damaged, str("'", path.string(), "' is damaged: it has ", text.size(),
+                                        " bytes, expected 32 hex digits and a newline"));
+  text.pop_back();
+  return text;
+}
 
 std::string json_string(std::string_view text) { return nlohmann::json(text).dump(); }
 
@@ -122,6 +136,12 @@ std::string to_json(const Manifest& manifest) {
              "],\n \"tps\": [", tps.text(), "],\n \"files\": {", files.text(), "}}\n");
 }
 
+bool holds_checkpoint(const fs::path& out) {
+  std::error_code ignored;
+  return std::any_of(std::begin(kCheckpointFiles), std::end(kCheckpointFiles),
+                     [&](const char* name) { return fs::exists(fs::symlink_status(out / name, ignored)); });
+}
+
 Manifest read_manifest(const fs::path& out) {
   const fs::path ready = out / "READY";
   std::error_code ignored, failure;
@@ -135,20 +155,20 @@ Manifest read_manifest(const fs::path& out) {
   const bool has_ready = fs::exists(fs::symlink_status(ready, failure));
   if (failure && failure != std::errc::no_such_file_or_directory) throw_errno(failure.value(), "open", ready.string());
   if (!has_ready) {
-    const bool begun = fs::exists(out / "journal.jsonl", ignored) || fs::exists(out / "manifest.json", ignored);
-    throw Error(
-        ErrorKind::not_found,
-        begun ? str("'", ready.string(), "' is missing: the conversion was not finished; run shard again")
-              : str("'", out.string(),
+    if (holds_checkpoint(out))
+      throw Error(ErrorKind::not_found,
+                  str("'", ready.string(), "' is missing: the conversion was not finished; run shard again"));
+    throw Error(ErrorKind::bad_input,
+                str("'", out.string(),
                     "' is no rank checkpoint (it has no READY); make one with: firstlight shard MODEL -o OUT --tp 1"));
   }
-  const std::string want = read_text(ready, 4096, FileRole::checkpoint);
+  const std::string want = read_ready(ready);
   const fs::path path = out / "manifest.json";
   const std::string json = read_text(path, kMostTextBytes, FileRole::checkpoint);
   const std::string found = xxh3_128_hex(std::as_bytes(std::span(json)));
-  if (want != found + "\n") {
+  if (want != found) {
     throw Error(ErrorKind::damaged, str("'", path.string(), "' bytes [0, ", json.size(), ") have XXH3-128 ", found,
-                                        ", READY says '", want.substr(0, want.find('\n')).substr(0, 64), "'"));
+                                        ", '", ready.string(), "' says ", want, ": one of the two is damaged"));
   }
   return parse_manifest(json, path.string());
 }

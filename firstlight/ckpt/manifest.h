@@ -75,8 +75,12 @@ struct Manifest {
 Manifest parse_manifest(std::string_view json, std::string_view path);
 std::string to_json(const Manifest& manifest);
 
-/// Reads READY and manifest.json, checks the one against the other. Throws Error{not_found} if there is no READY
-/// ("conversion was not finished: run shard again"), Error{damaged} if the manifest's hash is not the one in READY.
+/// Whether a conversion has begun in `out`, at least: there is a READY, a manifest.json or a journal.jsonl.
+bool holds_checkpoint(const fs::path& out);
+
+/// Reads READY and manifest.json, checks the one against the other. Throws Error{bad_input} if `out` is no rank
+/// checkpoint, Error{not_found} if there is no READY ("conversion was not finished: run shard again"), Error{damaged}
+/// if READY holds no hash, or another one than the manifest's.
 Manifest read_manifest(const fs::path& out);
 
 /// Opens OUT/name, refusing what is not a plain file inside OUT; throws Error{damaged} if its size is not the

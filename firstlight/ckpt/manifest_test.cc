@@ -127,6 +127,26 @@ TEST(Manifest, WithoutReadyOrWithAnotherHashNothingIsRead) {
   EXPECT_EQ(kind(), ErrorKind::not_found);
 }
 
+TEST(Manifest, ADamagedReadyIsNotBlamedOnTheManifest) {
+  const Stored s;
+  const fs::path ready = s.scratch.path() / "READY";
+  const auto words = [&](const std::string& content) -> std::string {
+    std::ofstream(ready, std::ios::trunc) << content;
+    try {
+      read_manifest(s.scratch.path());
+    } catch (const Error& e) {
+      EXPECT_EQ(e.kind(), ErrorKind::damaged);
+      return e.what();
+    }
+    return "";
+  };
+  const std::string good = read_text(ready);
+  for (const std::string& bad : {good + " ", good.substr(0, 32), "g" + good.substr(1), std::string()})
+    EXPECT_THAT(words(bad), testing::AllOf(HasSubstr("READY' is damaged"), testing::Not(HasSubstr("manifest.json"))))
+        << bad;
+  EXPECT_THAT(words(std::string(32, '0') + "\n"), HasSubstr("one of the two is damaged"));
+}
+
 TEST(Manifest, ALinkInThePlaceOfReadyOrOfTheManifestIsRefusedThoughWhatItNamesIsRight) {
   for (const char* name : {"READY", "manifest.json"}) {
     const Stored s;

@@ -41,6 +41,10 @@ class Conversion {
       keep_whole_parts();
       plan_memory();
       check_space();
+      if (found_.manifest)
+        note(str(
+            "'", source_.path(), "' is taken for the model that '", out_.string(),
+            "' was made of by samples of 12 KiB a tensor: a change elsewhere is not noticed (--force starts anew)"));
       note_changes(tensors_, options_.note);
       if (!lock) {
         fs::create_directories(out_);

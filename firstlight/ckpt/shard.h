@@ -65,6 +65,10 @@ struct VerifyReport {
   double seconds = 0;
   std::vector<std::string> problems;  ///< each names file, range and tensor; empty: all is well
   bool unreadable = false;            ///< some are the operating system's: those bytes were not compared
+  bool damaged = false;               ///< some are of files that are missing or wrong: they must be made anew
+  bool unfinished = false;            ///< some are files of a conversion that runs or was interrupted
+  bool foreign = false;               ///< some are files that shard did not write: it never removes them
+  bool being_written = false;         ///< a conversion runs there: what looks unfinished or missing is its work
 };
 /// Every byte of every file under `out` against the manifest; also files that should not be there, and leaves against
 /// parts. Goes on after the first problem.

@@ -130,7 +130,8 @@ void each_rank_directory(const fs::path& out, const std::function<void(const fs:
   }
 }
 
-/// Whether a conversion may have written `name` (relative to OUT).
+}  // namespace
+
 bool may_be_ours(const std::string& name) {
   const fs::path path(name);
   const std::vector<fs::path> steps(path.begin(), path.end());
@@ -138,6 +139,13 @@ bool may_be_ours(const std::string& name) {
   const std::string top = without_partial(name);
   return top == "READY" || top == "manifest.json" || top == "journal.jsonl" || is_small_file(top);
 }
+
+bool is_rest_of_conversion(const std::string& name) {
+  const bool of_its_own = name.find('/') != name.npos || name.ends_with(".partial") || name == "journal.jsonl";
+  return of_its_own && may_be_ours(name);
+}
+
+namespace {
 
 /// By force everything that a conversion wrote goes. What it did not write is not ours to remove, and a checkpoint with
 /// it inside would fail its own verify.
@@ -172,7 +180,8 @@ Survey survey(const fs::path& out, const JournalHead& recipe, bool force, const 
   if (force || !is_checkpoint) {
     // journal.jsonl.partial is the first thing that a conversion writes.
     require_nothing_foreign(out, is_checkpoint || present(out / "journal.jsonl.partial"));
-    if (is_checkpoint && note) note(str("--force: what was converted into '", out.string(), "' before is removed"));
+    if (is_checkpoint && note)
+      note(str("--force: what was converted into '", out.string(), "' before will be removed"));
     return found;
   }
   if (has_manifest) survey_manifest(out, recipe, note, found);
@@ -218,6 +227,14 @@ OutLock::OutLock(const fs::path& out) : fd_(::open(out.c_str(), O_RDONLY | O_DIR
 }
 
 OutLock::~OutLock() { ::close(fd_); }
+
+bool is_being_written(const fs::path& out) {
+  const int fd = ::open(out.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (fd < 0) return false;
+  const bool held = ::flock(fd, LOCK_SH | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+  ::close(fd);
+  return held;
+}
 
 void prepare_striping(const fs::path& out, const NoteFn& note) {
   struct statfs info {};

@@ -29,6 +29,12 @@ struct Survey {
 /// there). With `force` nothing that is there is taken over.
 Survey survey(const fs::path& out, const JournalHead& recipe, bool force, const NoteFn& note);
 
+/// Whether a conversion may have written `name` (relative to OUT).
+bool may_be_ours(const std::string& name);
+/// Whether a file of that name, if no manifest lists it, is of a conversion that runs or was interrupted: a journal, a
+/// .partial, a part, a rank's file. The next conversion takes it over or removes it.
+bool is_rest_of_conversion(const std::string& name);
+
 /// Files under OUT that a conversion has made or may have made (parts, rank files, .partial; unless the checkpoint is
 /// `trusted`, small files too) and that are not in `keep` (names relative to OUT). Nothing else is ever removed.
 std::vector<fs::path> stale_files(const fs::path& out, const std::set<std::string>& keep, bool trusted);
@@ -46,6 +52,10 @@ class OutLock {
  private:
   int fd_ = -1;
 };
+
+/// Whether an OutLock is held. A conversion that begins in this very moment may be refused by it: ask only where it
+/// matters.
+bool is_being_written(const fs::path& out);
 
 /// On Lustre: files made under OUT from now on are striped over all OSTs. Elsewhere nothing.
 void prepare_striping(const fs::path& out, const NoteFn& note);

@@ -18,6 +18,7 @@
 #include "firstlight/ckpt/journal.h"
 #include "firstlight/ckpt/shard.h"
 #include "firstlight/ckpt/shard_digest.h"
+#include "firstlight/ckpt/shard_state.h"
 
 namespace firstlight {
 
@@ -57,6 +58,7 @@ class Verifier {
     }
     report_.bytes = bytes_.load();
     std::sort(report_.problems.begin(), report_.problems.end());
+    report_.problems.erase(std::unique(report_.problems.begin(), report_.problems.end()), report_.problems.end());
     report_.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
     return std::move(report_);
   }
@@ -69,6 +71,7 @@ class Verifier {
   }
   void problem(const std::string& what) {
     const std::lock_guard lock(mutex_);
+    report_.damaged = true;
     report_.problems.push_back(what);
   }
 
@@ -80,17 +83,25 @@ class Verifier {
       report_.files = 2;
       return true;
     } catch (const Error& e) {
-      if (e.kind() == ErrorKind::not_found || e.kind() == ErrorKind::io || !fs::is_directory(out_)) throw;
-      problem(e.what());
+      if (e.kind() == ErrorKind::io || !holds_checkpoint(out_)) throw;
+      report_.being_written = is_being_written(out_);
+      report_.unfinished = fs::exists(fs::symlink_status(out_ / "journal.jsonl"));
+      not_vouched_for(e);
     }
     try {
       const std::string path = (out_ / "manifest.json").string();
       manifest_ = parse_manifest(read_text(path, 256u << 20, FileRole::checkpoint), path);
       return true;
     } catch (const Error& e) {
-      problem(e.what());
+      not_vouched_for(e);
       return false;
     }
+  }
+
+  /// READY and manifest.json are missing until a conversion ends: nothing is to be mended then.
+  void not_vouched_for(const Error& error) {
+    if (!report_.unfinished || error.kind() != ErrorKind::not_found) return problem(error.what());
+    report_.problems.push_back(error.what());
   }
 
   void read_config() {
@@ -122,6 +133,7 @@ class Verifier {
                                      ", the manifest says ", want);
         const std::lock_guard lock(mutex_);
         wrong_[name] = what;
+        report_.damaged = true;
         if (!is_part) report_.problems.push_back(what);
       }
       const std::lock_guard lock(mutex_);
@@ -205,6 +217,21 @@ class Verifier {
     }
   }
 
+  void name_extra(const std::string& name) {
+    const std::string what = str("'", (out_ / name).string(), "' is not in the manifest");
+    if (is_rest_of_conversion(name)) {
+      if (!report_.unfinished) report_.being_written = report_.being_written || is_being_written(out_);
+      report_.unfinished = true;
+      report_.problems.push_back(str(what, report_.being_written ? ": a conversion that runs now writes it"
+                                                                 : ": a conversion that did not end left it"));
+    } else if (may_be_ours(name)) {
+      problem(what);
+    } else {
+      report_.foreign = true;
+      report_.problems.push_back(str(what, ": shard did not write it"));
+    }
+  }
+
   void find_extra() {
     std::error_code error;
     for (auto entry = fs::recursive_directory_iterator(out_, error); entry != fs::recursive_directory_iterator();
@@ -212,8 +239,7 @@ class Verifier {
       const std::string name = entry->path().lexically_relative(out_).generic_string();
       if (entry->is_directory() && !entry->is_symlink()) continue;
       if (manifest_.files.contains(name) || name == "manifest.json" || name == "READY") continue;
-      problem(str("'", entry->path().string(), "' is not in the manifest",
-                  name == "journal.jsonl" ? ": a tp is being added, or that was interrupted (run shard again)" : ""));
+      name_extra(name);
     }
     if (error) problem(str("'", out_.string(), "': ", error.message()));
   }

@@ -5,6 +5,7 @@
 #include <fstream>
 
 #include "firstlight/base/error.h"
+#include "firstlight/ckpt/shard_state.h"
 #include "firstlight/ckpt/shard_testing.h"
 
 namespace firstlight {
@@ -89,14 +90,34 @@ TEST(Verify, MissingExtraCutAndLinkedFilesAreNamedAllAtOnce) {
 }
 
 TEST(Verify, AnUnfinishedCheckpointIsNotOne) {
+  for (const char* name : {"READY", "manifest.json"}) {
+    const Checkpoint c;
+    fs::remove(c.out() / name);
+    EXPECT_THAT(c.problems(), Contains(HasSubstr(name)));
+  }
+}
+
+TEST(Verify, WhatIsNotInTheManifestIsTheRestOfAConversionOrForeign) {
   const Checkpoint c;
-  fs::remove(c.out() / "READY");
+  std::ofstream(c.out() / "tp1/rank-00/model-00001-of-00001.safetensors.partial") << "x";
+  VerifyReport report = verify(c.out(), 1, {}, {});
+  EXPECT_TRUE(report.unfinished && !report.being_written && !report.foreign && !report.damaged);
+  {
+    const OutLock lock(c.out());
+    EXPECT_TRUE(verify(c.out(), 1, {}, {}).being_written);
+  }
+  std::ofstream(c.out() / "notes.txt") << "x";
+  report = verify(c.out(), 1, {}, {});
+  EXPECT_TRUE(report.unfinished && report.foreign && !report.damaged);
+}
+
+TEST(Verify, ADirectoryWithoutACheckpointIsBadInput) {
+  const Checkpoint c;
   try {
-    c.problems();
-    FAIL() << "verified without READY";
+    verify(c.out() / "tp3", 1, {}, {});
+    FAIL() << "verified a directory of ranks";
   } catch (const Error& e) {
-    EXPECT_EQ(e.kind(), ErrorKind::not_found);
-    EXPECT_THAT(e.what(), HasSubstr("run shard again"));
+    EXPECT_EQ(e.kind(), ErrorKind::bad_input);
   }
 }
 

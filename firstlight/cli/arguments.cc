@@ -34,12 +34,22 @@ std::string command_of(const CLI::App& app) {
   return given.empty() ? app.get_name() : str(app.get_name(), " ", command_of(*given[0]));
 }
 
+/// Whether a value without the option's name in front is its value, too: "run OUT a -p b".
+bool also_positional(const CLI::App& app, const std::string& name) {
+  const CLI::App* command = &app;
+  while (!command->get_subcommands().empty()) command = command->get_subcommands()[0];
+  const CLI::Option* option = command->get_option_no_throw(name);
+  return option != nullptr && option->get_positional() && option->nonpositional();
+}
+
 /// CLI11 tells of these in its text alone: "--tp: At Most 1 required but received 2", "--tp: 1 required INT missing",
 /// "Expected exactly 1 arguments to --tp, got 0".
-std::string words_of_mismatch(const std::string& what) {
+std::string words_of_mismatch(const CLI::App& app, const std::string& what) {
   const auto has = [&](std::string_view text) { return what.find(text) != what.npos; };
   const std::string name = what.substr(0, what.find_first_of(": "));
-  if (has("At Most")) return str(name, " is given ", what.substr(what.rfind(' ') + 1), " times, it takes one value");
+  if (has("At Most"))
+    return str(name, " is given ", what.substr(what.rfind(' ') + 1), " times",
+               also_positional(app, name) ? " (a value without it in front counts, too)" : "", ", it takes one value");
   if (has("missing")) return str(name, " needs a value behind it");
   if (has("flag override")) return str(name, " takes no value");
   return what;
@@ -66,6 +76,10 @@ CLI::Validator number(double least, double most) {
             return good ? std::string() : str("'", text, "' is not a number ", range);
           },
           range};
+}
+
+CLI::Validator not_empty() {
+  return {[](const std::string& text) { return text.empty() ? std::string("'' names nothing") : std::string(); }, ""};
 }
 
 CLI::Validator seed_number() {
@@ -98,7 +112,7 @@ std::string plain_words(const CLI::App& app, const CLI::ParseError& error) {
     case CLI::ExitCodes::ExtrasError:
       return unknown;
     case CLI::ExitCodes::ArgumentMismatch:
-      return words_of_mismatch(what);
+      return words_of_mismatch(app, what);
     case CLI::ExitCodes::RequiredError: {
       const std::string name = between(" is required").first;
       if (name != "A subcommand") return str(name, " is missing");

@@ -17,6 +17,8 @@ namespace firstlight::cli {
 CLI::Validator whole_number(int64_t least, int64_t most);
 /// "'x' is not a number from 0 to 100".
 CLI::Validator number(double least, double most);
+/// Any text but the empty one, which an unset variable gives.
+CLI::Validator not_empty();
 /// What an unsigned 64-bit option holds for certain: a whole number of up to 19 digits.
 CLI::Validator seed_number();
 /// "'x' is none of auto, pread, io_uring".

@@ -309,7 +309,8 @@ void add_bench_load(CLI::App& bench, Action& chosen) {
       ->check(whole_number(1, 4096));
   command->add_option("--read", options->read, "Bytes of one read in the sweep of a GPU's loads: a slot takes several")
       ->capture_default_str();
-  command->add_flag("!--no-sweep", options->sweep, "Whole loads only");
+  command->add_flag_callback(
+      "--no-sweep", [options] { options->sweep = false; }, "Whole loads only");
   command->add_flag("--json", options->json, "One JSON object on stdout, for tools/plot_load.py");
   command->footer("Example:\n  firstlight bench load smollm2-ranks -n 15 --json > load.json");
   command->callback(

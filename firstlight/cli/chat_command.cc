@@ -3,13 +3,15 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
-#include <iostream>
+#include <algorithm>
+#include <cctype>
 #include <nlohmann/json.hpp>
 
 #include "firstlight/base/error.h"
 #include "firstlight/base/str.h"
 #include "firstlight/cli/generate.h"
 #include "firstlight/cli/interrupt.h"
+#include "firstlight/cli/standard_input.h"
 
 namespace firstlight::cli {
 
@@ -58,12 +60,17 @@ class Chat {
     } catch (const Error& e) {
       if (e.kind() != ErrorKind::out_of_memory && e.kind() != ErrorKind::bad_input) throw;
       messages_.pop_back();
-      say(context_, str("firstlight: ", e.what(), " (/reset starts anew)"));
-      if (options_.json) print_json({{"error", {{"kind", to_string(e.kind())}, {"message", e.what()}}}});
-      if (code_ == 0) code_ = exit_code(e.kind());
+      refuse(e.kind(), e.what(), " (/reset starts anew)");
     }
     if (!load_told_) say(context_, str("(", describe(session_.wait()), ")"));
     load_told_ = true;
+  }
+
+  /// Says that a line has no answer, and why; with --json every line has its object.
+  void refuse(ErrorKind kind, const std::string& why, std::string_view advice = "") {
+    say(context_, str("firstlight: ", why, advice));
+    if (options_.json) print_json({{"error", {{"kind", to_string(kind)}, {"message", why}}}});
+    if (code_ == 0) code_ = exit_code(kind);
   }
 
   /// Of the first message that was not answered to its end; 0 if there is none.
@@ -83,12 +90,13 @@ class Chat {
     if (ends && answer.ids.empty()) throw Interrupted();
     if (options_.json) {
       nlohmann::ordered_json turn = turn_json(answer);
-      if (!load_told_) {
+      if (!start_told_) {
         turn["ttft_s"] = answer.first_token_s;
         turn["load"] = to_json(session_.wait());
         turn["kv"] = to_json(session_.kv_use());
       }
       print_json(turn);
+      start_told_ = true;
     } else {
       print("\n");
     }
@@ -110,9 +118,56 @@ class Chat {
   Session& session_;
   Engine engine_;
   std::vector<ChatMessage> messages_;
-  bool load_told_ = false;
+  bool load_told_ = false;   // to the person
+  bool start_told_ = false;  // in the first turn that has an answer
   int code_ = 0;
 };
+
+std::string_view trimmed(std::string_view line) {
+  constexpr std::string_view kBlanks = " \t\r";
+  const size_t begin = line.find_first_not_of(kBlanks);
+  if (begin == line.npos) return "";
+  return line.substr(begin, line.find_last_not_of(kBlanks) - begin + 1);
+}
+
+/// Whether a line begins with "/word", which a path does not.
+bool is_command(std::string_view line) {
+  if (!line.starts_with('/')) return false;
+  const std::string_view word = line.substr(1, line.find_first_of(" \t") - 1);
+  return !word.empty() && std::all_of(word.begin(), word.end(), [](unsigned char c) { return std::isalpha(c) != 0; });
+}
+
+/// Takes lines until the last, or /quit.
+void converse(Context& context, Chat& chat, bool json, bool by_hand) {
+  const bool prompts = !json && by_hand;
+  if (prompts)
+    say(context,
+        "Write a message and press Enter. /reset forgets the conversation, /quit or Ctrl-D ends it. Ctrl-C stops an "
+        "answer; at the prompt it ends the conversation, too.");
+  StandardInput input;
+  for (std::string line;;) {
+    if (prompts) print("> ");
+    exit_at_once(true);
+    if (context.stop.stop_requested()) throw Interrupted();  // it came between two answers
+    if (!input.read_line(line)) break;
+    const std::string_view word = trimmed(line);
+    if (word == "/quit" || word == "/exit") return;
+    if (word == "/reset") {
+      chat.reset();
+      if (json) print_json({{"reset", true}});
+    } else if (word.empty()) {
+      if (json) chat.refuse(ErrorKind::bad_input, "this message is empty");
+    } else if (is_command(word)) {
+      chat.refuse(ErrorKind::bad_input, str("there is no command '", word.substr(0, word.find_first_of(" \t")),
+                                            "'; there are /reset, /quit and /exit"));
+    } else {
+      const Turn turn;
+      exit_at_once(false);
+      chat.take(line, turn.token());
+    }
+  }
+  if (prompts) print("\n");
+}
 
 int chat(Context& context, const ChatOptions& options) {
   context.json = options.json;
@@ -124,24 +179,8 @@ int chat(Context& context, const ChatOptions& options) {
   engine_options.max_context = session.max_context();
   engine_options.stop_ids = text.stop_ids;
   Chat chat(context, options, session, engine_options);
-  say(context,
-      "Write a message and press Enter. /reset forgets the conversation, /quit or Ctrl-D ends it. Ctrl-C stops an "
-      "answer; before one has begun it ends the conversation, too.");
   const bool by_hand = ::isatty(STDIN_FILENO) == 1;
-  const bool prompts = !options.json && by_hand;
-  for (std::string line;;) {
-    if (prompts) print("> ");
-    exit_at_once(true);
-    if (context.stop.stop_requested()) throw Interrupted();  // it came between two answers
-    if (!std::getline(std::cin, line)) break;
-    if (line == "/quit" || line == "/exit") break;
-    if (line == "/reset") chat.reset();
-    if (line == "/reset" || line.find_first_not_of(" \t\r") == line.npos) continue;
-    const Turn turn;
-    exit_at_once(false);
-    chat.take(line, turn.token());
-  }
-  if (prompts) print("\n");
+  converse(context, chat, options.json, by_hand);
   return by_hand ? 0 : chat.code();  // who types has seen it
 }
 
@@ -154,7 +193,9 @@ void add_chat(CLI::App& app, Action& chosen) {
   options->session.add_to(*command);
   options->generate.add_to(*command);
   command->add_option("--system", options->system, "System message");
-  command->add_flag("--json", options->json, "One JSON object on stdout for each line on stdin, no prompt");
+  command->add_flag("--json", options->json,
+                    "One JSON object on stdout for each line on stdin, no prompt; a blank line is an error, /reset is "
+                    "{\"reset\": true}");
   command->footer("Example:\n  firstlight chat smollm2-ranks --system \"Answer in one sentence.\"");
   command->callback([options, &chosen] { chosen = [options](Context& context) { return chat(context, *options); }; });
 }

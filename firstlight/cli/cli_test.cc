@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <array>
 #include <map>
 #include <nlohmann/json.hpp>
 
@@ -11,6 +14,7 @@
 #include "firstlight/cli/arguments.h"
 #include "firstlight/cli/context.h"
 #include "firstlight/cli/session.h"
+#include "firstlight/cli/standard_input.h"
 
 namespace firstlight::cli {
 namespace {
@@ -166,6 +170,44 @@ TEST(Timeline, DrawsEveryPhaseWithItsTimes) {
   const std::string text = draw_timeline({{"open", 0.001, 0.002}, {"read", 0.002, 0.05}}, 0.1);
   EXPECT_THAT(text, testing::HasSubstr("open"));
   EXPECT_THAT(text, testing::HasSubstr("0.002 – 0.050"));
+}
+
+TEST(StandardInput, GivesLinesAndSaysWhetherTheNextIsThere) {
+  std::array<int, 2> ends{};
+  ASSERT_EQ(::pipe(ends.data()), 0);
+  const std::string text = "one\n\ntwo\nhalf";
+  ASSERT_EQ(::write(ends[1], text.data(), text.size()), static_cast<ssize_t>(text.size()));
+  StandardInput input(ends[0]);
+  std::string line;
+  EXPECT_FALSE(input.has_line());
+  ASSERT_TRUE(input.read_line(line));
+  EXPECT_EQ(line, "one");
+  ASSERT_TRUE(input.read_line(line));
+  EXPECT_EQ(line, "");
+  EXPECT_TRUE(input.has_line());
+  ASSERT_TRUE(input.read_line(line));
+  EXPECT_EQ(line, "two");
+  EXPECT_FALSE(input.has_line()) << "half a line would be waited for";
+  ::close(ends[1]);
+  ASSERT_TRUE(input.read_line(line));
+  EXPECT_EQ(line, "half");
+  EXPECT_FALSE(input.read_line(line));
+  ::close(ends[0]);
+}
+
+TEST(StandardInput, ThatCannotBeReadIsNotEmpty) {
+  const int folder = ::open("/", O_RDONLY | O_DIRECTORY);
+  ASSERT_GE(folder, 0);
+  for (const int fd : {folder, -1}) {
+    try {
+      StandardInput(fd).read_all();
+      FAIL() << fd;
+    } catch (const Error& e) {
+      EXPECT_EQ(e.kind(), ErrorKind::io);
+      EXPECT_THAT(e.what(), testing::HasSubstr("read 'standard input': "));
+    }
+  }
+  ::close(folder);
 }
 
 }  // namespace

@@ -67,6 +67,7 @@ Answer generate(Context& context, Engine& engine, Request request, const std::fu
   Answer answer;
   answer.n_prompt = request.prompt.size();
   std::string error;
+  ErrorKind error_kind = ErrorKind::bug;
   const double start = seconds_since_exec();
   const uint64_t id = engine.submit(std::move(request), [&](const TokenEvent& event) {
     if (event.id) {
@@ -83,6 +84,7 @@ Answer generate(Context& context, Engine& engine, Request request, const std::fu
     }
     answer.finish = event.finish;
     error = event.error;
+    error_kind = event.error_kind;
   });
   while (answer.finish == FinishReason::running && engine.step()) {
     const bool stop = context.stop.stop_requested() || turn.stop_requested();
@@ -91,7 +93,7 @@ Answer generate(Context& context, Engine& engine, Request request, const std::fu
       answer.finish = FinishReason::cancelled;
     }
   }
-  if (answer.finish == FinishReason::error) throw Error(ErrorKind::bug, error);
+  if (answer.finish == FinishReason::error) throw Error(error_kind, error);
   return answer;
 }
 

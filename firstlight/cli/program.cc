@@ -58,7 +58,7 @@ int run_program(int argc, char** argv, Context& context) {
       "blue?\"\n\n"
       "MODEL is a Hugging Face directory (safetensors), a .gguf file, or a rank checkpoint made by shard.\n"
       "Exit codes: 0 done, 2 bad input or unsupported, 3 not found, 4 damaged, 5 out of memory, 6 I/O or device, 70 "
-      "bug, 130 Ctrl-C.");
+      "bug, 130 Ctrl-C, 143 SIGTERM.");
   Action chosen;
   add_shard(app, chosen);
   add_plan(app, chosen);

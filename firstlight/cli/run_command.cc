@@ -30,9 +30,7 @@ std::string prompt_text(const RunOptions& options) {
   require_utf8(options.system, "--system");
   const bool piped = !options.prompt_given && options.prompt_file.empty() && ::isatty(STDIN_FILENO) == 0;
   if (piped || options.prompt_file == "-") {
-    exit_at_once(true);
     std::string text = read_standard_input();
-    exit_at_once(false);
     require_utf8(text, "standard input");
     if (text.ends_with('\n')) text.pop_back();  // as echo ends it
     if (!text.empty()) return text;
@@ -152,7 +150,9 @@ void add_run(CLI::App& app, Action& chosen) {
   CLI::Option* file = command->add_option("--prompt-file,--text", options->prompt_file,
                                           "Read the prompt from a file; -: from standard input");
   file->excludes(prompt);
-  command->add_option("--ids", options->ids_file, "File with the prompt as a JSON list of token ids, taken as they are")
+  command
+      ->add_option("--ids", options->ids_file,
+                   "File with the prompt as a JSON list of token ids, taken as they are; -: standard input")
       ->excludes(prompt)
       ->excludes(file);
   command->add_option("--system", options->system, "System message");

@@ -13,6 +13,7 @@
 #include "firstlight/cli/interrupt.h"
 #include "firstlight/cli/session.h"
 #include "firstlight/cli/token_ids.h"
+#include "firstlight/engine/sampler.h"
 
 namespace firstlight::cli {
 
@@ -36,12 +37,18 @@ struct Score {
   std::vector<std::vector<TopToken>> top;       // [n][top]
 };
 
+/// A log-probability; throws if it is none, which no JSON could say.
+double finite(double x) {
+  if (!std::isfinite(x)) throw_no_numbers();
+  return x;
+}
+
 /// ln Σ exp(logits), in double.
 double log_sum_exp(std::span<const float> logits) {
   const double top = *std::max_element(logits.begin(), logits.end());
   double sum = 0;
   for (const float x : logits) sum += std::exp(static_cast<double>(x) - top);
-  return top + std::log(sum);
+  return finite(top + std::log(sum));
 }
 
 std::vector<TopToken> likeliest(std::span<const float> logits, double norm, int n) {
@@ -55,7 +62,7 @@ std::vector<TopToken> likeliest(std::span<const float> logits, double norm, int 
   std::partial_sort(order.begin(), end, order.end(), first);
   std::vector<TopToken> top;
   for (auto it = order.begin(); it != end; ++it)
-    top.push_back({*it, static_cast<double>(logits[static_cast<size_t>(*it)]) - norm});
+    top.push_back({*it, finite(static_cast<double>(logits[static_cast<size_t>(*it)]) - norm)});
   return top;
 }
 
@@ -81,7 +88,7 @@ void score_window(Context& context, Runner& runner, std::span<const int> ids, in
       const double norm = log_sum_exp(row);
       const size_t next = begin + i + 1;
       if (next < ids.size())
-        score.logprobs.emplace_back(static_cast<double>(row[static_cast<size_t>(ids[next])]) - norm);
+        score.logprobs.emplace_back(finite(static_cast<double>(row[static_cast<size_t>(ids[next])]) - norm));
       if (n_top > 0) score.top.push_back(likeliest(row, norm, n_top));
     }
   }
@@ -90,9 +97,7 @@ void score_window(Context& context, Runner& runner, std::span<const int> ids, in
 std::string text_to_score(const ScoreOptions& options) {
   if (!options.ids_file.empty()) return "";
   const bool piped = options.text_file == "-";
-  exit_at_once(piped);
   std::string text = piped ? read_standard_input() : read_text(options.text_file);
-  exit_at_once(false);
   require_utf8(text, piped ? "standard input" : str("'", options.text_file, "'"));
   return text;
 }
@@ -103,6 +108,8 @@ int run_score(Context& context, ScoreOptions options) {
     throw Error(ErrorKind::bad_input,
                 "score --greedy: score gives the likelihood of a given text and chooses no token: "
                 "leave --greedy out");
+  if (options.top > 0 && !options.json)
+    throw Error(ErrorKind::bad_input, "score --top: the likeliest tokens are given with --json alone: add it");
   if (options.ids_file.empty() == options.text_file.empty())
     throw Error(ErrorKind::bad_input, "score: give one of --ids FILE and --text FILE");
   const std::string text = text_to_score(options);
@@ -168,8 +175,8 @@ void add_score(CLI::App& app, Action& chosen) {
   auto options = std::make_shared<ScoreOptions>();
   CLI::App* command = app.add_subcommand("score", "Log-probabilities and perplexity of a text");
   options->session.add_to(*command);
-  CLI::Option* ids =
-      command->add_option("--ids", options->ids_file, "File with a JSON list of token ids, scored as they are");
+  CLI::Option* ids = command->add_option("--ids", options->ids_file,
+                                         "File with a JSON list of token ids, scored as they are; -: standard input");
   command->add_option("--text", options->text_file, "Text file, tokenized without a chat template; -: standard input")
       ->excludes(ids);
   command

@@ -376,7 +376,8 @@ void Session::choose_context(const ModelConfig& config, uint64_t arena_bytes, co
     const uint64_t scratch = scratch_bytes(config, tp_, runner_options_) + extra_bytes_;
     // Each GPU as much as the first: the others' contexts are not waited for here, and the load asks every one.
     const double n = n_devices(devices_) - device_.index;
-    const auto room = static_cast<uint64_t>(0.9 * n * static_cast<double>(free_memory(device_)));
+    const uint64_t free = free_memory(device_), later = std::min(free, mapped_by_threads(device_, n_threads_));
+    const auto room = static_cast<uint64_t>(0.9 * n * static_cast<double>(free - later));
     const int64_t fits = room > arena_bytes + scratch ? pages_in(room - arena_bytes - scratch) : 1;
     if (fits < runner_options_.n_pages) {
       runner_options_.n_pages = std::max<int64_t>(1, fits);

@@ -41,6 +41,7 @@ void check_derived(const fs::path& out, VerifyReport& report) {
   if (!manifest.files.contains(kTokenizerImage)) return;
   const std::string image = read_listed(out, manifest, kTokenizerImage);
   if (image != make_tokenizer_image(read_listed(out, manifest, "tokenizer.json"))) {
+    report.damaged = true;
     report.problems.push_back(
         str("'", (out / kTokenizerImage).native(), "' is not the image of the tokenizer.json beside it"));
   }
@@ -102,6 +103,25 @@ struct VerifyCommand {
   bool json = false;
 };
 
+/// What to do about the problems, kind by kind: what mends one kind may destroy what another names.
+std::vector<std::string> advice(const VerifyReport& report) {
+  if (report.being_written)
+    return {"a conversion is writing there: let it end, then verify again; delete nothing meanwhile"};
+  if (report.unreadable) return {"not all could be read, so not all was compared"};
+  std::vector<std::string> lines;
+  if (report.unfinished)
+    lines.push_back(
+        "a conversion did not end there: run the same shard command again, which goes on where it was; delete none of "
+        "its files");
+  if (report.damaged)
+    lines.push_back(str(
+        "to mend it: delete the files named ", lines.empty() && !report.foreign ? "" : "as missing or wrong ",
+        "and run the same shard command again, which makes them anew", report.foreign ? "" : "; or give it --force"));
+  if (report.foreign)
+    lines.push_back("what shard did not write it does not remove, with --force neither: move it away");
+  return lines;
+}
+
 int run_verify(Context& context, const VerifyCommand& options) {
   context.json = options.json;
   ProgressBar bar(context);
@@ -109,13 +129,15 @@ int run_verify(Context& context, const VerifyCommand& options) {
   bar.clear();
   if (report.problems.empty()) check_derived(options.out, report);
   for (const std::string& problem : report.problems) say(context, str("firstlight: ", problem));
+  const std::vector<std::string> lines = advice(report);
   if (options.json) {
     print_json({{"ok", report.problems.empty()},
                 {"files", report.files},
                 {"bytes", report.bytes},
                 {"leaves", report.leaves},
                 {"seconds", report.seconds},
-                {"problems", report.problems}});
+                {"problems", report.problems},
+                {"advice", lines}});
   } else {
     print(str(report.problems.empty()
                   ? "ok: "
@@ -125,14 +147,8 @@ int run_verify(Context& context, const VerifyCommand& options) {
               report.leaves, " leaves\n"));
   }
   if (report.problems.empty()) return 0;
-  if (report.unreadable) {
-    say(context, "not all could be read, so not all was compared");
-    return exit_code(ErrorKind::io);
-  }
-  say(context,
-      "to mend it: delete the files named and run the same shard command again, which makes them anew; or give it "
-      "--force");
-  return exit_code(ErrorKind::damaged);
+  for (const std::string& line : lines) say(context, line);
+  return exit_code(report.unreadable ? ErrorKind::io : ErrorKind::damaged);
 }
 
 }  // namespace
@@ -142,7 +158,7 @@ void add_shard(CLI::App& app, Action& chosen) {
   CLI::App* command =
       app.add_subcommand("shard", "Cut a checkpoint into one safetensors file set per tensor-parallel rank");
   command->add_option("MODEL", options->model, "Hugging Face directory (safetensors) or .gguf file")->required();
-  command->add_option("-o,--out", options->out, "Directory of the rank checkpoint")->required();
+  command->add_option("-o,--out", options->out, "Directory of the rank checkpoint")->required()->check(not_empty());
   command->add_option("--tp", options->tps, "Tensor-parallel sizes, such as 1,2,4,8")
       ->delimiter(',')
       ->allow_extra_args(false)

@@ -68,7 +68,7 @@ void add_synth(CLI::App& app, Action& chosen) {
   CLI::App* command = app.add_subcommand("synth", "Random weights in a real model's shapes, for benches");
   command->add_option("--like", options->options.like, str("One of ", names));
   command->add_option("--config", options->config_file, "… or the path of a config.json");
-  command->add_option("-o,--out", options->out, "Directory to write")->required();
+  command->add_option("-o,--out", options->out, "Directory to write")->required()->check(not_empty());
   command
       ->add_option("--tp", options->tps,
                    "Write rank files for these tensor-parallel sizes, such as 1,8, as shard would (default: a Hugging "

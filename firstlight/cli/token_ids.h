@@ -6,11 +6,11 @@
 
 namespace firstlight::cli {
 
-/// All of standard input. Throws Error{bad_input} for more than 1 GiB: an endless input must not take the machine's
-/// memory.
+/// All of standard input (cli/standard_input.h); a signal ends the program at once meanwhile.
 std::string read_standard_input();
 
-/// A JSON list of token ids. Throws Error{bad_input} naming the first that the model does not have.
+/// A JSON list of token ids in a file; "-": on standard input. Throws Error{bad_input} naming the first that the model
+/// does not have.
 std::vector<int> read_ids(const std::string& path, int vocab_size);
 
 }  // namespace firstlight::cli

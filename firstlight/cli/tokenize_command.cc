@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // firstlight tokenize: text on stdin → ids on stdout.
 #include <CLI/CLI.hpp>
-#include <iostream>
 #include <nlohmann/json.hpp>
 
 #include "firstlight/base/error.h"
@@ -9,6 +8,7 @@
 #include "firstlight/cli/context.h"
 #include "firstlight/cli/interrupt.h"
 #include "firstlight/cli/model_text.h"
+#include "firstlight/cli/standard_input.h"
 #include "firstlight/cli/token_ids.h"
 
 namespace firstlight::cli {
@@ -23,8 +23,6 @@ struct TokenizeOptions {
 int tokenize(Context& context, const TokenizeOptions& options) {
   context.json = options.json;
   const std::unique_ptr<Tokenizer> tokenizer = load_tokenizer(options.model);
-  exit_at_once(true);
-  std::ios::sync_with_stdio(false);
   if (!options.json) {
     const std::string text = read_standard_input();
     require_utf8(text, "standard input");
@@ -34,9 +32,11 @@ int tokenize(Context& context, const TokenizeOptions& options) {
     print(out + "\n");
     return 0;
   }
+  exit_at_once(true);
+  StandardInput input;
   std::string out;
   size_t number = 0;
-  for (std::string line; std::getline(std::cin, line);) {
+  for (std::string line; input.read_line(line);) {
     ++number;
     const nlohmann::json text = nlohmann::json::parse(line, nullptr, false);
     if (!text.is_string()) {
@@ -48,8 +48,7 @@ int tokenize(Context& context, const TokenizeOptions& options) {
                            tokenizer->encode(text.get_ref<const std::string&>(), !options.no_special, !options.plain)}}
                .dump() +
            "\n";
-    if (out.size() > (1u << 16) ||
-        std::cin.rdbuf()->in_avail() <= 0) {  // at once for a peer that waits, in large pieces otherwise
+    if (out.size() > (1u << 16) || !input.has_line()) {  // at once for a peer that waits, in large pieces otherwise
       print(out);
       out.clear();
     }

@@ -35,8 +35,12 @@ class Buffer {
   void* owned_ = nullptr;  // on a GPU: what is given back, data_ may lie behind it
 };
 
-/// Free memory of a device, bytes: what new allocations may take (CPU: MemAvailable, also bounded by the cgroup).
+/// Free memory of a device, bytes: what new allocations may take (CPU: MemAvailable, also bounded by the
+/// cgroup and by ulimit -v).
 /// On a GPU this makes its context.
 uint64_t free_memory(Device device);
+/// Of that, what threads still to be started will map, stacks and malloc's heaps, before anything is allocated: about,
+/// and 0 unless ulimit -v counts it.
+uint64_t mapped_by_threads(Device device, int n_threads);
 
 }  // namespace firstlight

@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <gtest/gtest.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
 #include <optional>
 #include <thread>
 #include <type_traits>
@@ -182,6 +185,20 @@ TEST(Copy, OnTheCpuCopiesAndClears) {
   clear(to.data(), {}, 100);
   EXPECT_EQ(to.data()[99], std::byte{0});
   EXPECT_EQ(to.data()[100], std::byte{7});
+}
+
+TEST(FreeMemory, IsNoMoreThanTheLimitOnAddressSpaceLeaves) {
+  struct rlimit before {};
+  ASSERT_EQ(::getrlimit(RLIMIT_AS, &before), 0);
+  uint64_t mapped_pages = 0;
+  ASSERT_TRUE(std::ifstream("/proc/self/statm") >> mapped_pages);
+  constexpr uint64_t kLeft = 256u << 20;
+  struct rlimit little = before;
+  little.rlim_cur = mapped_pages * static_cast<uint64_t>(::sysconf(_SC_PAGESIZE)) + kLeft;
+  ASSERT_EQ(::setrlimit(RLIMIT_AS, &little), 0);
+  const uint64_t free = free_memory({});
+  ASSERT_EQ(::setrlimit(RLIMIT_AS, &before), 0);
+  EXPECT_LE(free, kLeft);
 }
 
 TEST(FreeMemory, IsMoreThanNothingAndLessThanAPetabyte) {

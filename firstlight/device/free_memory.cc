@@ -1,5 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// How much memory is left: the machine's MemAvailable, bounded by every cgroup (v2 or v1) above this process.
+// How much memory is left: the machine's MemAvailable, bounded by every cgroup (v2 or v1) above this process and by its
+// own limit on address space.
+#include <sys/resource.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <charconv>
 #include <cstdio>
@@ -58,12 +62,22 @@ void bound_by_groups(std::string directory, const std::string& root, const std::
   }
 }
 
+/// What `ulimit -v` leaves: mapped bytes count, touched or not.
+void bound_by_address_space(uint64_t& free) {
+  struct rlimit limit {};
+  if (::getrlimit(RLIMIT_AS, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) return;
+  const auto pages = number_in("/proc/self/statm");  // the first number: all that is mapped
+  const uint64_t mapped = pages.value_or(0) * static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));
+  free = std::min<uint64_t>(free, limit.rlim_cur > mapped ? limit.rlim_cur - mapped : 0);
+}
+
 }  // namespace
 
 uint64_t free_memory(Device device) {
   if (device.kind == Device::Kind::cuda) return gpu::free_memory(device);
   uint64_t free = std::numeric_limits<uint64_t>::max();
   if (const auto kib = field_in("/proc/meminfo", "MemAvailable:")) free = *kib * 1024;
+  bound_by_address_space(free);
   std::ifstream groups("/proc/self/cgroup");  // "0::/a/b" (v2), "9:memory:/a/b" (v1)
   for (std::string line; std::getline(groups, line);) {
     const size_t first = line.find(':');
@@ -81,6 +95,14 @@ uint64_t free_memory(Device device) {
     }
   }
   return free;
+}
+
+// 2 threads beside SmolLM2's load mapped 171 MB (64 MiB a heap, 8 MiB a stack, and buffers).
+uint64_t mapped_by_threads(Device device, int n_threads) {
+  struct rlimit limit {};
+  if (device.kind == Device::Kind::cuda || ::getrlimit(RLIMIT_AS, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY)
+    return 0;
+  return (uint64_t{64} << 20) + static_cast<uint64_t>(n_threads) * (uint64_t{72} << 20);
 }
 
 }  // namespace firstlight

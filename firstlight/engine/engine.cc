@@ -234,10 +234,12 @@ void Engine::Impl::forward(const std::vector<Work>& work) {
 void Engine::Impl::accept(const SequencePtr& sequence, size_t row) {
   TokenEvent event;
   try {
-    if (drawn[row] < 0) throw Error(ErrorKind::bug, "logits: not a number, or no finite value");
+    if (drawn[row] < 0) throw_no_numbers();
     event = sequence->accept(drawn[row], options.stop_ids, max_tokens);
+  } catch (const Error& error) {  // this one alone ends; the others go on
+    event = sequence->end(FinishReason::error, error.what(), error.kind());
   } catch (const std::exception& error) {
-    event = sequence->end(FinishReason::error, error.what());  // this one alone; the others go on
+    event = sequence->end(FinishReason::error, error.what());
   }
   if (sequence->finished) {
     remove(*sequence);

@@ -9,6 +9,7 @@
 #include <string_view>
 #include <vector>
 
+#include "firstlight/base/error.h"
 #include "firstlight/engine/sampler.h"
 #include "firstlight/model/runner.h"
 #include "firstlight/text/tokenizer.h"
@@ -35,6 +36,7 @@ struct TokenEvent {
   std::string text;       ///< text that became certain (held back while it may be the beginning of a stop string)
   FinishReason finish = FinishReason::running;
   std::string error;  ///< for FinishReason::error
+  ErrorKind error_kind = ErrorKind::bug;
 };
 using TokenFn = std::function<void(const TokenEvent&)>;
 

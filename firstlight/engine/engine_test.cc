@@ -3,6 +3,7 @@
 // alone.
 #include "firstlight/engine/engine.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -259,6 +260,8 @@ TEST(Engine, ARowThatIsNoNumbersEndsItsRequestAlone) {
   const uint64_t a = harness.submit(request_of({66, 2}, 10)), b = harness.submit(good);
   harness.run();
   EXPECT_EQ(harness.outcomes[a].finish, FinishReason::error);
+  EXPECT_THAT(harness.outcomes[a].error, testing::HasSubstr("not numbers"));
+  EXPECT_EQ(harness.outcomes[a].error_kind, ErrorKind::bad_input);
   EXPECT_TRUE(harness.outcomes[a].ids.empty());
   EXPECT_EQ(harness.outcomes[b].ids, reference(good));
 }

@@ -22,6 +22,7 @@ struct Outcome {
   std::string text;
   FinishReason finish = FinishReason::running;
   std::string error;
+  ErrorKind error_kind = ErrorKind::bug;
   int n_ends = 0;
 };
 
@@ -37,6 +38,7 @@ class Harness {
       if (event.id) outcome.ids.push_back(*event.id);
       outcome.text += event.text;
       outcome.error += event.error;
+      outcome.error_kind = event.error_kind;
       outcome.finish = event.finish;
       outcome.n_ends += event.finish != FinishReason::running ? 1 : 0;
       if (also) also(event);

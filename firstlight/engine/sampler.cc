@@ -25,9 +25,14 @@ void validate(const SamplingOptions& options) {
   }
 }
 
+void throw_no_numbers() {
+  throw Error(ErrorKind::bad_input,
+              "the model gives logits that are not numbers: its weights hold NaN or infinity, or values too large");
+}
+
 int sample(std::span<float> logits, const SamplingOptions& options, const std::vector<int>& history, uint64_t draw) {
   const int id = draw_from(logits, {options, history, draw});
-  if (id < 0) throw Error(ErrorKind::bug, str("logits: not a number, or no finite value, among ", logits.size()));
+  if (id < 0) throw_no_numbers();
   return id;
 }
 

@@ -51,9 +51,9 @@ TokenEvent Sequence::accept(int token, const std::vector<int>& stop_ids, int64_t
   return event;
 }
 
-TokenEvent Sequence::end(FinishReason reason, std::string error) {
+TokenEvent Sequence::end(FinishReason reason, std::string error, ErrorKind kind) {
   finished = true;
-  return {id_, std::nullopt, rest_of_text(), reason, std::move(error)};
+  return {id_, std::nullopt, rest_of_text(), reason, std::move(error), kind};
 }
 
 void Sequence::deliver(const TokenEvent& event) const {

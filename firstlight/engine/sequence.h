@@ -29,7 +29,7 @@ class Sequence {
   /// finish set if the sequence ends with it.
   TokenEvent accept(int token, const std::vector<int>& stop_ids, int64_t max_tokens);
   /// The event of an end without a token.
-  TokenEvent end(FinishReason reason, std::string error);
+  TokenEvent end(FinishReason reason, std::string error, ErrorKind kind = ErrorKind::bug);
   void deliver(const TokenEvent& event) const;
 
   std::unique_ptr<PageTable> pages;  ///< null while waiting

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "firstlight/base/error.h"
+#include "firstlight/base/str.h"
 #include "firstlight/ops/cuda_ops.h"
 
 namespace firstlight {
@@ -41,6 +43,17 @@ std::vector<turboquant::Signs> signs_of_rank(const ModelConfig& config, const Ra
   return signs;
 }
 
+/// The KV cache is the one buffer whose size is the caller's choice: who cannot have it is told so.
+Buffer kv_buffer(Device device, uint64_t size_bytes) {
+  try {
+    return {device, size_bytes};
+  } catch (const Error& e) {
+    if (e.kind() != ErrorKind::out_of_memory) throw;
+    throw Error(ErrorKind::out_of_memory,
+                str("the KV cache: ", e.what(), "; a smaller --max-context or --kv-memory takes less"));
+  }
+}
+
 std::span<float> flat(Matrix<float> m) { return {m.data, static_cast<size_t>(m.rows * m.cols)}; }
 
 }  // namespace
@@ -75,8 +88,9 @@ LlamaRank::LlamaRank(const ModelConfig& config, RankWeights& weights, const Runn
       pool_(n_threads, 0),
       stream_(weights.arena.device()),
       ops_(make_ops(options, stream_, comm, pool_)),
-      kv_(weights.arena.device(), static_cast<uint64_t>(options.n_pages) * shape_.page_bytes(options.kv)),
-      exact_(weights.arena.device(), static_cast<uint64_t>(options.n_exact_pages) * shape_.page_bytes(KvKind::bf16)),
+      kv_(kv_buffer(weights.arena.device(), static_cast<uint64_t>(options.n_pages) * shape_.page_bytes(options.kv))),
+      exact_(kv_buffer(weights.arena.device(),
+                       static_cast<uint64_t>(options.n_exact_pages) * shape_.page_bytes(KvKind::bf16))),
       signs_(signs_of_rank(config, weights, options.kv)),
       scratch_(weights.arena.device(), shape_.scratch_bytes(options.max_batch_tokens)) {}
 

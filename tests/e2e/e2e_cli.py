@@ -50,7 +50,8 @@ def wrong_arguments(suite):
         (["run", out, "-p", "x", "--kv", "tq4", "--device", "cpu"], "head_dim 16", 2),
         (["verify", TINY / "llama3" / "config.json"], "not a rank checkpoint", 2), (["run", out, "-p", ""], "prompt is empty", 2),
         (["run", out, "-p", "x", "--temperature", "hot"], "'hot' is not a number from 0 to 100", 2), (["run", out, "-p", "x", "--tp", "a"], "'a' is not a whole number", 2),
-        (["run", out, "-p", "x", "-p", "y"], "given 2 times", 2), (["load", out, "b", "c"], "'b', 'c'", 2), (["load", out, "--threads", "many"], "'many' is not a whole number", 2), (["load", out, "--device", "toaster"], "toaster", 2),
+        (["run", out, "-p", "x", "-p", "y"], "given 2 times", 2), (["run", out, "x", "-p", "y"], "a value without it in front", 2), (["shard", TINY / "llama3", "-o", ""], "--out", 2),
+        (["score", out, "--ids", "x", "--top", 3], "--json", 2), (["verify", suite.tmp], "no rank checkpoint", 2), (["load", suite.tmp], "neither", 2), (["load", out, "b", "c"], "'b', 'c'", 2), (["load", out, "--threads", "many"], "'many' is not a whole number", 2), (["load", out, "--device", "toaster"], "toaster", 2),
     ]
     for arguments, word, code in cases:
         done = suite.run(*arguments, code=code)
@@ -86,6 +87,42 @@ def one_token(suite):
     text = suite.tmp / "text.txt"
     text.write_text("Once upon a time there was a fox.")
     assert suite.run("score", model, "--text", "-", stdin=text.read_bytes()).out == suite.run("score", model, "--text", text).out
+
+
+def unreadable_input(suite):
+    """A standard input that cannot be read, or that memory does not hold, is not the end of one."""
+    out = suite.tmp / "smollm2"
+    if not out.exists():
+        suite.run("shard", suite.smollm2(), "-o", out, "--tp", 1)
+    for command in (["tokenize", out], ["tokenize", out, "--json"], ["chat", out], ["run", out], ["score", out, "--text", "-"], ["run", out, "--ids", "-"]):
+        for flags, word in ((os.O_RDONLY, "Is a directory"), (os.O_WRONLY, "Bad file descriptor")):
+            path = suite.tmp if flags == os.O_RDONLY else os.devnull
+            bad = os.open(path, flags)
+            with subprocess.Popen([suite.binary, *map(str, command)], stdin=bad, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+                _, said = process.communicate(timeout=120)
+            os.close(bad)
+            assert process.returncode == 6 and f"read 'standard input': {word}" in said, f"{command}: {process.returncode}, {said}"
+
+    def little_memory():
+        resource.setrlimit(resource.RLIMIT_AS, (1 << 29, 1 << 29))
+    done = suite.run("tokenize", out, "--json", stdin=b'"hello"\n' + b"a" * (600 << 20) + b'\n"bye"\n', code=5, preexec_fn=little_memory)
+    lines = [json.loads(line) for line in done.out.splitlines()]
+    assert "ids" in lines[0] and lines[1]["error"]["kind"] == "out_of_memory" and len(lines) == 2, done.out
+    assert "standard input" in done.err, done.err
+
+
+def weights_of_nan(suite):
+    """Weights that are no numbers are the same plain error for every command."""
+    model, ids = suite.tmp / "nan", suite.tmp / "ids.json"
+    shutil.copytree(TINY / "llama3", model)
+    ids.write_text("[1, 2, 3]")
+    content = bytearray((model / "model.safetensors").read_bytes())
+    begin = 8 + struct.unpack("<Q", content[:8])[0]
+    content[begin:] = b"\xff" * (len(content) - begin)  # NaN in bf16 and in f32
+    (model / "model.safetensors").write_bytes(content)
+    for command in (["score"], ["run", "-n", 2], ["run", "-n", 2, "--greedy"]):
+        done = suite.run(command[0], model, *command[1:], "--ids", ids, "--json", code=2)
+        assert done.json()["error"]["kind"] == "bad_input" and "not numbers" in done.err and "NaN" not in done.out.split('"message"')[0], done.out
 
 
 def tokenize_streams(suite):
@@ -338,6 +375,11 @@ def failed_turn(suite):
     turns = [json.loads(line) for line in done.out.splitlines()]
     assert ["error" in turn for turn in turns] == [False, True, False], done.out
     assert {"load", "kv", "ttft_s"} <= turns[0].keys(), turns[0].keys()
+    done = suite.run("chat", out, "--json", "--greedy", "-n", 4, stdin=b"\n/nonsense\nHi.\n/reset \n/etc/passwd is a file.\n/exit \nHi.\n", code=2)
+    turns = [json.loads(line) for line in done.out.splitlines()]
+    assert [next(iter(turn)) for turn in turns] == ["error", "error", "text", "reset", "text"], done.out
+    assert {"load", "kv", "ttft_s"} <= turns[2].keys() and "load" not in turns[4], done.out
+    assert "/nonsense" in done.err and "press Enter" not in done.err, done.err
 
 
 def bench_start(suite):
@@ -461,6 +503,8 @@ def main():
     suite.check("Ctrl-C stops an answer of chat", ctrl_c_in_chat, suite)
     suite.check("a failed turn of chat is seen at the end", failed_turn, suite)
     suite.check("tokenize answers what comes before a bad line", tokenize_streams, suite)
+    suite.check("an input that cannot be read is not empty", unreadable_input, suite)
+    suite.check("weights of NaN are bad input", weights_of_nan, suite)
     suite.check("a prompt comes from everywhere", prompts_from_everywhere, suite)
     suite.check("chat answers lines from a pipe", chat_answers, suite)
     suite.check("bench start compares", bench_start, suite)
