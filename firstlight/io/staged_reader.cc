@@ -262,10 +262,7 @@ struct StagedReader::Impl {
 
   void prepare_slots() {
     for (int i = 0; i < staging->n_slots(); ++i) {
-      {
-        const std::lock_guard lock(mutex);
-        if (stopping) return;
-      }
+      if (const std::lock_guard lock(mutex); stopping) return;
       staging->prepare(i);
       std::unique_lock lock(mutex);
       slots[static_cast<size_t>(i)].is_prepared = true;
