@@ -8,7 +8,9 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 build_packages="ca-certificates g++ cmake ninja-build nlohmann-json3-dev libcli11-dev libxxhash-dev libssl-dev
                 libgtest-dev libgmock-dev libbenchmark-dev python3 python3-venv"
-test_packages="clang-format-14 clang-16 libclang-rt-16-dev git"
+# The servers of a parallel file system, for e2e_parallel_fs.py.
+fs_packages="glusterfs-server glusterfs-client iproute2 fuse3"
+test_packages="clang-format-14 clang-16 libclang-rt-16-dev git $fs_packages"
 
 say() { printf '\n== %s\n' "$*"; }
 

@@ -137,6 +137,13 @@ ArenaLayout lay_out_arena(const ModelConfig& config, std::span<const DType> dtyp
   return layout;
 }
 
+void check_architecture(const ModelConfig& config, const Manifest& manifest, const fs::path& out) {
+  if (manifest.architecture == to_string(config.architecture)) return;
+  throw Error(ErrorKind::bad_input,
+              str("'", (out / "config.json").native(), "' is of a ", to_string(config.architecture),
+                  " model, the manifest says ", manifest.architecture));
+}
+
 void check_tensor_list(const ModelConfig& config, const Manifest& manifest) {
   std::map<std::string_view, const ManifestTensor*> listed;
   for (const ManifestTensor& tensor : manifest.tensors) listed[tensor.name] = &tensor;

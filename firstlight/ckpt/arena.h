@@ -43,6 +43,9 @@ ArenaLayout lay_out_arena(const ModelConfig& config, const Manifest& manifest, c
 /// The same order of tensors for a rank that is made in memory: one part that is not in any file.
 ArenaLayout lay_out_arena(const ModelConfig& config, std::span<const DType> dtypes, int tp, int rank);
 
+/// Throws Error{bad_input} unless OUT/config.json, parsed, is of the architecture that the manifest names.
+void check_architecture(const ModelConfig& config, const Manifest& manifest, const fs::path& out);
+
 /// Throws Error{bad_input} unless the manifest's tensors are those of the architecture, cut as it demands.
 void check_tensor_list(const ModelConfig& config, const Manifest& manifest);
 

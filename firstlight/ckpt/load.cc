@@ -125,11 +125,7 @@ void RankLoad::open_manifest(const fs::path& out) {
   const Timeline::Scope phase(options_.timeline, "manifest");
   manifest_ = read_manifest(out);
   config_ = parse_hf_config(read_listed(out, manifest_, "config.json"));
-  if (manifest_.architecture != to_string(config_.architecture)) {
-    throw Error(ErrorKind::bad_input,
-                str("'", (out / "config.json").native(), "' is of a ", to_string(config_.architecture),
-                    " model, the manifest says ", manifest_.architecture));
-  }
+  check_architecture(config_, manifest_, out);
 }
 
 /// On devices beside the reading of headers: 16 GB take 3 ms. LoadOptions::reserve is asked by the first that needs it.

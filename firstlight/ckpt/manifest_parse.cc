@@ -55,6 +55,7 @@ class Parser {
   }
 
   json parse_json(std::string_view text) const {
+    if (text.find('\0') != text.npos) fail(str("NUL byte at ", text.find('\0')));  // nlohmann's lexer ends there
     // One set of keys an open object: nlohmann keeps the last of two equal keys, another reader the first.
     std::vector<std::set<std::string>> open;
     const json::parser_callback_t no_doubles = [&](int depth, json::parse_event_t event, json& value) {

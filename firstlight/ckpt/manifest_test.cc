@@ -61,6 +61,7 @@ TEST(Manifest, WhatIsNotExactlyVersionOneIsRefusedByName) {
   const Manifest m = parse_manifest(json, "m.json");
   const std::string part = m.tps[0].ranks[0].parts[0].file;
   expect_refused("[]", "not a JSON object");
+  expect_refused(json + '\0', "NUL byte");
   expect_refused(std::string(100'000, '['), "nested");
   expect_refused("{}", "no 'firstlight_rank_checkpoint'");
   expect_refused(replaced(json, "\"architecture\"", "\"architektur\""), "architektur");

@@ -31,6 +31,7 @@ LoadPlan plan_load(const fs::path& out, int tp) {
   const Manifest manifest = read_manifest(out);
   const ModelConfig config = parse_hf_config(read_listed(out, manifest, "config.json"));
   const ManifestTp& stored = stored_tp(manifest, config, out, tp);
+  check_architecture(config, manifest, out);
   check_tensor_list(config, manifest);
   LoadPlan plan;
   plan.tp = tp;

@@ -107,6 +107,7 @@ class Verifier {
   void read_config() {
     try {
       config_ = parse_hf_config(read_text(out_ / "config.json", 256u << 20, FileRole::checkpoint));
+      check_architecture(*config_, manifest_, out_);
       check_tensor_list(*config_, manifest_);
     } catch (const Error& e) {
       problem(e.what());

@@ -5,6 +5,7 @@
 #include <fstream>
 
 #include "firstlight/base/error.h"
+#include "firstlight/base/hash.h"
 #include "firstlight/ckpt/shard_state.h"
 #include "firstlight/ckpt/shard_testing.h"
 
@@ -119,6 +120,16 @@ TEST(Verify, ADirectoryWithoutACheckpointIsBadInput) {
   } catch (const Error& e) {
     EXPECT_EQ(e.kind(), ErrorKind::bad_input);
   }
+}
+
+TEST(Verify, AManifestOfAnotherArchitectureThanConfigJsonIsFound) {
+  const Checkpoint c;
+  Manifest manifest = read_manifest(c.out());
+  manifest.architecture = "mistral";
+  const std::string json = to_json(manifest);
+  std::ofstream(c.out() / "manifest.json", std::ios::binary) << json;
+  std::ofstream(c.out() / "READY") << xxh3_128_hex(std::as_bytes(std::span(json))) << "\n";
+  EXPECT_THAT(c.problems(), Contains(::testing::AllOf(HasSubstr("config.json"), HasSubstr("mistral"))));
 }
 
 TEST(Verify, ExchangedRanksAreFoundAlthoughEveryFileIsWholeInItself) {

@@ -221,6 +221,20 @@ def hostile(suite, files, name):
     return f"{len(files)} files, slowest {slow:.2f} s"
 
 
+def unknown_tokenizer(suite):
+    """A GGUF whose tokenizer is not known is refused by name, with the program as it is linked, by whatever would use it."""
+    path, out = suite.tmp / "other-tokenizer.gguf", suite.tmp / "other-tokenizer"
+    whole = suite.smollm2().read_bytes()
+    for what, (old, new) in {"pre": (b"smollm", b"deepsk"), "model": (b"gpt2", b"bert")}.items():
+        key = whole.index(b"tokenizer.ggml." + what.encode())
+        at = whole.index(old, key)
+        path.write_bytes(whole[:at] + new + whole[at + len(new):])
+        for command in (("shard", path, "-o", out, "--tp", 1), ("run", path, "x"), ("tokenize", path)):
+            done = suite.run(*command, code=BAD_INPUT, stdin=b"x\n", timeout=60)
+            assert new.decode() in done.err, f"{command[0]} does not name '{new.decode()}': {done.err.strip()}"
+        assert not (out / "READY").exists(), "READY was written"
+
+
 def hostile_models(suite):
     """The same safetensors files as a model's weights: shard refuses them and leaves nothing that looks whole."""
     wrong = []
@@ -278,6 +292,7 @@ def main():
     suite.check("a damaged model says no word", whole_model, suite)
     suite.check("hostile safetensors files are refused", hostile, suite, hostile_safetensors(), "hostile.safetensors")
     suite.check("hostile GGUF files are refused", hostile, suite, hostile_gguf(), "hostile.gguf")
+    suite.check("a tokenizer that is not known is refused", unknown_tokenizer, suite)
     suite.check("hostile weights are not converted", hostile_models, suite)
     suite.check("nonsense configurations are refused", bad_configs, suite)
     sys.exit(suite.end())
