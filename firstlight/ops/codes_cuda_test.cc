@@ -15,7 +15,7 @@ using reference::CodeBatch;
 using reference::OnGpu;
 using reference::Sequence;
 
-constexpr KvKind kCodes[] = {KvKind::tq8, KvKind::k8v4, KvKind::tq4, KvKind::k4v3, KvKind::tq3, KvKind::k3v2};
+constexpr KvKind kGpuCodes[] = {KvKind::tq8, KvKind::k8v4, KvKind::tq4, KvKind::k4v3, KvKind::tq3, KvKind::k3v2};
 
 class CodesCuda : public reference::WithGpu {
  protected:
@@ -110,7 +110,7 @@ TEST_F(CodesCuda, PagesHoldTheBytesOfTheCpu) {
   constexpr int kHeads = 3, kKvHeads = 2, kRows = 210, kPages = 6;
   const std::vector<int32_t> pages{4, 1, 5, 0}, exact{2, 0, 3, 5};
   const auto cpu_ops = cpu();
-  for (const KvKind kind : kCodes) {
+  for (const KvKind kind : kGpuCodes) {
     for (const int d : {64, 128, 256}) {
       const KvBits bits = kv_bits(kind);
       const uint64_t stride =
@@ -158,7 +158,7 @@ TEST_F(CodesCuda, AttentionEqualsSoftmaxOverWhatThePagesHold) {
 }
 
 TEST_F(CodesCuda, AttentionEqualsSoftmaxForEveryKindAndHeadShape) {
-  for (const KvKind kind : kCodes) {
+  for (const KvKind kind : kGpuCodes) {
     for (const int d : {64, 128, 256}) check({{1, 700}, {12, 376}}, kind, 2, 1, d);
   }
   for (const int group : {1, 4, 5, 8, 16}) {

@@ -207,7 +207,7 @@ def main():
     def a_brick_dies(reader):
         code, error, seconds, _ = with_a_brick(signal.SIGKILL, 0.15, "--reader", reader)
         assert code == 6, f"exit code {code} after {seconds:.1f} s: {error[-500:]}"
-        assert "rank-0" in error and ".safetensors" in error, error
+        assert "rank-0" in error, f"names no file: {error}"  # a part with its range, or what is looked at before
         suite.run("load", out, "--tp", TP, "--device", "cpu", "--reader", reader)
         return error.strip().splitlines()[-1][-150:]
 
@@ -242,7 +242,11 @@ def main():
         for filler in fillers:
             filler.unlink()
         Cluster.wait_for(lambda: can_write(cluster.mount_point), "the bricks see that there is room again")
-        suite.run("shard", source, "-o", out, "--tp", TP)
+        # Bricks say for a while yet that they are full.
+        for attempt in range(20):
+            if suite.start("shard", source, "-o", out, "--tp", TP).wait(300) == 0:
+                break
+            time.sleep(2)
         suite.run("verify", out)
 
     suite.check("servers_start", start)
