@@ -88,7 +88,7 @@ TEST_F(LoadFaultTest, AFlippedBitInASmallFileIsFound) {
   const struct {
     fs::path path;
     std::vector<std::string> words;
-  } cases[] = {{"READY", {"READY", "manifest.json"}},
+  } cases[] = {{"READY", {"READY"}},  // malformed, or not the hash of manifest.json
                {"manifest.json", {"manifest.json", "READY"}},
                {"config.json", {"config.json"}},
                {fs::path(rank_.directory) / "leaves.xxh3", {"leaves.xxh3", "manifest"}}};
