@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Draws on a GPU: the CPU's to the bit, and within rounding those of the definition in double.
-#include "firstlight/ops/draw_cuda.cuh"
-
 #include <algorithm>
 #include <cmath>
 #include <limits>
 #include <numeric>
 #include <random>
 
+#include "firstlight/ops/draw_cuda.cuh"
 #include "firstlight/ops/test_cuda.h"
 
 namespace firstlight {
