@@ -208,8 +208,13 @@ TEST_P(LoadReaderFaultTest, AnErrorOfAnyReadIsReportedWithFileAndRange) {
   ASSERT_GE(n_calls, 10u);
   for (uint64_t call = 0; call < n_calls; ++call) {
     SCOPED_TRACE(str("call ", call));
-    use({.kind = Fault::Kind::error, .amount = EIO, .first_call = call, .n_calls = 1});
-    expect_error(ErrorKind::io, {"tp2/rank-0", "bytes [", "Input/output error"}, options_);
+    const auto faulty = std::make_shared<FaultyRead>(
+        std::vector<Fault>{{.kind = Fault::Kind::error, .amount = EIO, .first_call = call, .n_calls = 1}});
+    use(faulty);
+    const std::optional<Error> error = error_of(options_);
+    // io_uring may give a read back short: loads differ by a call or two, and this one may not have come to the fault.
+    if (call >= 10 && !error && faulty->n_calls() <= call) continue;
+    expect_error(error, ErrorKind::io, {"tp2/rank-0", "bytes [", "Input/output error"});
   }
 }
 

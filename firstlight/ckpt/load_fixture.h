@@ -202,7 +202,9 @@ class LoadTest : public ::testing::Test {
     return std::nullopt;
   }
   void expect_error(ErrorKind kind, const std::vector<std::string>& words, const LoadOptions& options) {
-    const std::optional<Error> error = error_of(options);
+    expect_error(error_of(options), kind, words);
+  }
+  static void expect_error(const std::optional<Error>& error, ErrorKind kind, const std::vector<std::string>& words) {
     ASSERT_TRUE(error) << "was loaded; expected to read of " << words.front();
     EXPECT_EQ(to_string(error->kind()), to_string(kind)) << error->what();
     for (const std::string& word : words)
