@@ -4,6 +4,7 @@
 #pragma once
 #include "firstlight/ops/attend_cuda.cuh"
 #include "firstlight/ops/cuda_kernel.cuh"
+#include "firstlight/ops/cuda_ptx.cuh"
 
 namespace firstlight::cuda {
 
@@ -15,12 +16,6 @@ __device__ __forceinline__ int crew_thread() { return static_cast<int>(threadIdx
 __device__ __forceinline__ int crew_number() { return static_cast<int>(threadIdx.x / (kSinglesWarps * 32)); }
 __device__ __forceinline__ void sync_crew() {
   asm volatile("bar.sync %0, %1;" ::"r"(1 + crew_number()), "n"(kSinglesWarps * 32) : "memory");
-}
-
-__device__ __forceinline__ float power_of_two(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
 }
 
 /// a / b for 0 ≤ a < 2²³ and b > 0: 10 instructions, where the compiler's own division takes 30. Attention divides two

@@ -17,12 +17,6 @@ namespace {
 /// of 94.1.
 constexpr int blocks_at_once(int head_dim) { return head_dim == 128 ? 2 : 3; }
 
-__device__ __forceinline__ float power_of_two(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
 /// Running softmax of a warp, head lane / 4.
 template <int kDim>
 struct CodeSums {

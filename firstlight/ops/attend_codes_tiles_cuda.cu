@@ -5,6 +5,7 @@
 // the weights are rounded to bf16, as over bf16 pages. Pages that a row does not see leave its bits as they are, so
 // these do not depend on where its tile begins.
 #include "firstlight/ops/attend_codes_tile_page_cuda.cuh"
+#include "firstlight/ops/attend_tile_rows_cuda.cuh"
 #include "firstlight/ops/codes_cuda.cuh"
 #include "firstlight/ops/cuda_kernel.cuh"
 
@@ -20,35 +21,9 @@ struct TilesParams {
   const TileOnDevice* tiles;
 };
 
-__device__ __forceinline__ float power_of_two(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
-/// What a warp's 16 rows have so far: rows lane / 4 and 8 below.
 template <int kDim>
-struct TileRows {
-  uint32_t q[kDim / 16][4];
-  float sums[kDim / 8][4] = {};
-  float maxima[2] = {-INFINITY, -INFINITY}, divisors[2] = {};
-};
-
-template <int kDim>
-__device__ __forceinline__ void score(const TileRows<kDim>& rows, const uint4* keys, float (&scores)[8][4]) {
-  const int lane = static_cast<int>(threadIdx.x) % 32, slot = lane / 16 * 8 + lane % 8, piece = lane / 8 % 2;
-#pragma unroll
-  for (int n = 0; n < 8; ++n) scores[n][0] = scores[n][1] = scores[n][2] = scores[n][3] = 0;
-#pragma unroll
-  for (int s = 0; s < kDim / 16; ++s) {
-#pragma unroll
-    for (int n = 0; n < 8; n += 2) {
-      uint32_t b[4];
-      load_matrices(b, address<kDim>(keys, n * 8 + slot, s * 2 + piece));
-      mma(scores[n], rows.q[s][0], rows.q[s][1], rows.q[s][2], rows.q[s][3], b[0], b[1]);
-      mma(scores[n + 1], rows.q[s][0], rows.q[s][1], rows.q[s][2], rows.q[s][3], b[2], b[3]);
-    }
-  }
+__device__ __forceinline__ auto pieces_of(const uint4* tile) {
+  return [tile](int slot, int piece) { return address<kDim>(tile, slot, piece); };
 }
 
 /// Scores become weights; of row lane / 4 + 8 half the first visible[half] keys count.
@@ -88,24 +63,6 @@ __device__ __forceinline__ void weigh(float scale, const int (&visible)[2], cons
     rows.divisors[half] = rows.divisors[half] * shrink + sum;
 #pragma unroll
     for (int n = 0; n < kDim / 8; ++n) rows.sums[n][half * 2] *= shrink, rows.sums[n][half * 2 + 1] *= shrink;
-  }
-}
-
-template <int kDim>
-__device__ __forceinline__ void mix(const float (&weights)[8][4], const uint4* values, TileRows<kDim>& rows) {
-  const int lane = static_cast<int>(threadIdx.x) % 32, slot = lane % 16, piece = lane / 16;
-#pragma unroll
-  for (int s = 0; s < 4; ++s) {
-    const uint32_t a0 = pack(weights[2 * s][0], weights[2 * s][1]), a1 = pack(weights[2 * s][2], weights[2 * s][3]),
-                   a2 = pack(weights[2 * s + 1][0], weights[2 * s + 1][1]),
-                   a3 = pack(weights[2 * s + 1][2], weights[2 * s + 1][3]);
-#pragma unroll
-    for (int n = 0; n < kDim / 8; n += 2) {
-      uint32_t b[4];
-      load_matrices_transposed(b, address<kDim>(values, s * 16 + slot, n + piece));
-      mma(rows.sums[n], a0, a1, a2, a3, b[0], b[1]);
-      mma(rows.sums[n + 1], a0, a1, a2, a3, b[2], b[3]);
-    }
   }
 }
 
@@ -246,9 +203,9 @@ __device__ void add_codes(const AttendCodesParams& p, const TileOnDevice& tile, 
     if (page + 1 < end) codes.load(page_at(page + 1));
     const int visible[2] = {sight.of_codes(page, 0), sight.of_codes(page, 1)};
     float scores[8][4];
-    score<kDim>(rows, shared.keys, scores);
+    score(static_cast<int>(threadIdx.x) % 32, rows, pieces_of<kDim>(shared.keys), scores);
     weigh<kDim, true>(p.attend.scale, visible, shared, scores, rows);
-    mix<kDim>(scores, shared.values, rows);
+    mix(static_cast<int>(threadIdx.x) % 32, scores, pieces_of<kDim>(shared.values), rows);
   }
 }
 
@@ -286,9 +243,9 @@ __global__ void __launch_bounds__(kThreads) attend_code_tiles_kernel(const __gri
     __syncthreads();
     const int visible[2] = {sight.exactly(page, 0), sight.exactly(page, 1)};
     float scores[8][4];
-    score<kDim>(rows, shared.keys, scores);
+    score(static_cast<int>(threadIdx.x) % 32, rows, pieces_of<kDim>(shared.keys), scores);
     weigh<kDim, false>(p.attend.scale, visible, shared, scores, rows);
-    mix<kDim>(scores, shared.values, rows);
+    mix(static_cast<int>(threadIdx.x) % 32, scores, pieces_of<kDim>(shared.values), rows);
   }
   store<kDim>(p.attend, tile, head, rows);
 }

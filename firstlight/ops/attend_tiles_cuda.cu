@@ -3,8 +3,8 @@
 // they see (a page is a block of keys), two in shared memory: one in use, the next on its way. Scores stay in registers
 // and become the weights' operand as they lie (Dao, FlashAttention-2). q and the weights are rounded to bf16.
 #include "firstlight/ops/attend_cuda.cuh"
+#include "firstlight/ops/attend_tile_rows_cuda.cuh"
 #include "firstlight/ops/cuda_kernel.cuh"
-#include "firstlight/ops/cuda_ptx.cuh"
 
 namespace firstlight::cuda {
 
@@ -17,12 +17,6 @@ struct TilesParams {
   AttendParams attend;
   const TileOnDevice* tiles;
 };
-
-__device__ __forceinline__ float power_of_two(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
 
 /// 16-byte pieces of a slot are dealt over the banks: eight slots' pieces of one column hit each bank once.
 template <int kDim>
@@ -43,15 +37,8 @@ __device__ __forceinline__ void fetch_page(const __nv_bfloat16* from, int n_slot
 }
 
 template <int kDim>
-struct Rows {
-  uint32_t q[kDim / 16][4];
-  float sums[kDim / 8][4] = {};
-  float maxima[2] = {-INFINITY, -INFINITY}, divisors[2] = {};  // of rows lane / 4 and 8 below
-};
-
-template <int kDim>
 __device__ __forceinline__ void load_query(const Matrix<const float>& q, const TileOnDevice& tile, int head,
-                                           Rows<kDim>& rows) {
+                                           TileRows<kDim>& rows) {
   const int lane = threadIdx.x % 32, first = threadIdx.x / 32 * 16 + lane / 4;
 #pragma unroll
   for (int s = 0; s < kDim / 16; ++s) {
@@ -68,26 +55,9 @@ __device__ __forceinline__ void load_query(const Matrix<const float>& q, const T
   }
 }
 
-template <int kDim>
-__device__ __forceinline__ void score(const Rows<kDim>& rows, uint32_t keys, float (&scores)[8][4]) {
-  const int lane = threadIdx.x % 32, slot = lane / 16 * 8 + lane % 8, piece = lane / 8 % 2;
-#pragma unroll
-  for (int n = 0; n < 8; ++n) scores[n][0] = scores[n][1] = scores[n][2] = scores[n][3] = 0;
-#pragma unroll
-  for (int s = 0; s < kDim / 16; ++s) {
-#pragma unroll
-    for (int n = 0; n < 8; n += 2) {
-      uint32_t b[4];
-      load_matrices(b, keys + place<kDim>(n * 8 + slot, s * 2 + piece));
-      mma(scores[n], rows.q[s][0], rows.q[s][1], rows.q[s][2], rows.q[s][3], b[0], b[1]);
-      mma(scores[n + 1], rows.q[s][0], rows.q[s][1], rows.q[s][2], rows.q[s][3], b[2], b[3]);
-    }
-  }
-}
-
 /// Scores become weights; `visible`: of keys from the page's first on, for row lane / 4 (8 more for the one below).
 template <int kDim>
-__device__ __forceinline__ void weigh(float scale, int visible, float (&scores)[8][4], Rows<kDim>& rows) {
+__device__ __forceinline__ void weigh(float scale, int visible, float (&scores)[8][4], TileRows<kDim>& rows) {
   const int column = threadIdx.x % 4 * 2;
   const bool masked = __any_sync(0xffffffffu, visible < kPageTokens);
 #pragma unroll
@@ -120,26 +90,8 @@ __device__ __forceinline__ void weigh(float scale, int visible, float (&scores)[
 }
 
 template <int kDim>
-__device__ __forceinline__ void mix(const float (&weights)[8][4], uint32_t values, Rows<kDim>& rows) {
-  const int lane = threadIdx.x % 32, slot = lane % 16, piece = lane / 16;
-#pragma unroll
-  for (int s = 0; s < 4; ++s) {
-    const uint32_t a0 = pack(weights[2 * s][0], weights[2 * s][1]), a1 = pack(weights[2 * s][2], weights[2 * s][3]),
-                   a2 = pack(weights[2 * s + 1][0], weights[2 * s + 1][1]),
-                   a3 = pack(weights[2 * s + 1][2], weights[2 * s + 1][3]);
-#pragma unroll
-    for (int n = 0; n < kDim / 8; n += 2) {
-      uint32_t b[4];
-      load_matrices_transposed(b, values + place<kDim>(s * 16 + slot, n + piece));
-      mma(rows.sums[n], a0, a1, a2, a3, b[0], b[1]);
-      mma(rows.sums[n + 1], a0, a1, a2, a3, b[2], b[3]);
-    }
-  }
-}
-
-template <int kDim>
 __device__ __forceinline__ void store(const AttendParams& p, const TileOnDevice& tile, int head,
-                                      const Rows<kDim>& rows) {
+                                      const TileRows<kDim>& rows) {
   const int lane = threadIdx.x % 32;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
@@ -179,11 +131,14 @@ __global__ void __launch_bounds__(kWarps * 32) attend_tiles_kernel(const __grid_
   };
   const auto keys_at = [&](int page) { return shared + page % 2 * kBytes; };
   const auto values_at = [&](int page) { return shared + (2 + page % 2) * kBytes; };
+  const auto pieces_from = [](uint32_t tile) {
+    return [tile](int slot, int piece) { return tile + place<kDim>(slot, piece); };
+  };
 
   const __nv_bfloat16* from = keys_of(0);
   fetch_page<kDim>(from, n_keys, keys_at(0));
   fetch_page<kDim>(from + to_values, n_keys, values_at(0));
-  Rows<kDim> rows;
+  TileRows<kDim> rows;
   load_query<kDim>(p.q, tile, head, rows);
   const int first_visible =
       tile.position + 1 + static_cast<int>(threadIdx.x) / 32 * 16 + static_cast<int>(threadIdx.x) % 32 / 4;
@@ -199,7 +154,7 @@ __global__ void __launch_bounds__(kWarps * 32) attend_tiles_kernel(const __grid_
       copy_async_commit();  // groups are counted
     }
     float scores[8][4];
-    score<kDim>(rows, keys_at(page), scores);
+    score(static_cast<int>(threadIdx.x % 32), rows, pieces_from(keys_at(page)), scores);
     weigh<kDim>(p.scale, first_visible - page * kPageTokens, scores, rows);
     copy_async_wait<1>();
     __syncthreads();
@@ -208,7 +163,7 @@ __global__ void __launch_bounds__(kWarps * 32) attend_tiles_kernel(const __grid_
     } else {
       copy_async_commit();
     }
-    mix<kDim>(scores, values_at(page), rows);
+    mix(static_cast<int>(threadIdx.x % 32), scores, pieces_from(values_at(page)), rows);
   }
   store<kDim>(p, tile, head, rows);
 }
