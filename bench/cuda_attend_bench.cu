@@ -7,12 +7,10 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
-#include <exception>
-#include <functional>
 #include <vector>
 
+#include "cuda_bench.cuh"
 #include "firstlight/device/buffer.h"
 #include "firstlight/device/cuda.h"
 #include "firstlight/ops/cuda_ops.h"
@@ -21,24 +19,9 @@
 namespace firstlight {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-constexpr Device kGpu{Device::Kind::cuda, 0};
+using bench::kGpu;
+using bench::median_seconds;
 constexpr uint64_t kKvBytes = 9'000'000'000;
-
-__global__ void read_kernel(const uint4* data, int64_t n, uint32_t* out) {
-  uint32_t x = 0;
-  const int64_t stride = int64_t{gridDim.x} * blockDim.x;
-  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < n; i += 8 * stride) {
-    uint4 v[8] = {};
-#pragma unroll
-    for (int u = 0; u < 8; ++u) {
-      if (i + u * stride < n) v[u] = __ldcs(data + i + u * stride);
-    }
-#pragma unroll
-    for (int u = 0; u < 8; ++u) x ^= v[u].x ^ v[u].y ^ v[u].z ^ v[u].w;
-  }
-  if (x == 0x12345678) *out = x;
-}
 
 __global__ void fill_kernel(__nv_bfloat16* data, int64_t n) {
   const int64_t stride = int64_t{gridDim.x} * blockDim.x;
@@ -47,34 +30,6 @@ __global__ void fill_kernel(__nv_bfloat16* data, int64_t n) {
     h = (h ^ (h >> 29)) * 0xBF58476D1CE4E5B9ull;
     data[i] = __float2bfloat16_rn(static_cast<float>((h >> 40) & 0xffff) / 32768.0f - 1);
   }
-}
-
-double median_seconds(int times, const std::function<void()>& fn) {
-  std::vector<double> seconds;
-  for (int i = 0; i < times; ++i) {
-    const auto start = Clock::now();
-    fn();
-    seconds.push_back(std::chrono::duration<double>(Clock::now() - start).count());
-  }
-  std::sort(seconds.begin(), seconds.end());
-  return seconds[seconds.size() / 2];
-}
-
-double plain_read_rate(const Buffer& memory, uint64_t bytes) {
-  cudaDeviceProp properties{};
-  cuda::check(cudaGetDeviceProperties(&properties, 0), "properties");
-  Buffer out(kGpu, 256);
-  double best = 0;
-  for (const int blocks : {8, 16}) {
-    const double s = median_seconds(9, [&] {
-      read_kernel<<<static_cast<unsigned>(blocks * properties.multiProcessorCount), 512>>>(
-          reinterpret_cast<const uint4*>(memory.data()), static_cast<int64_t>(bytes / 16),
-          reinterpret_cast<uint32_t*>(out.data()));
-      cuda::check(cudaDeviceSynchronize(), "read");
-    });
-    best = std::max(best, static_cast<double>(bytes) / s / 1e9);
-  }
-  return best;
 }
 
 struct Shape {
@@ -131,7 +86,7 @@ void measure() {
   cuda::check(cudaDeviceSynchronize(), "fill memory");
   float* q = reinterpret_cast<float*>(rows.data());
   cuda::check(cudaMemset(q, 0x3d, 256 * 4096 * 4), "fill q");
-  const double rate = plain_read_rate(memory, 8'000'000'000);
+  const double rate = bench::plain_read_rate(memory, 8'000'000'000);
   std::printf("plain read: %.0f GB/s\n", rate);
   const Shape llama{32, 8, 128, 32}, grouped{64, 8, 128, 32}, small{9, 3, 64, 30};
   struct Case {
@@ -165,11 +120,4 @@ void measure() {
 }  // namespace
 }  // namespace firstlight
 
-int main() {
-  try {
-    firstlight::measure();
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "%s\n", error.what());
-    return 1;
-  }
-}
+int main() { return firstlight::bench::run(firstlight::measure); }

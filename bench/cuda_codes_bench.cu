@@ -6,13 +6,11 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
-#include <exception>
-#include <functional>
 #include <string>
 #include <vector>
 
+#include "cuda_bench.cuh"
 #include "firstlight/device/buffer.h"
 #include "firstlight/device/cuda.h"
 #include "firstlight/ops/cuda_ops.h"
@@ -21,26 +19,11 @@
 namespace firstlight {
 namespace {
 
-using Clock = std::chrono::steady_clock;
+using bench::kGpu;
+using bench::median_seconds;
 static bool near = false;
-constexpr Device kGpu{Device::Kind::cuda, 0};
 constexpr uint64_t kMemory = 60'000'000'000, kExactMemory = 2'000'000'000;
 constexpr int64_t kWidest = 64 * 128 + 16 * 128;
-
-__global__ void read_kernel(const uint4* data, int64_t n, uint32_t* out) {
-  uint32_t x = 0;
-  const int64_t stride = int64_t{gridDim.x} * blockDim.x;
-  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < n; i += 8 * stride) {
-    uint4 v[8] = {};
-#pragma unroll
-    for (int u = 0; u < 8; ++u) {
-      if (i + u * stride < n) v[u] = __ldcs(data + i + u * stride);
-    }
-#pragma unroll
-    for (int u = 0; u < 8; ++u) x ^= v[u].x ^ v[u].y ^ v[u].z ^ v[u].w;
-  }
-  if (x == 0x12345678) *out = x;
-}
 
 /// Any 16 bits are a number of moderate size, as bf16 and as a scale: exponents are kept near the middle.
 __global__ void fill_kernel(uint64_t* data, int64_t n) {
@@ -50,17 +33,6 @@ __global__ void fill_kernel(uint64_t* data, int64_t n) {
     h = (h ^ (h >> 29)) * 0xBF58476D1CE4E5B9ull;
     data[i] = ((h ^ (h >> 32)) & 0x81ff81ff81ff81ffull) | 0x3c003c003c003c00ull;
   }
-}
-
-double median_seconds(int times, const std::function<void()>& fn) {
-  std::vector<double> seconds;
-  for (int i = 0; i < times; ++i) {
-    const auto start = Clock::now();
-    fn();
-    seconds.push_back(std::chrono::duration<double>(Clock::now() - start).count());
-  }
-  std::sort(seconds.begin(), seconds.end());
-  return seconds[seconds.size() / 2];
 }
 
 struct Case {
@@ -73,24 +45,6 @@ struct Memory {
   Buffer pages{kGpu, kMemory}, exact{kGpu, kExactMemory};
   Buffer rows{kGpu, static_cast<uint64_t>(64 * kWidest * 2 * 4)};
 };
-
-/// Reads exactly the bytes of these pages: the floor.
-double plain_rate(const Memory& memory, uint64_t bytes) {
-  cudaDeviceProp properties{};
-  cuda::check(cudaGetDeviceProperties(&properties, 0), "properties");
-  Buffer out(kGpu, 256);
-  double best = 0;
-  for (const int blocks : {8, 16}) {
-    const double s = median_seconds(7, [&] {
-      read_kernel<<<static_cast<unsigned>(blocks * properties.multiProcessorCount), 512>>>(
-          reinterpret_cast<const uint4*>(memory.pages.data()), static_cast<int64_t>(bytes / 16),
-          reinterpret_cast<uint32_t*>(out.data()));
-      cuda::check(cudaDeviceSynchronize(), "read");
-    });
-    best = std::max(best, static_cast<double>(bytes) / s / 1e9);
-  }
-  return best;
-}
 
 struct Measured {
   double seconds = 0;  ///< of a layer
@@ -162,14 +116,14 @@ Measured measure(const Case& c, Memory& memory, bool append) {
   return {median_seconds(7, once) / (rounds * n_layers), bytes, rounds * n_layers};
 }
 
-void run(const std::string& only) {
+void measure_all(const std::string& only) {
   cuda::use(kGpu);
   near = only == "near";
   Memory memory;
   for (const Buffer* each : {&memory.pages, &memory.exact, &memory.rows})
     fill_kernel<<<4096, 256>>>(reinterpret_cast<uint64_t*>(each->data()), static_cast<int64_t>(each->size() / 8));
   cuda::check(cudaDeviceSynchronize(), "fill memory");
-  const double rate = plain_rate(memory, 20'000'000'000);
+  const double rate = bench::plain_read_rate(memory.pages, 20'000'000'000, 7);
   std::printf("plain read: %.0f GB/s\n", rate);
   for (const int n_heads : {32, 64}) {
     for (const int batch : {1, 8, 32}) {
@@ -203,10 +157,5 @@ void run(const std::string& only) {
 }  // namespace firstlight
 
 int main(int n, char** arguments) {
-  try {
-    firstlight::run(n > 1 ? arguments[1] : "");
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "%s\n", error.what());
-    return 1;
-  }
+  return firstlight::bench::run([&] { firstlight::measure_all(n > 1 ? arguments[1] : ""); });
 }

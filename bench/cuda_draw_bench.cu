@@ -4,33 +4,21 @@
 // hundreds).
 #include <cuda_runtime.h>
 
-#include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <cstring>
-#include <exception>
 #include <functional>
 #include <random>
 #include <vector>
 
+#include "cuda_bench.cuh"
 #include "firstlight/ops/draw_cuda.cuh"
 
 namespace firstlight {
 namespace {
 
-using Clock = std::chrono::steady_clock;
 constexpr int kVocab = 128'256, kMostRows = 32;
 
-double median_us(int times, const std::function<void()>& fn) {
-  std::vector<double> us;
-  for (int i = 0; i < times; ++i) {
-    const auto start = Clock::now();
-    fn();
-    us.push_back(std::chrono::duration<double, std::micro>(Clock::now() - start).count());
-  }
-  std::nth_element(us.begin(), us.begin() + times / 2, us.end());
-  return us[static_cast<size_t>(times / 2)];
-}
+double median_us(int times, const std::function<void()>& fn) { return bench::median_seconds(times, fn) * 1e6; }
 
 /// Microseconds of one of many launches behind one another.
 double launch_us(float* logits, int n_rows, const cuda::DrawTables& tables, int* ids) {
@@ -94,11 +82,4 @@ void measure() {
 }  // namespace
 }  // namespace firstlight
 
-int main() {
-  try {
-    firstlight::measure();
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "%s\n", error.what());
-    return 1;
-  }
-}
+int main() { return firstlight::bench::run(firstlight::measure); }

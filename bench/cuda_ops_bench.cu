@@ -8,11 +8,11 @@
 #include <array>
 #include <chrono>
 #include <cstdio>
-#include <exception>
 #include <functional>
 #include <string_view>
 #include <vector>
 
+#include "cuda_bench.cuh"
 #include "firstlight/device/buffer.h"
 #include "firstlight/device/cuda.h"
 #include "firstlight/ops/cublaslt_cuda.cuh"
@@ -22,22 +22,10 @@
 namespace firstlight {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-constexpr Device kGpu{Device::Kind::cuda, 0};
+using bench::Clock;
+using bench::kGpu;
+using bench::median_seconds;
 double plain_rate = 0, product_rate = 0;  // GB/s, TFLOP/s
-
-__global__ void read_kernel(const uint4* data, int64_t n, uint32_t* out) {
-  uint32_t x = 0;
-  const int64_t stride = int64_t{gridDim.x} * blockDim.x;
-  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < n; i += 8 * stride) {
-    uint4 v[8] = {};
-#pragma unroll
-    for (int u = 0; u < 8; ++u) v[u] = i + u * stride < n ? __ldcs(data + i + u * stride) : uint4{};
-#pragma unroll
-    for (int u = 0; u < 8; ++u) x ^= v[u].x ^ v[u].y ^ v[u].z ^ v[u].w;
-  }
-  if (x == 0x12345678) *out = x;
-}
 
 /// Uniform in ±scale: as many bits as bf16 has, no zeros to compute quickly with.
 __global__ void fill_kernel(__nv_bfloat16* data, int64_t n, float scale) {
@@ -54,17 +42,6 @@ Buffer random_memory(uint64_t bytes, float scale) {
   fill_kernel<<<2048, 256>>>(reinterpret_cast<__nv_bfloat16*>(memory.data()), static_cast<int64_t>(bytes / 2), scale);
   cuda::check(cudaDeviceSynchronize(), "fill memory");
   return memory;
-}
-
-double median_seconds(int times, const std::function<void()>& fn) {
-  std::vector<double> seconds;
-  for (int i = 0; i < times; ++i) {
-    const auto start = Clock::now();
-    fn();
-    seconds.push_back(std::chrono::duration<double>(Clock::now() - start).count());
-  }
-  std::sort(seconds.begin(), seconds.end());
-  return seconds[seconds.size() / 2];
 }
 
 /// Seconds of a pass of n sequences, `rows` each, at a position; replayed if it can be.
@@ -123,13 +100,7 @@ struct Memory {
 Matrix<const float> constant(Matrix<float> m) { return {m.data, m.rows, m.cols, m.stride}; }
 
 void measure_roofs(Memory& memory) {
-  const uint64_t bytes = 8'000'000'000;
-  const double s = median_seconds(9, [&] {
-    read_kernel<<<132 * 16, 512>>>(reinterpret_cast<const uint4*>(memory.weights.data()),
-                                   static_cast<int64_t>(bytes / 16), reinterpret_cast<uint32_t*>(memory.rows.data()));
-    cuda::check(cudaDeviceSynchronize(), "plain read");
-  });
-  plain_rate = static_cast<double>(bytes) / s / 1e9;
+  plain_rate = bench::plain_read_rate(memory.weights, 8'000'000'000);
   std::printf("plain read: %.0f GB/s\n", plain_rate);
 }
 
@@ -375,7 +346,7 @@ void prompts(Memory& memory) {
 
 int main(int argc, char** argv) {
   using namespace firstlight;
-  try {
+  return bench::run([&] {
     const auto wanted = [&](std::string_view part) {
       return argc < 2 || std::find(argv + 1, argv + argc, part) != argv + argc;
     };
@@ -393,8 +364,5 @@ int main(int argc, char** argv) {
     if (wanted("matmul") || wanted("steps")) many_rows(*ops, memory, lt, stream);
     if (wanted("decode")) decode(memory);
     if (wanted("steps")) prompts(memory);
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "%s\n", error.what());
-    return 1;
-  }
+  });
 }
