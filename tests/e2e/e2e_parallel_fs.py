@@ -222,8 +222,11 @@ def main():
 
     def the_volume_fills_up():
         shutil.rmtree(out)
-        process = suite.start("shard", source, "-o", out, "--tp", TP)
+        # Each part's space is reserved when the part is begun, so only a part begun on the full volume can fail: many parts,
+        # and the process stands still while the volume is filled.
+        process = suite.start("shard", source, "-o", out, "--tp", TP, "--part-size", "32MiB")
         Cluster.wait_for(lambda: any(cluster.mount_point.rglob("*.partial")) or process.poll() is not None, "shard writes")
+        process.send_signal(signal.SIGSTOP)
         fillers = []
         for brick in cluster.bricks:
             filler = brick / "filler"
@@ -234,17 +237,18 @@ def main():
                         pass
                 except OSError:
                     pass
+        process.send_signal(signal.SIGCONT)
         code = process.wait(60)
         assert code == 6, f"exit code {code} on a full volume"
         assert not (out / "READY").exists()
-        refused = suite.run("shard", source, "-o", out, "--tp", TP, code=6)
+        refused = suite.run("shard", source, "-o", out, "--tp", TP, "--part-size", "32MiB", code=6)
         assert "needed" in refused.err or "No space" in refused.err, refused.err
         for filler in fillers:
             filler.unlink()
         Cluster.wait_for(lambda: can_write(cluster.mount_point), "the bricks see that there is room again")
         # Bricks say for a while yet that they are full.
         for attempt in range(20):
-            if suite.start("shard", source, "-o", out, "--tp", TP).wait(300) == 0:
+            if suite.start("shard", source, "-o", out, "--tp", TP, "--part-size", "32MiB").wait(300) == 0:
                 break
             time.sleep(2)
         suite.run("verify", out)
