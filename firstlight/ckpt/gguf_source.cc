@@ -152,7 +152,7 @@ void GgufSource::list_tensors() {
 const std::vector<AuxFile>& GgufSource::aux_files() const {
   // Not std::call_once: in a program with libgcc inside, an exception through glibc's pthread_once aborts.
   const std::lock_guard lock(aux_mutex_);
-  if (aux_made_) return aux_;
+  if (!aux_.empty()) return aux_;
   const GgufMetadata& metadata = gguf_->metadata();
   std::vector<AuxFile> files;
   files.push_back({"config.json", make_config_json(config_, metadata)});
@@ -165,7 +165,6 @@ const std::vector<AuxFile>& GgufSource::aux_files() const {
     files.push_back({"chat_template.jinja", std::string(*text)});
   }
   aux_ = std::move(files);
-  aux_made_ = true;
   return aux_;
 }
 

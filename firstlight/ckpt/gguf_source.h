@@ -43,8 +43,7 @@ class GgufSource final : public Source {
   ModelConfig config_;
   std::vector<SourceTensor> tensors_;
   std::unordered_map<std::string, Stored> stored_;  // by Hugging Face name
-  mutable std::mutex aux_mutex_;                    // guards aux_ until aux_made_
-  mutable bool aux_made_ = false;
+  mutable std::mutex aux_mutex_;                    // guards the making of aux_
   mutable std::vector<AuxFile> aux_;
 };
 

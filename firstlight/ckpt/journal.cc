@@ -49,7 +49,7 @@ std::optional<JournalContent> read_journal(const fs::path& out) {
   const fs::path path = out / "journal.jsonl";
   std::error_code ignored;
   if (!fs::exists(fs::symlink_status(path, ignored))) return std::nullopt;
-  const std::string text = read_text(path, 256u << 20, FileRole::checkpoint);
+  const std::string text = read_text(path, kMostTextBytes, FileRole::checkpoint);
   JournalContent content;
   bool first = true;
   for (size_t begin = 0; begin < text.size();) {

@@ -12,6 +12,7 @@
 
 #include "firstlight/base/error.h"
 #include "firstlight/base/hash.h"
+#include "firstlight/base/start_thread.h"
 #include "firstlight/base/str.h"
 #include "firstlight/base/timeline.h"
 #include "firstlight/ckpt/load_files.h"
@@ -134,9 +135,11 @@ void RankLoad::begin_arenas(const fs::path& out) {
   const std::shared_future<uint64_t> reserve = std::async(
       std::launch::deferred, [this] { return options_.reserve ? options_.reserve() : options_.reserve_bytes; });
   for (LoadLane& lane : lanes_) {
-    arenas_.push_back(std::async(
-        lane.on_device != nullptr ? std::launch::async : std::launch::deferred,
-        [this, &lane, &tp, reserve] { return make_arenas(lane, options_, manifest_, tp, reserve, begin_s_); }));
+    const auto make = [this, &lane, &tp, reserve] {
+      return make_arenas(lane, options_, manifest_, tp, reserve, begin_s_);
+    };
+    arenas_.push_back(lane.on_device != nullptr ? start_future("an arena", make)
+                                                : std::async(std::launch::deferred, make));
   }
 }
 

@@ -17,8 +17,6 @@ namespace firstlight {
 
 namespace {
 
-constexpr uint64_t kMostTextBytes = 256u << 20;
-
 constexpr const char* kCheckpointFiles[] = {"READY", "manifest.json", "journal.jsonl"};
 
 /// The hash that READY holds.

@@ -55,7 +55,7 @@ Manifest read_manifest_there(const fs::path& out, bool has_ready) {
   try {
     const fs::path path = out / "manifest.json";
     return has_ready ? read_manifest(out)
-                     : parse_manifest(read_text(path, 256u << 20, FileRole::checkpoint), path.string());
+                     : parse_manifest(read_text(path, kMostTextBytes, FileRole::checkpoint), path.string());
   } catch (const Error& e) {
     if (e.kind() != ErrorKind::damaged && e.kind() != ErrorKind::bad_input) throw;
     throw Error(ErrorKind::damaged, str(e.what(), "; shard --force begins anew"));

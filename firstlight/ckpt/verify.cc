@@ -90,7 +90,7 @@ class Verifier {
     }
     try {
       const std::string path = (out_ / "manifest.json").string();
-      manifest_ = parse_manifest(read_text(path, 256u << 20, FileRole::checkpoint), path);
+      manifest_ = parse_manifest(read_text(path, kMostTextBytes, FileRole::checkpoint), path);
       return true;
     } catch (const Error& e) {
       not_vouched_for(e);
@@ -106,7 +106,7 @@ class Verifier {
 
   void read_config() {
     try {
-      config_ = parse_hf_config(read_text(out_ / "config.json", 256u << 20, FileRole::checkpoint));
+      config_ = parse_hf_config(read_text(out_ / "config.json", kMostTextBytes, FileRole::checkpoint));
       check_architecture(*config_, manifest_, out_);
       check_tensor_list(*config_, manifest_);
     } catch (const Error& e) {

@@ -4,13 +4,14 @@
 #include <utility>
 
 #include "firstlight/base/error.h"
+#include "firstlight/base/start_thread.h"
 
 namespace firstlight::cli {
 
 EarlyLoad::EarlyLoad(fs::path out, LoadOptions options) : out_(std::move(out)), options_(std::move(options)) {
   LoadOptions early = options_;
   early.reserve = [reserve = reserve_.get_future().share()] { return reserve.get(); };
-  begun_ = std::async(std::launch::async, [out = out_, early] { return load_rank_checkpoint(out, early); });
+  begun_ = start_future("the load", [out = out_, early] { return load_rank_checkpoint(out, early); });
 }
 
 EarlyLoad::~EarlyLoad() {

@@ -164,7 +164,7 @@ std::unique_ptr<DeviceReader> make_cufile_device_reader(Device device, std::uniq
     return Cufile::open(/*allow_compatibility=*/true);
   };
   cufile.enter_thread = [device] { start_device(device); };
-  cufile.gpu = gpu_uuid(device);
+  cufile.gpu = [device] { return gpu_uuid(device); };
   return std::make_unique<CufileReader>(std::move(cufile), std::move(host));
 }
 
@@ -237,7 +237,9 @@ Session::Session(Context& context, const SessionOptions& options, bool with_text
       load = load_options(options, choose_reader(context, options, *manifest_, tp_, n_threads_));
     }
     if (options.tp == 0 && n_gpus > 1)
-      say(context, str("tp: ", tp_, " (of those stored the largest for ", n_gpus, " GPUs)"));
+      say(context,
+          str("tp: ", tp_, " (of those stored ",
+              tp_ <= n_gpus ? "the largest" : "the smallest, more than one rank a GPU,", " for ", n_gpus, " GPUs)"));
   }
   if (manifest_) start_small_files(options.model, options.traditional ? 1 : tp_, with_text);
   devices_ = rank_devices(options.device, device_, tp_, device_.kind == Device::Kind::cpu ? Gpus() : gpus());

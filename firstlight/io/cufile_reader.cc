@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "firstlight/base/error.h"
+#include "firstlight/base/start_thread.h"
 #include "firstlight/base/str.h"
 #include "firstlight/io/descriptor.h"
 #include "firstlight/io/pread_reader.h"
@@ -24,7 +25,7 @@ namespace firstlight {
 class CufileReader::Read final : public RawRead {
  public:
   explicit Read(CufileOptions options)
-      : options_(std::move(options)), opened_(std::async(std::launch::async, options_.open).share()) {}
+      : options_(std::move(options)), opened_(start_future("libcufile", options_.open).share()) {}
 
   ~Read() override {
     for (auto& [key, file] : files_) cufile_->forget(file.handle);
@@ -78,7 +79,7 @@ class CufileReader::Read final : public RawRead {
     const std::string version = cufile_->version();
     std::string text = str("libcufile", version.empty() ? "" : " ", version);
     text += cufile_->why_compatibility().empty() ? "" : str(" in compatibility mode: ", cufile_->why_compatibility());
-    if (const auto reads = cufile_->reads_of(options_.gpu)) {
+    if (const auto reads = cufile_->reads_of(options_.gpu())) {
       text += str("; it counts ", reads->n_reads, " reads: ", reads->n_nvfs, " by nvidia-fs, ", reads->n_p2p,
                   " peer-to-peer, ", reads->n_posix, " through host memory");
     } else {
@@ -187,14 +188,14 @@ void CufileReader::hold() {
   holding_ = true;
 }
 
-std::vector<CufileReader::Held> CufileReader::take_held() {
+std::vector<CufileReader::Held> CufileReader::take_held(bool end_hold) {
   const std::lock_guard lock(mutex_);
-  holding_ = false;
+  if (end_hold) holding_ = false;
   return std::exchange(held_, {});
 }
 
 void CufileReader::release(Address address) {
-  for (Held& held : take_held()) {
+  for (Held& held : take_held(/*end_hold=*/true)) {
     for (ReadRequest& request : held.requests) {
       if (request.into == nullptr) request.into = address(request.id);
     }
@@ -210,7 +211,7 @@ void CufileReader::set_deadline(Clock::time_point deadline) {
 void CufileReader::cancel() {
   queue_->cancel();
   if (host_) host_->cancel();
-  for (const Held& held : take_held()) {
+  for (const Held& held : take_held(/*end_hold=*/false)) {
     for (const ReadRequest& request : held.requests) held.done({request.id, -ECANCELED});
   }
 }

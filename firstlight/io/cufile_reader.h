@@ -20,7 +20,8 @@ struct CufileOptions {
   std::function<std::shared_ptr<Cufile>()> open;
   /// Called once by each thread before its first read: makes the device the thread's.
   std::function<void()> enter_thread;
-  GpuUuid gpu{};  ///< whose counters why() gives
+  /// Whose counters why() gives; asked then, not at the start (0.1 s for its properties).
+  std::function<GpuUuid()> gpu;
 };
 
 /// As DeviceReader says, and everything as PreadReader has it: the queue, deadline, cancel, short reads.
@@ -54,7 +55,7 @@ class CufileReader final : public DeviceReader {
     std::vector<ReadRequest> requests;
     ReadCallback done;
   };
-  std::vector<Held> take_held();
+  std::vector<Held> take_held(bool end_hold);
 
   std::shared_ptr<Read> read_;
   std::unique_ptr<Reader> queue_, host_;

@@ -33,7 +33,7 @@ TEST(CudaCufileReader, BytesReachTheGpuAndTheWayIsTold) {
   CufileOptions options;
   options.open = [] { return Cufile::open(true); };
   options.enter_thread = [gpu] { start_device(gpu); };
-  options.gpu = gpu_uuid(gpu);
+  options.gpu = [gpu] { return gpu_uuid(gpu); };
   CufileReader reader(options);
   try {
     reader.wait_until_ready();

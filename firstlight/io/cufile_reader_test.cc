@@ -56,7 +56,11 @@ class CufileReaderTest : public ::testing::Test {
     options.n_threads = n_threads;
     options.open = [=] { return open(allow_compatibility); };
     options.enter_thread = [this] { ++n_entered_; };
-    std::memcpy(options.gpu.data(), fake_->uuid, options.gpu.size());
+    options.gpu = [this] {
+      GpuUuid gpu;
+      std::memcpy(gpu.data(), fake_->uuid, gpu.size());
+      return gpu;
+    };
     return std::make_unique<CufileReader>(options);
   }
   /// The whole file in pieces of `step` bytes, each to its place; the results in order.
@@ -208,6 +212,11 @@ TEST_F(CufileReaderTest, HeldRequestsGoWhereTheyAreToldLaterOrAreCancelled) {
   reader->submit(requests, done);
   reader->cancel();
   EXPECT_EQ(results, std::vector<int64_t>(4, -ECANCELED));
+  reader->submit(requests, done);  // still held: there is no address yet
+  EXPECT_EQ(fake_->n_reads, 4);
+  reader->release([&](uint64_t id) { return memory_.data() + (id << 20); });
+  reader->wait();
+  EXPECT_EQ(results, std::vector<int64_t>(4, 1 << 20));
 }
 
 TEST_F(CufileReaderTest, WithoutTheLibraryEveryRequestFailsWithTheLoadersWords) {

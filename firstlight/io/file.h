@@ -56,8 +56,11 @@ class File {
   FileIdentity identity_;
 };
 
+/// More than any manifest, index, tokenizer or configuration: Llama 3.1 405B's manifest for four tps has a few MB.
+constexpr uint64_t kMostTextBytes = 256u << 20;
+
 /// The whole of a file; refuses more than max_bytes (Error{bad_input}).
-std::string read_text(const fs::path& path, uint64_t max_bytes = 256u << 20, FileRole role = FileRole::input);
+std::string read_text(const fs::path& path, uint64_t max_bytes = kMostTextBytes, FileRole role = FileRole::input);
 
 /// Writes path.partial, fsync, rename to path, fsync of the directory: afterwards path has all of `data` or is
 /// untouched.

@@ -116,10 +116,7 @@ struct StagedReader::Impl {
       at += n;
     } while (at < piece.size);
     RingSlot& slot = slots[static_cast<size_t>(i)];
-    slot.piece = piece;
-    slot.reads_left = reads.size();
-    slot.error = 0;
-    slot.is_lost = false;
+    slot = {.piece = piece, .reads_left = reads.size(), .is_prepared = slot.is_prepared};
     ++n_busy;
     below->submit(reads, [this, i](const ReadCompletion& done) { on_read(i, done); });
   }
@@ -228,9 +225,7 @@ struct StagedReader::Impl {
 
   /// Requests that came before the slots' length was known are whole pieces.
   void cut_queue() {
-    std::deque<Piece> whole = std::move(queue);
-    queue.clear();
-    for (const Piece& piece : whole) cut(piece.whole);
+    for (const Piece& piece : std::exchange(queue, {})) cut(piece.whole);
   }
 
   /// At least one piece, also for no bytes.
@@ -286,6 +281,19 @@ struct StagedReader::Impl {
     set_ready();
   }
 
+  void stop() {
+    {
+      const std::lock_guard lock(mutex);
+      stopping = true;
+      drop_queue(-ECANCELED);
+      drop_held(-ECANCELED);
+    }
+    work.notify_all();
+    if (preparer.joinable()) preparer.join();
+    below.reset();  // waits for what writes to the slots; calls on_read() for the rest
+    finisher.join();
+  }
+
   void set_ready() {
     const std::lock_guard lock(mutex);
     ready = true;
@@ -312,23 +320,17 @@ StagedReader::StagedReader(std::unique_ptr<Reader> below, MakeStaging make, std:
     : impl_(std::make_unique<Impl>()) {
   impl_->below = std::move(below);
   impl_->finisher = start_thread("copying", [impl = impl_.get()] { impl->run_finisher(); });
-  impl_->preparer = start_thread("the ring", [impl = impl_.get(), make = std::move(make), start = std::move(start)] {
-    impl->run_preparer(make, start);
-  });
+  try {
+    impl_->preparer = start_thread("the ring", [impl = impl_.get(), make = std::move(make), start = std::move(start)] {
+      impl->run_preparer(make, start);
+    });
+  } catch (...) {
+    impl_->stop();
+    throw;
+  }
 }
 
-StagedReader::~StagedReader() {
-  {
-    const std::lock_guard lock(impl_->mutex);
-    impl_->stopping = true;
-    impl_->drop_queue(-ECANCELED);
-    impl_->drop_held(-ECANCELED);
-  }
-  impl_->work.notify_all();
-  impl_->preparer.join();
-  impl_->below.reset();  // waits for what writes to the slots; calls on_read() for the rest
-  impl_->finisher.join();
-}
+StagedReader::~StagedReader() { impl_->stop(); }
 
 void StagedReader::submit(std::span<const ReadRequest> requests, const ReadCallback& done) {
   const auto callback = std::make_shared<const ReadCallback>(done);

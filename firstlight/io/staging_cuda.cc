@@ -5,6 +5,7 @@
 #include <thread>
 #include <vector>
 
+#include "firstlight/base/start_thread.h"
 #include "firstlight/base/str.h"
 #include "firstlight/device/buffer.h"
 #include "firstlight/device/cuda.h"
@@ -66,10 +67,10 @@ class CudaStaging final : public Staging {
     constexpr uint64_t kPage = 4096, kStep = 8u << 20;
     std::vector<std::jthread> threads;
     for (uint64_t begin = 0; begin < memory_.size(); begin += kStep) {
-      threads.emplace_back([this, begin] {
+      threads.push_back(start_thread<std::jthread>("touching the ring", [this, begin] {
         const uint64_t end = std::min(begin + kStep, memory_.size());
         for (uint64_t at = begin; at < end; at += kPage) memory_.data()[at] = std::byte{0};
-      });
+      }));
     }
   }
 

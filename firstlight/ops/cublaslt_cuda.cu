@@ -5,6 +5,7 @@
 #include <bit>
 
 #include "firstlight/base/error.h"
+#include "firstlight/base/start_thread.h"
 #include "firstlight/base/str.h"
 #include "firstlight/ops/cublaslt_cuda.cuh"
 
@@ -81,7 +82,7 @@ void CublasLt::check(int status, const char* what) const {
 void CublasLt::start_loading() {
   if (asked_) return;
   asked_ = true;
-  loading_ = std::thread([this] { load(); });
+  loading_ = start_thread("cuBLASLt", [this] { load(); });
 }
 
 bool CublasLt::ready() {
