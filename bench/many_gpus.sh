@@ -37,8 +37,7 @@ PY
 }
 
 # make LIKE DTYPE LAYERS: rank files straight into memory.
-make() {
-  local layers
+make() {  # sets layers
   layers=$(layers_that_fit "$1" "$2" "$3") || return 1
   say "$1, $2, $layers of $3 layers, tp $n"
   [ "$layers" -gt 0 ] || { echo "does not fit into $memory_gib GiB"; return 1; }
@@ -82,7 +81,7 @@ for stage in "${stages[@]}"; do
       if python3 -c 'import instanttensor' 2>/dev/null; then
         say "InstantTensor, distributed, the same bytes as a whole checkpoint"
         rm -rf "$scratch/ranks"
-        "$firstlight" synth --like llama-3.1-70b -o "$scratch/hf" &&
+        "$firstlight" synth --like llama-3.1-70b --layers "$layers" -o "$scratch/hf" &&
           python3 -m torch.distributed.run --nproc-per-node "$n" "$here/instanttensor_peer.py" "$scratch/hf"
         rm -rf "$scratch/hf"
       else

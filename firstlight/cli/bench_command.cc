@@ -209,7 +209,9 @@ void add_bench(CLI::App& app, Action& chosen) {
                       "File with the prompt as a JSON list of token ids: for a model without tokenizer");
   command->add_option("--tp", options->tp, "Tensor-parallel ranks")->check(whole_number(1, 1024));
   command->add_option("--threads", options->threads, "CPU threads")->check(whole_number(1, 4096));
-  command->add_option("--device", options->device, "auto, cpu or cuda:N")->capture_default_str();
+  command
+      ->add_option("--device", options->device, "auto, cpu, cuda (ranks on GPUs 0, 1, …) or cuda:N (all on that one)")
+      ->capture_default_str();
   command->add_option("--reader", options->reader, "Of Firstlight's way: auto, pread or io_uring")
       ->check(one_of({"auto", "pread", "io_uring"}))
       ->capture_default_str();

@@ -9,7 +9,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>
-#include <map>
 #include <nlohmann/json.hpp>
 #include <sstream>
 
@@ -122,7 +121,6 @@ void bench_loads(Benched& bench) {
     }
   }
   measure_in_turn(report.loads, bench.options.n, bench.context.stop);
-  keep_best_floors(report.loads);
 }
 
 double read_part(Benched& bench, ReaderKind kind, const ReadPattern& pattern, uint64_t bytes) {
@@ -268,18 +266,6 @@ void measure_in_turn(std::vector<BenchSeries>& series, int n, const std::stop_to
   }
 }
 
-void keep_best_floors(std::vector<BenchSeries>& series) {
-  std::map<std::string, double> best;
-  for (const BenchSeries& one : series) {
-    if (!one.is_floor) continue;
-    const double median = Spread(one.seconds).median;
-    const auto [known, is_new] = best.try_emplace(one.state, median);
-    if (!is_new) known->second = std::min(known->second, median);
-  }
-  std::erase_if(
-      series, [&](const BenchSeries& one) { return one.is_floor && Spread(one.seconds).median > best.at(one.state); });
-}
-
 void add_bench_load(CLI::App& bench, Action& chosen) {
   auto options = std::make_shared<BenchLoadOptions>();
   CLI::App* command =
@@ -290,7 +276,9 @@ void add_bench_load(CLI::App& bench, Action& chosen) {
   command->add_option("--device", options->device, "cpu, or cuda: into GPUs 0 to tp - 1, page cache warm")
       ->capture_default_str();
   command->add_option("-n", options->n, "Rounds")->check(whole_number(1, 10000))->capture_default_str();
-  command->add_option("--threads", options->threads, "Reader threads (default: usable cores)")
+  command
+      ->add_option("--threads", options->threads,
+                   "Reader threads (default: usable cores; into GPUs as the load chooses)")
       ->check(whole_number(1, 4096));
   command->add_option("--bytes", options->most_bytes, "Of the sweep and of time against bytes")->capture_default_str();
   command->add_option("--pieces", options->pieces, "Sizes of requests in the sweep")

@@ -27,7 +27,7 @@ struct BenchSeries {
   std::string what;       ///< "floor: pread(2)", "load by io_uring"
   std::string state;      ///< "warm", "cold"
   std::string verify;     ///< "full", "off", "" where there is nothing to verify
-  bool is_floor = false;  ///< of several in one state the best counts: keep_best_floors()
+  bool is_floor = false;  ///< of several in one state the fastest counts
   uint64_t bytes = 0;
   std::function<double()> run;  ///< seconds
   std::vector<double> seconds = {};
@@ -35,9 +35,6 @@ struct BenchSeries {
 
 /// Measures all series in turn, n rounds, so that a noisy minute hits each; a round before that is not counted.
 void measure_in_turn(std::vector<BenchSeries>& series, int n, const std::stop_token& stop);
-
-/// Of the floors of each state keeps the one with the least median: a floor is what nothing beats but noise.
-void keep_best_floors(std::vector<BenchSeries>& series);
 
 struct SweepPoint {
   std::string reader, state;
@@ -53,7 +50,8 @@ struct BytesLine {
 struct BenchLoadReport {
   std::string model, file_system, fio, note;
   std::string device;  ///< "2 x NVIDIA H200"; "" where loads end in host memory
-  int tp = 0, n = 0, threads = 0;
+  int tp = 0, n = 0;
+  int threads = 0;  ///< 0: as each load chooses
   uint64_t sweep_bytes = 0;
   std::vector<BenchSeries> loads;
   std::vector<SweepPoint> sweep;

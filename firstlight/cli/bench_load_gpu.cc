@@ -16,6 +16,7 @@
 #include "firstlight/ckpt/load.h"
 #include "firstlight/ckpt/manifest.h"
 #include "firstlight/cli/bench_load.h"
+#include "firstlight/cli/session.h"
 #include "firstlight/device/buffer.h"
 #include "firstlight/device/gpus.h"
 #include "firstlight/io/staging.h"
@@ -227,7 +228,7 @@ void measure(GpuBench& bench) {
 
 BenchLoadReport bench_load_gpu(Context& context, const BenchLoadOptions& given) {
   const Manifest manifest = read_manifest(given.model);
-  const int tp = given.tp != 0 || manifest.tps.empty() ? given.tp : manifest.tps.front().tp;
+  const int tp = given.tp != 0 ? given.tp : default_tp(manifest, 1);
   show_gpus(tp);
   use_few_queues();
   const DeviceChoice choice = choose_device(given.device, gpus());
@@ -245,7 +246,7 @@ BenchLoadReport bench_load_gpu(Context& context, const BenchLoadOptions& given) 
   report.model = given.model;
   report.tp = tp;
   report.n = given.n;
-  report.threads = given.threads > 0 ? given.threads : usable_cores();
+  report.threads = given.threads;
   report.device = str(bench.distinct.size(), " x ", choice.why);
   measure(bench);
   return std::move(bench.report);

@@ -97,7 +97,8 @@ nlohmann::ordered_json to_json(const BenchLoadReport& report) {
 
 std::string to_markdown(const BenchLoadReport& report) {
   const bool to_gpus = !report.device.empty();
-  std::string text = str("`firstlight bench load`, tp ", report.tp, ", ", report.threads, " threads, ",
+  std::string text = str("`firstlight bench load`, tp ", report.tp, ", ",
+                         report.threads > 0 ? str(report.threads, " threads") : "threads as the load chooses", ", ",
                          to_gpus ? report.device : report.file_system, "; ", report.n,
                          " alternating rounds, median (least–most).\n\n");
   if (!report.note.empty()) text += report.note + "\n\n";

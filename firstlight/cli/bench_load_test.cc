@@ -104,18 +104,6 @@ TEST(BenchLoad, SeriesAreMeasuredInTurnAndTheFirstRoundIsNotCounted) {
   EXPECT_THROW(measure_in_turn(series, 1, stopped.get_token()), Interrupted);
 }
 
-TEST(BenchLoad, OfTheFloorsOfAStateTheBestIsKept) {
-  std::vector<BenchSeries> series{{"1 thread", "warm", "", true, 1, {}, {0.5, 0.6, 0.1}},
-                                  {"2 threads", "warm", "", true, 1, {}, {0.3, 0.4, 0.5}},
-                                  {"load", "warm", "full", false, 1, {}, {0.2, 0.2, 0.2}},
-                                  {"4 threads", "cold", "", true, 1, {}, {3, 1, 2}},
-                                  {"8 threads", "cold", "", true, 1, {}, {9, 9, 9}}};
-  keep_best_floors(series);
-  std::string kept;
-  for (const BenchSeries& one : series) kept += one.what + ";";
-  EXPECT_EQ(kept, "2 threads;load;4 threads;");
-}
-
 TEST(BenchLoad, TheReportSetsEachFigureBesideTheFloorOfItsState) {
   BenchLoadReport report;
   report.sweep_bytes = 1'000'000'000;

@@ -60,7 +60,7 @@ double expected_load_seconds(std::span<const uint64_t> rank_bytes, const LoadHar
     double rate = hardware.storage > 0 && n_active > 0 ? hardware.storage / static_cast<double>(n_active)
                                                        : std::numeric_limits<double>::infinity();
     if (hardware.link > 0) rate = std::min(rate, hardware.link);
-    rate *= kShareReached;
+    rate *= share_reached(left.size());
     for (size_t rank = 0; rank < n_begun; ++rank) {
       if (active(rank)) step = std::min(step, left[rank] / rate);
     }

@@ -38,16 +38,16 @@ TEST(LoadFloor, IsTheSlowerOfStorageAndTheLargestRanksLink) {
 
 TEST(LoadFloor, ALoadIsExpectedToWaitForContextsOneAfterAnother) {
   const double bytes = 10e9;
-  // One rank: its context, then its bytes at 95 % of the link.
-  EXPECT_NEAR(expected_load_seconds(std::vector<uint64_t>{10 * kGB}, {0, 1, 50e9}), 0.21 + bytes / (0.95 * 50e9), 1e-9);
+  // One rank: its context, then its bytes at 95 % of the link (two: 83 %).
+  EXPECT_NEAR(expected_load_seconds(std::vector<uint64_t>{10 * kGB}, {0, 1, 50e9}), 0.18 + bytes / (0.95 * 50e9), 1e-9);
   // Two ranks with links of their own: the second begins one context later and ends last.
   EXPECT_NEAR(expected_load_seconds(std::vector<uint64_t>{10 * kGB, 10 * kGB}, {0, 2, 50e9}),
-              0.42 + bytes / (0.95 * 50e9), 1e-9);
+              0.36 + bytes / (0.83 * 50e9), 1e-9);
   // One storage: from the first context on it is never idle, whoever is served.
   EXPECT_NEAR(expected_load_seconds(std::vector<uint64_t>{10 * kGB, 10 * kGB}, {10e9, 2, 50e9}),
-              0.21 + 2 * bytes / (0.95 * 10e9), 1e-9);
+              0.18 + 2 * bytes / (0.83 * 10e9), 1e-9);
   // A rank without bytes, and one that is done before the next begins.
-  EXPECT_NEAR(expected_load_seconds(std::vector<uint64_t>{0, kGB / 1000}, {10e9, 2, 50e9}), 0.42 + 1e6 / (0.95 * 10e9),
+  EXPECT_NEAR(expected_load_seconds(std::vector<uint64_t>{0, kGB / 1000}, {10e9, 2, 50e9}), 0.36 + 1e6 / (0.83 * 10e9),
               1e-9);
   EXPECT_EQ(expected_load_seconds(std::vector<uint64_t>{kGB}, {}), 0);
 }

@@ -48,7 +48,7 @@ void print_rank(const PlanRank& rank) {
             rank.n_leaves, " leaves; ", share(rank.aligned_bytes, rank.bytes), " % of the bytes in whole pages\n"));
 }
 
-void print_floor(const LoadFloor& floor, const LoadHardware& hardware, uint64_t bytes) {
+void print_floor(const LoadFloor& floor, const LoadHardware& hardware, uint64_t bytes, size_t n_ranks) {
   if (floor.seconds == 0) {
     print(str("floor: not measured here; at 1 GB/s ", human_seconds(static_cast<double>(bytes) / 1e9), ", at 10 GB/s ",
               human_seconds(static_cast<double>(bytes) / 1e10), " (or give --storage-gbs and --links)\n"));
@@ -62,7 +62,7 @@ void print_floor(const LoadFloor& floor, const LoadHardware& hardware, uint64_t 
                  human_seconds(floor.links_s));
   }
   print(str("floor: ", human_seconds(floor.seconds), " (", parts, ")\n"));
-  print(str("expected, exec to all ranks loaded: ", human_seconds(floor.expected_s), " (", 100 * kShareReached,
+  print(str("expected, exec to all ranks loaded: ", human_seconds(floor.expected_s), " (", 100 * share_reached(n_ranks),
             " % of these rates, rank r from context r on, ", human_seconds(kContextSeconds), " each)\n"));
 }
 
@@ -107,7 +107,7 @@ int run_plan(Context& context, const PlanCommand& options) {
   print(str("tp ", plan.tp, ": ", human_bytes(static_cast<double>(bytes)), " to read; arenas ",
             human_bytes(static_cast<double>(arena)), " of ", human_bytes(static_cast<double>(free)),
             " free memory: ", fits ? "fits" : "does not fit", "\n"));
-  print_floor(floor, hardware, bytes);
+  print_floor(floor, hardware, bytes, plan.ranks.size());
   return 0;
 }
 

@@ -10,7 +10,6 @@
 #include "firstlight/base/error.h"
 #include "firstlight/base/str.h"
 #include "firstlight/cli/arguments.h"
-#include "firstlight/cli/interrupt.h"
 #include "firstlight/cli/session.h"
 #include "firstlight/cli/token_ids.h"
 #include "firstlight/engine/sampler.h"
