@@ -1,21 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 // firstlight bench start: exec → first token, Firstlight's way and the traditional way in turn, each in a fresh
 // process.
-#include <fcntl.h>
-#include <spawn.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <array>
-#include <chrono>
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
 #include "firstlight/base/error.h"
 #include "firstlight/base/str.h"
 #include "firstlight/cli/arguments.h"
+#include "firstlight/cli/child.h"
 #include "firstlight/cli/session.h"
 #include "firstlight/cli/spread.h"
 
@@ -35,40 +30,13 @@ struct Run {
   nlohmann::ordered_json report;
 };
 
-/// Spawns this program with `arguments`, reads its stdout to the end; throws if it fails.
+/// A fresh process of this program; throws if it fails.
 Run measure(const std::vector<std::string>& arguments) {
-  int ends[2];
-  if (pipe2(ends, O_CLOEXEC) != 0) throw_errno(errno, "pipe", "bench start");
-  posix_spawn_file_actions_t actions;
-  posix_spawn_file_actions_init(&actions);
-  posix_spawn_file_actions_adddup2(&actions, ends[1], STDOUT_FILENO);
-  posix_spawn_file_actions_addopen(&actions, STDERR_FILENO, "/dev/null", O_WRONLY, 0);
-  std::vector<char*> argv;
-  for (const std::string& argument : arguments) argv.push_back(const_cast<char*>(argument.c_str()));
-  argv.push_back(nullptr);
-  const auto start = std::chrono::steady_clock::now();
-  pid_t child = 0;
-  const int failed = posix_spawn(&child, "/proc/self/exe", &actions, nullptr, argv.data(), environ);
-  posix_spawn_file_actions_destroy(&actions);
-  ::close(ends[1]);
-  if (failed != 0) {
-    ::close(ends[0]);
-    throw_errno(failed, "start", "/proc/self/exe");
-  }
-  std::string output;
-  std::array<char, 65536> piece{};
-  for (ssize_t got; (got = ::read(ends[0], piece.data(), piece.size())) != 0;) {
-    if (got < 0 && errno != EINTR) break;
-    if (got > 0) output.append(piece.data(), static_cast<size_t>(got));
-  }
-  ::close(ends[0]);
-  int status = 0;
-  while (waitpid(child, &status, 0) < 0 && errno == EINTR) {
-  }
+  const ChildEnd end = run_child("/proc/self/exe", arguments);
   Run run;
-  run.process_s = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  run.report = nlohmann::ordered_json::parse(output, nullptr, false);
-  if (!WIFEXITED(status) || WEXITSTATUS(status) != 0 || !run.report.is_object() || !run.report.contains("ttft_s")) {
+  run.process_s = end.seconds;
+  run.report = nlohmann::ordered_json::parse(end.out, nullptr, false);
+  if (end.exit_code != 0 || !run.report.is_object() || !run.report.contains("ttft_s")) {
     // The child has said what is wrong: its kind of failure is ours.
     std::string message = "the measured process failed";
     ErrorKind kind = ErrorKind::bug;

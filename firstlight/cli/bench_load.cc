@@ -10,6 +10,7 @@
 #include <chrono>
 #include <cstdlib>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <sstream>
 
 #include "firstlight/base/error.h"
@@ -18,6 +19,7 @@
 #include "firstlight/ckpt/load.h"
 #include "firstlight/ckpt/manifest.h"
 #include "firstlight/cli/arguments.h"
+#include "firstlight/cli/bench_peers.h"
 #include "firstlight/cli/session.h"
 #include "firstlight/io/mount.h"
 #include "firstlight/io/ring.h"
@@ -29,6 +31,7 @@ namespace {
 struct Benched {
   const BenchLoadOptions& options;
   Context& context;
+  const Manifest& manifest;
   BenchLoadReport report;
   std::unique_ptr<ReadBench> whole;  ///< all bytes of the tp
   std::unique_ptr<ReadBench> part;   ///< the first of them
@@ -119,6 +122,15 @@ void bench_loads(Benched& bench) {
                               verify == Verify::full ? "full" : "off", false, bytes,
                               cold([&bench, kind, verify] { return load_once(bench, kind, verify); })});
     }
+  }
+  std::optional<Peers> peers;
+  if (bench.options.peers) {
+    peers.emplace(bench.context, bench.options.model, bench.manifest, bench.options.python, report.tp, /*gpu=*/false);
+    for (const BenchSeries& peer : peers->series()) {
+      report.loads.push_back(peer);
+      report.loads.back().run = warm(peer.run);
+    }
+    report.note += peers->note();
   }
   measure_in_turn(report.loads, bench.options.n, bench.context.stop);
 }
@@ -216,7 +228,7 @@ int run_bench_load(Context& context, const BenchLoadOptions& given) {
     return print_report(bench_load_gpu(context, options), options.json);
   }
   const Manifest manifest = read_manifest(options.model);
-  Benched bench{options, context, {}, nullptr, nullptr};
+  Benched bench{options, context, manifest, {}, nullptr, nullptr};
   BenchLoadReport& report = bench.report;
   report.model = options.model;
   report.tp = options.tp != 0 ? options.tp : default_tp(manifest, 1);
@@ -299,6 +311,11 @@ void add_bench_load(CLI::App& bench, Action& chosen) {
       ->capture_default_str();
   command->add_flag_callback(
       "--no-sweep", [options] { options->sweep = false; }, "Whole loads only");
+  command->add_flag(
+      "--peers", options->peers,
+      "Beside other loaders (safetensors, fastsafetensors, InstantTensor, Run:ai Model Streamer) in fresh "
+      "Python processes, as far as they are installed; the whole checkpoint, page cache warm");
+  command->add_option("--python", options->python, "That has torch and them")->capture_default_str();
   command->add_flag("--json", options->json, "One JSON object on stdout, for tools/plot_load.py");
   command->footer("Example:\n  firstlight bench load smollm2-ranks -n 15 --json > load.json");
   command->callback(

@@ -19,7 +19,8 @@ struct BenchLoadOptions {
   std::string read = "512KiB";      ///< that one read takes, in the sweep of loads into GPUs
   std::vector<std::string> pieces{"1MiB", "4MiB", "16MiB"};
   std::vector<int> in_flight{4, 16, 32}, sweep_threads;
-  bool sweep = true, json = false;
+  std::string python = "python3";
+  bool sweep = true, peers = false, json = false;
 };
 
 /// One way to read the same bytes, measured n times.

@@ -16,6 +16,7 @@
 #include "firstlight/ckpt/load.h"
 #include "firstlight/ckpt/manifest.h"
 #include "firstlight/cli/bench_load.h"
+#include "firstlight/cli/bench_peers.h"
 #include "firstlight/cli/session.h"
 #include "firstlight/device/buffer.h"
 #include "firstlight/device/gpus.h"
@@ -204,7 +205,7 @@ void bench_sweep(GpuBench& bench) {
   }
 }
 
-void measure(GpuBench& bench) {
+void measure(GpuBench& bench, const Manifest& manifest) {
   BenchLoadReport& report = bench.report;
   say(bench.context, "whole loads …");
   const std::string gpus_text = bench.distinct.size() == 1 ? "the GPU" : str(bench.distinct.size(), " GPUs at once");
@@ -215,6 +216,13 @@ void measure(GpuBench& bench) {
   for (const Verify verify : {Verify::full, Verify::off}) {
     report.loads.push_back({"load by pread", "warm", verify == Verify::full ? "full" : "off", false, bench.bytes,
                             [&bench, verify] { return load_once(bench, load_options(bench, verify)); }});
+  }
+  std::optional<Peers> peers;
+  if (bench.options.peers) {
+    peers.emplace(bench.context, bench.options.model, manifest, bench.options.python,
+                  static_cast<int>(bench.distinct.size()), /*gpu=*/true);
+    for (const BenchSeries& series : peers->series()) report.loads.push_back(series);
+    report.note += peers->note();
   }
   load_once(bench, load_options(bench, Verify::off));  // fills the page cache
   measure_in_turn(report.loads, bench.options.n, bench.context.stop);
@@ -248,7 +256,7 @@ BenchLoadReport bench_load_gpu(Context& context, const BenchLoadOptions& given) 
   report.n = given.n;
   report.threads = given.threads;
   report.device = str(bench.distinct.size(), " x ", choice.why);
-  measure(bench);
+  measure(bench, manifest);
   return std::move(bench.report);
 }
 

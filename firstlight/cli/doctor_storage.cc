@@ -3,12 +3,10 @@
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
-#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <array>
 #include <cerrno>
 #include <cstdio>
 #include <cstdlib>
@@ -17,6 +15,7 @@
 
 #include "firstlight/base/error.h"
 #include "firstlight/base/str.h"
+#include "firstlight/cli/child.h"
 #include "firstlight/cli/doctor.h"
 #include "firstlight/io/descriptor.h"
 #include "firstlight/io/direct_file.h"
@@ -87,32 +86,12 @@ void check_reads(const std::shared_ptr<const File>& file, const std::string& sec
 
 /// What a program prints, or nothing if it cannot be started or fails. Never through a shell.
 std::optional<std::string> output_of(const std::vector<std::string>& command) {
-  std::array<int, 2> ends{};
-  if (pipe2(ends.data(), O_CLOEXEC) != 0) return std::nullopt;
-  const pid_t child = fork();
-  if (child == 0) {
-    std::vector<char*> arguments;
-    for (const std::string& word : command) arguments.push_back(const_cast<char*>(word.c_str()));
-    arguments.push_back(nullptr);
-    dup2(ends[1], STDOUT_FILENO);
-    const int nowhere = ::open("/dev/null", O_WRONLY);
-    if (nowhere >= 0) dup2(nowhere, STDERR_FILENO);
-    execvp(arguments[0], arguments.data());
-    _exit(127);
+  try {
+    const ChildEnd end = run_child(command.at(0), command);
+    if (end.exit_code == 0) return end.out;
+  } catch (const Error&) {  // there is no such program
   }
-  ::close(ends[1]);
-  const Descriptor from(ends[0]);
-  std::string text;
-  std::array<char, 4096> piece{};
-  for (ssize_t got; child > 0 && (got = ::read(from.get(), piece.data(), piece.size())) != 0;) {
-    if (got < 0 && errno != EINTR) break;
-    if (got > 0) text.append(piece.data(), static_cast<size_t>(got));
-  }
-  int status = 0;
-  while (child > 0 && waitpid(child, &status, 0) < 0 && errno == EINTR) {
-  }
-  if (child < 0 || !WIFEXITED(status) || WEXITSTATUS(status) != 0) return std::nullopt;
-  return text;
+  return std::nullopt;
 }
 
 void check_network(const Mount& mount, const std::string& section, Findings& found) {
