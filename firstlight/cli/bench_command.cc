@@ -10,6 +10,7 @@
 #include "firstlight/base/error.h"
 #include "firstlight/base/str.h"
 #include "firstlight/cli/arguments.h"
+#include "firstlight/cli/bench_warm.h"
 #include "firstlight/cli/child.h"
 #include "firstlight/cli/session.h"
 #include "firstlight/cli/spread.h"
@@ -21,7 +22,7 @@ namespace {
 struct BenchStart {
   std::string model, traditional_model, prompt = "Why is the sky blue?", ids_file, device = "auto", reader = "auto";
   int n = 15, tp = 0, threads = 0;
-  bool json = false;
+  bool warm = false, json = false;
 };
 
 struct Run {
@@ -112,8 +113,45 @@ std::vector<Phase> phases_of(const nlohmann::ordered_json& report) {
   return phases;
 }
 
+int run_warm(Context& context, const BenchStart& options) {
+  SessionOptions session;
+  session.model = options.model;
+  session.device = options.device;
+  session.reader = options.reader;
+  session.tp = options.tp;
+  session.threads = options.threads;
+  session.text_optional = !options.ids_file.empty();
+  const std::vector<WarmStart> starts =
+      measure_warm_starts(context, session, options.prompt, options.ids_file, options.n);
+  std::vector<double> seconds;
+  for (const WarmStart& start : starts) seconds.push_back(start.first_token_s);
+  const Spread spread(seconds);
+  const WarmStart& typical = *std::min_element(starts.begin(), starts.end(), [&](const auto& a, const auto& b) {
+    return std::abs(a.first_token_s - spread.median) < std::abs(b.first_token_s - spread.median);
+  });
+  if (options.json) {
+    print_json({{"n", options.n},
+                {"warm",
+                 {{"median_ttft_s", spread.median},
+                  {"min_ttft_s", spread.least},
+                  {"max_ttft_s", spread.most},
+                  {"ttft_s", seconds},
+                  {"phases", to_json(typical.phases)},
+                  {"load", to_json(typical.load)}}}});
+    return 0;
+  }
+  print(str(draw_timeline(typical.phases, typical.first_token_s, "the call"), "\n", describe(typical.load), "\n"));
+  std::array<char, 160> line{};
+  std::snprintf(line.data(), line.size(),
+                "call → first token in a process that stands: median %.3f s (%.3f – %.3f), %zu runs\n", spread.median,
+                spread.least, spread.most, seconds.size());
+  print(line.data());
+  return 0;
+}
+
 int run_bench_start(Context& context, const BenchStart& options) {
   context.json = options.json;
+  if (options.warm) return run_warm(context, options);
   std::vector<std::string> common = {"-n", "1", "--greedy", "--ignore-eos", "--json", "--device", options.device};
   if (options.ids_file.empty()) {
     common.insert(common.end(), {"-p", options.prompt});
@@ -183,6 +221,8 @@ void add_bench(CLI::App& app, Action& chosen) {
   command->add_option("--reader", options->reader, "Of Firstlight's way: auto, pread or io_uring")
       ->check(one_of({"auto", "pread", "io_uring"}))
       ->capture_default_str();
+  command->add_flag("--warm", options->warm,
+                    "Instead: starts in one process, whose GPU contexts and libraries stand, from the call on");
   command->add_flag("--json", options->json, "One JSON object on stdout");
   command->footer("Example:\n  firstlight bench start smollm2-ranks -n 15");
   bench->footer("Example:\n  firstlight bench start smollm2-ranks -n 15");

@@ -88,11 +88,11 @@ std::string describe(const KvUse& use) {
                     " of it exact pages (bf16); the same memory holds ", use.bf16_tokens, " tokens in bf16");
 }
 
-std::string draw_timeline(const std::vector<Phase>& phases, double end_s) {
+std::string draw_timeline(const std::vector<Phase>& phases, double end_s, std::string_view since) {
   constexpr int kWidth = 40;
   size_t name_width = 5;
   for (const Phase& phase : phases) name_width = std::max(name_width, width(phase.name));
-  std::string out = "time line, seconds since exec\n";
+  std::string out = str("time line, seconds since ", since, "\n");
   for (const Phase& phase : phases) {
     const auto column = [&](double t) {
       return std::clamp(static_cast<int>(t / std::max(end_s, 1e-9) * kWidth), 0, kWidth);

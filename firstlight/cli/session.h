@@ -115,7 +115,7 @@ nlohmann::ordered_json to_json(const KvUse& use);
 /// One line for people: "KV cache: tq4, 50 MB for 8192 tokens; the same memory holds 2176 in bf16".
 std::string describe(const KvUse& use);
 /// The phases as text bars over one time axis, a line each.
-std::string draw_timeline(const std::vector<Phase>& phases, double end_s);
+std::string draw_timeline(const std::vector<Phase>& phases, double end_s, std::string_view since = "exec");
 nlohmann::ordered_json to_json(const std::vector<Phase>& phases);
 
 }  // namespace firstlight::cli
