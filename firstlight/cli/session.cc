@@ -16,9 +16,6 @@
 #include "firstlight/cli/early_load.h"
 #include "firstlight/cli/tp_choice.h"
 #include "firstlight/device/gpus.h"
-#include "firstlight/io/cufile_reader.h"
-#include "firstlight/io/reader_choice.h"
-#include "firstlight/io/ring.h"
 
 namespace firstlight::cli {
 
@@ -132,42 +129,6 @@ int n_usable_gpus(const SessionOptions& options, Device device) {
   return options.device.starts_with("cuda:") ? 1 : static_cast<int>(gpus().names.size());
 }
 
-/// auto: what the page cache holds and the file system gives decides. Files that are not there are left to the load.
-ReaderChoice choose_reader(Context& context, const SessionOptions& options, const Manifest& manifest, int tp,
-                           int n_threads) {
-  if (options.reader == "pread") return {ReaderKind::pread, "--reader pread"};
-  if (options.reader == "io_uring") {
-    if (!why_no_io_uring().empty())
-      throw Error(ErrorKind::unsupported, str("--reader io_uring: ", why_no_io_uring(), "; auto and pread do without"));
-    return {ReaderKind::io_uring, "--reader io_uring"};
-  }
-  if (options.reader == "cufile") return {ReaderKind::pread, "headers and small files"};
-  const Timeline::Scope scope(&context.timeline, "choice of reader");
-  std::vector<std::shared_ptr<const File>> files;
-  if (const ManifestTp* stored = manifest.find_tp(tp)) {
-    for (const ManifestRank& rank : stored->ranks) {
-      for (const ManifestPart& part : rank.parts) files.push_back(open_listed(options.model, manifest, part.file));
-    }
-  }
-  ReaderChooser chooser;
-  chooser.n_threads = n_threads;
-  chooser.stop = context.stop;
-  return chooser.choose(files);
-}
-
-/// Compatibility mode is allowed: whoever names this reader wants to see it run.
-std::unique_ptr<DeviceReader> make_cufile_device_reader(Device device, std::unique_ptr<Reader> host,
-                                                        const std::function<void()>& start) {
-  CufileOptions cufile;
-  cufile.open = [start] {
-    start();
-    return Cufile::open(/*allow_compatibility=*/true);
-  };
-  cufile.enter_thread = [device] { start_device(device); };
-  cufile.gpu = [device] { return gpu_uuid(device); };
-  return std::make_unique<CufileReader>(std::move(cufile), std::move(host));
-}
-
 }  // namespace
 
 Session::Session(Context& context, const SessionOptions& options, bool with_text, bool with_runner)
@@ -217,9 +178,10 @@ Session::Session(Context& context, const SessionOptions& options, bool with_text
   opening->end();
   files.optional = options.text_optional;
   if (with_text) start_text(std::move(files));
+  const OpenCufile open_direct = open_cufile_once();
   ReaderChoice reader;  // made while the device's context comes up
-  if (!source_) reader = choose_reader(context, options, *manifest_, tp_, n_threads_);
-  LoadOptions load = load_options(options, std::move(reader));
+  if (!source_) reader = choose_reader(context, options, *manifest_, tp_, n_threads_, open_direct);
+  LoadOptions load = load_options(options, std::move(reader), open_direct);
   std::optional<EarlyLoad> early;
   if (!source_ && !load.devices.empty()) early.emplace(options.model, load);
   const DeviceChoice choice = device.get();
@@ -234,7 +196,8 @@ Session::Session(Context& context, const SessionOptions& options, bool with_text
     if (tp != tp_) {  // other GPUs than there seemed to be
       early.reset();
       tp_ = tp;
-      load = load_options(options, choose_reader(context, options, *manifest_, tp_, n_threads_));
+      load =
+          load_options(options, choose_reader(context, options, *manifest_, tp_, n_threads_, open_direct), open_direct);
     }
     if (options.tp == 0 && n_gpus > 1)
       say(context,
@@ -268,7 +231,7 @@ Session::Session(Context& context, const SessionOptions& options, bool with_text
 }
 
 /// All that is known before the devices are.
-LoadOptions Session::load_options(const SessionOptions& options, ReaderChoice reader) {
+LoadOptions Session::load_options(const SessionOptions& options, ReaderChoice reader, OpenCufile open_direct) {
   LoadOptions load;
   load.tp = tp_;
   load.devices = likely_devices(options.device, tp_);
@@ -278,8 +241,16 @@ LoadOptions Session::load_options(const SessionOptions& options, ReaderChoice re
   if (options.dtype == "f32") load.dtype = DType::f32;
   if (options.dtype == "bf16") load.dtype = DType::bf16;
   if (manifest_ && source_ && load.verify != Verify::off) load.checked_before = "full, before the load";
+  if (options.reader == "cufile" || reader.kind == ReaderKind::cufile) {
+    // Whoever names this reader wants to see it run, in compatibility mode if need be.
+    const bool named = options.reader == "cufile";
+    const OpenCufile open = named ? [] { return Cufile::open(/*allow_compatibility=*/true); } : std::move(open_direct);
+    load.make_device_reader = [open, why = named ? "" : reader.why](Device device, std::unique_ptr<Reader> host,
+                                                                    const std::function<void()>& start) {
+      return make_cufile_reader(device, std::move(host), start, open, why);
+    };
+  }
   load.make_reader = [reader = std::move(reader)](int n) { return make_reader(reader, n); };
-  if (options.reader == "cufile") load.make_device_reader = make_cufile_device_reader;
   load.stop = context_->stop;
   load.timeline = &context_->timeline;
   auto bar = std::make_shared<ProgressBar>(*context_);

@@ -11,7 +11,7 @@
 #include "firstlight/cli/context.h"
 #include "firstlight/cli/load_watch.h"
 #include "firstlight/cli/model_text.h"
-#include "firstlight/io/reader_choice.h"
+#include "firstlight/cli/session_reader.h"
 #include "firstlight/model/runner.h"
 
 namespace CLI {
@@ -81,7 +81,7 @@ class Session {
 
  private:
   void choose_context(const ModelConfig& config, uint64_t arena_bytes, const SessionOptions& options, KvKind kv);
-  LoadOptions load_options(const SessionOptions& options, ReaderChoice reader);
+  LoadOptions load_options(const SessionOptions& options, ReaderChoice reader, OpenCufile open_direct);
   void start_text(TextFiles files);
   void start_small_files(const fs::path& out, int tp, bool with_text);
 

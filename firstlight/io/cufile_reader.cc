@@ -77,7 +77,8 @@ class CufileReader::Read final : public RawRead {
     const std::lock_guard lock(mutex_);
     if (!cufile_) return "libcufile was not used";
     const std::string version = cufile_->version();
-    std::string text = str("libcufile", version.empty() ? "" : " ", version);
+    std::string text =
+        str(options_.why, options_.why.empty() ? "" : "; ", "libcufile", version.empty() ? "" : " ", version);
     text += cufile_->why_compatibility().empty() ? "" : str(" in compatibility mode: ", cufile_->why_compatibility());
     if (const auto reads = cufile_->reads_of(options_.gpu())) {
       text += str("; it counts ", reads->n_reads, " reads: ", reads->n_nvfs, " by nvidia-fs, ", reads->n_p2p,

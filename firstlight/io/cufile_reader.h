@@ -20,6 +20,7 @@ struct CufileOptions {
   std::function<std::shared_ptr<Cufile>()> open;
   /// Called once by each thread before its first read: makes the device the thread's.
   std::function<void()> enter_thread;
+  std::string why;  ///< of the choice: why() begins with it
   /// Whose counters why() gives; asked then, not at the start (0.1 s for its properties).
   std::function<GpuUuid()> gpu;
 };

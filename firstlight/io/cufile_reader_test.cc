@@ -3,6 +3,7 @@
 #include "firstlight/io/cufile_reader.h"
 
 #include <dlfcn.h>
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <unistd.h>
 
@@ -16,7 +17,9 @@
 
 #include "firstlight/base/error.h"
 #include "firstlight/base/str.h"
+#include "firstlight/io/reader_speeds.h"
 #include "firstlight/io/reader_testing.h"
+#include "firstlight/io/residency.h"
 #include "tests/doubles/fake_cufile.h"
 
 namespace firstlight {
@@ -217,6 +220,32 @@ TEST_F(CufileReaderTest, HeldRequestsGoWhereTheyAreToldLaterOrAreCancelled) {
   reader->release([&](uint64_t id) { return memory_.data() + (id << 20); });
   reader->wait();
   EXPECT_EQ(results, std::vector<int64_t>(4, 1 << 20));
+}
+
+TEST_F(CufileReaderTest, ItsSpeedOnAColdFileIsMeasuredBesideTheOthersOrWhyThereIsNone) {
+  fs::resize_file(path_, 160u << 20);
+  file_ = File::open(path_);
+  ASSERT_EQ(::fsync(file_->fd()), 0);
+  const std::vector<std::shared_ptr<const File>> files{file_};
+  const auto make_cold = [&] { return posix_fadvise(file_->fd(), 0, 0, POSIX_FADV_DONTNEED) == 0; };
+  ASSERT_TRUE(make_cold());
+  if (*cached_share(*file_, 0, file_->size()) > 0.1) GTEST_SKIP() << "the file system keeps its pages";
+  const DirectReads direct{{}, [this] { return make_reader(/*allow_compatibility=*/false); }};
+  std::string note;
+  auto speeds = measure_readers(files, {2, false, &direct}, {}, note);
+  ASSERT_TRUE(speeds);
+  EXPECT_GT(speeds->cufile, 1e6);
+  EXPECT_GT(speeds->pread, 1e6);
+  EXPECT_EQ(speeds->io_uring, kNotMeasured);
+  EXPECT_EQ(note, "");
+  EXPECT_GE(fake_->n_reads, 2);
+  fake_->has_nvfs = false;
+  make_cold();
+  speeds = measure_readers(files, {2, false, &direct}, {}, note);
+  ASSERT_TRUE(speeds);
+  EXPECT_EQ(speeds->cufile, 0);
+  EXPECT_GT(speeds->pread, 1e6);
+  EXPECT_THAT(note, HasSubstr("; cufile: libcufile: no direct reads: the driver nvidia-fs is not loaded"));
 }
 
 TEST_F(CufileReaderTest, WithoutTheLibraryEveryRequestFailsWithTheLoadersWords) {

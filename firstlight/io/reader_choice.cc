@@ -8,7 +8,9 @@
 #include <array>
 #include <cmath>
 #include <cstdio>
+#include <utility>
 
+#include "firstlight/base/error.h"
 #include "firstlight/base/str.h"
 #include "firstlight/io/direct_file.h"
 #include "firstlight/io/pread_reader.h"
@@ -36,14 +38,32 @@ std::string date(int64_t unix_s) {
   return text.data();
 }
 
-/// Of the bytes that are cached pread needs next to no time.
+/// Of the bytes that are cached pread needs next to no time; the others read them like all.
 ReaderChoice decide(const ReaderSpeeds& speeds, double cached, const std::string& found, const std::string& basis) {
-  const bool uring = speeds.io_uring * (1 - cached) > kAhead * speeds.pread;
-  return {uring ? ReaderKind::io_uring : ReaderKind::pread,
-          str(found, "; io_uring ", rate(speeds.io_uring), ", pread ", rate(speeds.pread), ", ", basis)};
+  ReaderKind kind = ReaderKind::pread;
+  double best = speeds.pread;
+  for (const auto& [other, speed] :
+       {std::pair{ReaderKind::io_uring, speeds.io_uring}, {ReaderKind::cufile, speeds.cufile}}) {
+    if (speed * (1 - cached) <= kAhead * best) continue;
+    kind = other;
+    best = speed * (1 - cached);
+  }
+  const auto said = [](const char* name, double speed) { return speed < 0 ? "" : str(name, rate(speed), ", "); };
+  return {kind, str(found, "; ", said("cufile ", speeds.cufile), said("io_uring ", speeds.io_uring), "pread ",
+                    rate(speeds.pread), ", ", basis)};
 }
 
-std::string why_no_direct_read(std::span<const std::shared_ptr<const File>> files) {
+/// "", or why `direct` gives no reader now.
+std::string why_no_cufile(const DirectReads& direct) {
+  try {
+    direct.make()->wait_until_ready();
+    return "";
+  } catch (const Error& e) {
+    return e.what();
+  }
+}
+
+std::string why_no_uring_read(std::span<const std::shared_ptr<const File>> files) {
   if (!why_no_io_uring().empty()) return why_no_io_uring();
   return files.empty() ? "there is nothing to read" : DirectFile(files[0]).why_not();
 }
@@ -65,36 +85,53 @@ ReaderChoice ReaderChooser::choose(std::span<const std::shared_ptr<const File>> 
     const bool memory_alone = !files.empty() && lies_in_memory(*files[0]);
     return {ReaderKind::pread, found + (memory_alone ? "; the file system is memory (tmpfs)" : "")};
   }
-  const std::string why_not = why_no_direct ? why_no_direct() : why_no_direct_read(files);
-  if (!why_not.empty()) return {ReaderKind::pread, str(found, "; io_uring: ", why_not)};
+  const std::string why_not = why_no_uring ? why_no_uring() : why_no_uring_read(files);
+  if (!why_not.empty() && !direct) return {ReaderKind::pread, str(found, "; io_uring: ", why_not)};
 
   const Mount mount = mount_of(files[0]->path());
   const std::string where = str(mount.type, " ", mount.source), key = speed_key(mount);
   const SpeedMemory remembered(memory);
   const auto now = static_cast<int64_t>(time(nullptr));
   std::string note;
-  if (const auto before = remembered.recall(key, now, note)) {
-    return decide(before->speeds, cached->cached, found,
-                  str("measured on ", where, " on ", date(before->unix_s), " ('", memory.native(), "')"));
+  const auto covers = [&](const ReaderSpeeds& speeds) {
+    return (!why_not.empty() || speeds.io_uring >= 0) && (!direct || speeds.cufile >= 0);
+  };
+  if (auto before = remembered.recall(key, now, note); before && covers(before->speeds)) {
+    const std::string basis = str("measured on ", where, " on ", date(before->unix_s), " ('", memory.native(), "')");
+    ReaderSpeeds& speeds = before->speeds;
+    if (!direct) speeds.cufile = kNotMeasured;
+    if (!why_not.empty()) speeds.io_uring = kNotMeasured;
+    const ReaderChoice choice = decide(speeds, cached->cached, found, basis);
+    if (choice.kind != ReaderKind::cufile) return choice;
+    const std::string why = why_no_cufile(*direct);
+    if (why.empty()) return choice;
+    speeds.cufile = 0;
+    return decide(speeds, cached->cached, found, str(basis, "; cufile then, not now: ", why));
   }
   if (!note.empty()) note = "; " + note;
+  if (!why_not.empty()) note += "; io_uring: " + why_not;
   uint64_t total = 0;
   for (const auto& file : files) total += file->size();
   if (total < kWorthMeasuring) {
-    const bool uring = kUntriedLead * (1 - cached->cached) > kAhead;
+    const bool uring = why_not.empty() && kUntriedLead * (1 - cached->cached) > kAhead;
     return {uring ? ReaderKind::io_uring : ReaderKind::pread,
             str(found, "; ", human_bytes(static_cast<double>(total)), " on ", where, " are too few to measure: ",
-                uring ? "io_uring is taken for cold files" : "pread is taken where so much is cached", note)};
+                uring             ? "io_uring is taken for cold files"
+                : why_not.empty() ? "pread is taken where so much is cached"
+                                  : "pread is taken",
+                note)};
   }
-  const auto speeds = measure ? measure() : measure_readers(files, n_threads, stop);
-  if (!speeds) return {ReaderKind::pread, str(found, "; no cold 64 MiB to measure io_uring on ", where, note)};
+  const ReaderCandidates candidates{n_threads, why_not.empty(), direct ? &*direct : nullptr};
+  const auto speeds = measure ? measure() : measure_readers(files, candidates, stop, note);
+  if (!speeds) return {ReaderKind::pread, str(found, "; not enough cold bytes to measure readers on ", where, note)};
   const std::string failed = remembered.remember(key, {*speeds, now});
   if (!failed.empty()) note += "; not remembered: " + failed;
   return decide(*speeds, cached->cached, found, str("measured now on ", where, note));
 }
 
 std::unique_ptr<Reader> make_reader(const ReaderChoice& choice, int n_threads) {
-  if (choice.kind == ReaderKind::pread) return std::make_unique<PreadReader>(n_threads, nullptr, "pread", choice.why);
+  if (choice.kind != ReaderKind::io_uring)
+    return std::make_unique<PreadReader>(n_threads, nullptr, "pread", choice.why);
   UringOptions options;
   options.n_threads = std::clamp(n_threads, 1, 8);
   options.depth = 32 / options.n_threads;

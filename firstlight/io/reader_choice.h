@@ -15,7 +15,7 @@
 
 namespace firstlight {
 
-enum class ReaderKind { pread, io_uring };
+enum class ReaderKind { pread, io_uring, cufile };
 
 struct ReaderChoice {
   ReaderKind kind = ReaderKind::pread;
@@ -24,17 +24,19 @@ struct ReaderChoice {
 
 struct ReaderChooser {
   int n_threads = 1;
+  std::optional<DirectReads> direct;              ///< of a load into a GPU: cufile is a candidate
   fs::path memory = SpeedMemory::default_path();  ///< where speeds are remembered; empty: nowhere
   std::stop_token stop;
   /// What the choice rests on, as found on this machine; a test puts other findings there.
   std::function<std::optional<Residency>()> residency;
-  std::function<std::string()> why_no_direct;  ///< "", or why io_uring cannot read the files past the page cache
+  std::function<std::string()> why_no_uring;  ///< "", or why io_uring cannot read the files past the page cache
   std::function<std::optional<ReaderSpeeds>()> measure;
 
   /// Files that are nearly all in the page cache: pread, without a probe. Else what was measured on their file system,
   /// now or before. Not measured, because there are too few bytes (below 1 GiB): io_uring if more than two thirds are
-  /// cold; because there was no answer: pread. Takes 0.1 ms without a probe, at most 0.5 s with one. Throws
-  /// Interrupted.
+  /// cold; because there was no answer: pread. cufile is taken only where its speed was measured, and only if its
+  /// driver opens now. Takes 0.1 ms without a probe, at most 0.5 s with one, and with `direct` as long as the device's
+  /// start and the driver's take. Throws Interrupted.
   ReaderChoice choose(std::span<const std::shared_ptr<const File>> files) const;
 };
 
@@ -42,8 +44,8 @@ struct ReaderChooser {
 /// shared, and an update changes speeds).
 std::string speed_key(const Mount& mount);
 
-/// With n_threads threads (io_uring: at most 8, and 32 requests under way in all). Throws Error{unsupported} for
-/// io_uring where it is not to be had.
+/// With n_threads threads (io_uring: at most 8, and 32 requests under way in all); for cufile that of bytes which end
+/// in host memory, pread. Throws Error{unsupported} for io_uring where it is not to be had.
 std::unique_ptr<Reader> make_reader(const ReaderChoice& choice, int n_threads);
 
 }  // namespace firstlight

@@ -32,7 +32,7 @@ class ReaderChoiceTest : public testing::Test {
     fs::create_directories(directory_);
     chooser_.memory = directory_ / "cache/readers";
     chooser_.residency = [this] { return residency_; };
-    chooser_.why_no_direct = [this] { return why_no_direct_; };
+    chooser_.why_no_uring = [this] { return why_no_uring_; };
     chooser_.measure = [this] {
       ++n_measured_;
       return speeds_;
@@ -57,7 +57,7 @@ class ReaderChoiceTest : public testing::Test {
   ReaderChooser chooser_;
   std::vector<std::shared_ptr<const File>> files_;
   std::optional<Residency> residency_ = Residency{32, 0.0};
-  std::string why_no_direct_;
+  std::string why_no_uring_;
   std::optional<ReaderSpeeds> speeds_ = ReaderSpeeds{1.0e9, 2.0e9};
   int n_measured_ = 0;
 };
@@ -107,7 +107,7 @@ TEST_F(ReaderChoiceTest, AMemoryThatIsBrokenOrForeignIsIgnoredSaidAndReplaced) {
   const std::string good{std::istreambuf_iterator<char>(in), {}};
   const size_t body = good.find('\n') + 1;
   for (const std::string& bad :
-       {std::string("{\"json\": 1}\n"), "firstlight readers 2\n" + good.substr(body), good + "1e9 nan 12 ext4 x\n",
+       {std::string("{\"json\": 1}\n"), "firstlight readers 1\n" + good.substr(body), good + "1e9 nan 12 ext4 x\n",
         good + "1000\n", good.substr(0, body) + "-5" + good.substr(body), std::string(2 << 20, 'x'), std::string()}) {
     SCOPED_TRACE(bad.substr(0, 80));
     n_measured_ = 0;
@@ -144,12 +144,12 @@ TEST_F(ReaderChoiceTest, AMemoryThatCannotBeWrittenCostsNothingButIsSaid) {
 }
 
 TEST_F(ReaderChoiceTest, WhereNothingCanBeMeasuredPreadReadsAndTheReasonIsSaid) {
-  why_no_direct_ = "forbidden by somebody";
+  why_no_uring_ = "forbidden by somebody";
   EXPECT_EQ(choose().kind, ReaderKind::pread);
   EXPECT_THAT(choose().why, HasSubstr("io_uring: forbidden by somebody"));
-  why_no_direct_.clear();
+  why_no_uring_.clear();
   speeds_ = std::nullopt;
-  EXPECT_THAT(choose().why, HasSubstr("no cold 64 MiB"));
+  EXPECT_THAT(choose().why, HasSubstr("not enough cold bytes"));
   residency_ = std::nullopt;
   EXPECT_THAT(choose().why, HasSubstr("does not tell"));
   EXPECT_EQ(choose().kind, ReaderKind::pread);
@@ -166,15 +166,58 @@ TEST_F(ReaderChoiceTest, ASmallColdModelGoesToIoUringUnlessItsFileSystemIsKnownT
   EXPECT_EQ(choose().kind, ReaderKind::pread);
   EXPECT_THAT(choose().why, HasSubstr("pread is taken"));
   residency_->cached = 0;
-  why_no_direct_ = "forbidden by somebody";
+  why_no_uring_ = "forbidden by somebody";
   EXPECT_EQ(choose().kind, ReaderKind::pread);
-  why_no_direct_.clear();
+  why_no_uring_.clear();
   speeds_ = ReaderSpeeds{2e9, 1e9};  // a network file system, say; a large model has been there
   files_ = {huge};
   choose();
   files_ = {make_file("small", 500'000'000)};
   EXPECT_EQ(choose().kind, ReaderKind::pread);
   EXPECT_THAT(choose().why, HasSubstr("measured on "));
+}
+
+TEST_F(ReaderChoiceTest, CufileIsTakenWhereItsSpeedIsKnownAndItsDriverOpensNow) {
+  int n_made = 0;
+  chooser_.direct = {Device{}, [&]() -> std::unique_ptr<DeviceReader> {
+                       ++n_made;
+                       throw Error(ErrorKind::unsupported, "libcufile: the driver is gone");
+                     }};
+  speeds_ = ReaderSpeeds{1e9, 2e9, 2.05e9};
+  EXPECT_EQ(choose().kind, ReaderKind::io_uring) << "ahead by too little";
+  EXPECT_EQ(n_made, 0) << "nothing to open for";
+  fs::remove(chooser_.memory);
+  speeds_->cufile = 4e9;
+  EXPECT_EQ(choose().kind, ReaderKind::cufile);
+  fs::remove(chooser_.memory);
+  EXPECT_THAT(choose().why, HasSubstr("cufile 4.00 GB/s, io_uring 2.00 GB/s, pread 1.00 GB/s, measured now"));
+  const ReaderChoice later = choose();
+  EXPECT_EQ(later.kind, ReaderKind::io_uring);
+  EXPECT_EQ(n_made, 1);
+  EXPECT_THAT(later.why, HasSubstr("cufile then, not now: libcufile: the driver is gone"));
+  chooser_.direct.reset();
+  EXPECT_EQ(choose().kind, ReaderKind::io_uring) << "a load into host memory";
+  EXPECT_THAT(choose().why, Not(HasSubstr("cufile")));
+}
+
+TEST_F(ReaderChoiceTest, WhatWasNoCandidateThenIsMeasuredWhenItIsOne) {
+  choose();
+  EXPECT_EQ(n_measured_, 1);
+  chooser_.direct = {Device{}, [] { return std::unique_ptr<DeviceReader>(); }};
+  speeds_->cufile = 0;  // not to be had
+  EXPECT_EQ(choose().kind, ReaderKind::io_uring);
+  EXPECT_EQ(n_measured_, 2);
+  choose();
+  EXPECT_EQ(n_measured_, 2) << "that is remembered, too";
+  fs::remove(chooser_.memory);
+  why_no_uring_ = "forbidden by somebody";
+  speeds_ = ReaderSpeeds{1e9, kNotMeasured, 4e9};
+  const ReaderChoice choice = choose();
+  EXPECT_EQ(choice.kind, ReaderKind::cufile);
+  EXPECT_THAT(choice.why, HasSubstr("io_uring: forbidden by somebody"));
+  why_no_uring_.clear();
+  choose();
+  EXPECT_EQ(n_measured_, 4) << "io_uring was not measured before";
 }
 
 TEST_F(ReaderChoiceTest, FilesOnAFileSystemThatIsMemoryAreSaidToBe) {
@@ -229,16 +272,19 @@ TEST_F(ReaderChoiceTest, BothReadersAreMeasuredOnAColdFileAndSkippedOnAWarmOne) 
   }
   const std::vector<std::shared_ptr<const File>> files{File::open(directory_ / "real")};
   ASSERT_EQ(::fsync(files[0]->fd()), 0);
-  EXPECT_FALSE(measure_readers(files, 2, {}).has_value());
+  std::string note;
+  EXPECT_FALSE(measure_readers(files, {2}, {}, note).has_value());
   ASSERT_EQ(posix_fadvise(files[0]->fd(), 0, 0, POSIX_FADV_DONTNEED), 0);
   if (*cached_share(*files[0], 0, size) > 0.1) GTEST_SKIP() << "the file system keeps its pages";
   std::stop_source stopped;
   stopped.request_stop();
-  EXPECT_THROW(measure_readers(files, 2, stopped.get_token()), Interrupted);
-  const auto speeds = measure_readers(files, 2, {});
+  EXPECT_THROW(measure_readers(files, {2}, stopped.get_token(), note), Interrupted);
+  const auto speeds = measure_readers(files, {2}, {}, note);
   ASSERT_TRUE(speeds.has_value());
   EXPECT_GT(speeds->pread, 1e6);
   EXPECT_GT(speeds->io_uring, 1e6);
+  EXPECT_EQ(speeds->cufile, kNotMeasured);
+  EXPECT_EQ(note, "");
 }
 
 TEST(Mount, TheLongestMountPointThatHoldsThePathWins) {

@@ -3,6 +3,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <chrono>
@@ -10,6 +11,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
+#include <map>
 #include <sstream>
 #include <system_error>
 
@@ -28,28 +30,28 @@ constexpr uint64_t kTurnBytes = 16u << 20;
 constexpr uint64_t kPieceBytes = 2u << 20;  // so that a turn keeps eight requests under way
 constexpr auto kTurnTime = std::chrono::milliseconds(100);
 constexpr int64_t kRememberedFor_s = 30 * 24 * 3600;
-constexpr const char* kFirstLine = "firstlight readers 1";
+constexpr const char* kFirstLine = "firstlight readers 2";
 
 struct Extent {
   std::shared_ptr<const File> file;
   uint64_t offset = 0;
 };
 
-/// Four stretches of a turn's length that are not in the page cache, far from each other.
-std::vector<Extent> cold_extents(std::span<const std::shared_ptr<const File>> files) {
-  std::vector<Extent> all, four;
+/// So many stretches of a turn's length that are not in the page cache, far from each other; fewer if there are not.
+std::vector<Extent> cold_extents(std::span<const std::shared_ptr<const File>> files, size_t wanted) {
+  std::vector<Extent> all, found;
   for (const auto& file : files) {
     for (uint64_t at = 0; at + kTurnBytes <= file->size(); at += kTurnBytes) all.push_back({file, at});
   }
-  for (size_t quarter = 0; quarter < 4; ++quarter) {
-    for (size_t i = all.size() * quarter / 4; i < all.size() * (quarter + 1) / 4; ++i) {
+  for (size_t part = 0; part < wanted; ++part) {
+    for (size_t i = all.size() * part / wanted; i < all.size() * (part + 1) / wanted; ++i) {
       const auto cached = cached_share(*all[i].file, all[i].offset, kTurnBytes);
       if (!cached || *cached > 0.02) continue;
-      four.push_back(all[i]);
+      found.push_back(all[i]);
       break;
     }
   }
-  return four;
+  return found;
 }
 
 /// Bytes that came within the time, and the seconds they took.
@@ -73,27 +75,63 @@ Turn read_once(Reader& reader, const Extent& extent, const Buffer& into) {
   return {bytes, std::chrono::duration<double>(Reader::Clock::now() - begin).count()};
 }
 
+/// A reader each turn: what one has given up at its deadline is nobody else's burden.
+Turn take_turn(ReaderKind kind, const ReaderCandidates& candidates, const Extent& extent, const Buffer& into) {
+  if (kind != ReaderKind::cufile) {
+    return read_once(*make_reader({kind, "measured"}, candidates.n_threads), extent, into);
+  }
+  const std::unique_ptr<DeviceReader> reader = candidates.direct->make();
+  reader->wait_until_ready();
+  const std::array memory{std::span(into.data(), into.size())};
+  reader->use_memory(memory);
+  const Turn turn = read_once(*reader, extent, into);
+  if (reader->failure()) std::rethrow_exception(reader->failure());
+  return turn;
+}
+
 }  // namespace
 
-std::optional<ReaderSpeeds> measure_readers(std::span<const std::shared_ptr<const File>> files, int n_threads,
-                                            const std::stop_token& stop) {
-  const std::vector<Extent> extents = cold_extents(files);
-  if (extents.size() < 4) return std::nullopt;
-  const Buffer into({}, kTurnBytes);
-  std::memset(into.data(), 0, into.size());  // its pages are not part of the measurement
-  // A reader each turn: what one has given up at its deadline is nobody else's burden.
-  constexpr std::array kOrder{ReaderKind::io_uring, ReaderKind::pread, ReaderKind::pread, ReaderKind::io_uring};
-  Turn pread, uring;
-  for (size_t i = 0; i < kOrder.size(); ++i) {
+std::optional<ReaderSpeeds> measure_readers(std::span<const std::shared_ptr<const File>> files,
+                                            const ReaderCandidates& candidates, const std::stop_token& stop,
+                                            std::string& note) {
+  constexpr std::array kOrder{ReaderKind::io_uring, ReaderKind::pread, ReaderKind::cufile,
+                              ReaderKind::cufile,   ReaderKind::pread, ReaderKind::io_uring};
+  const auto is_candidate = [&](ReaderKind kind) {
+    return kind == ReaderKind::io_uring ? candidates.io_uring
+                                        : kind == ReaderKind::pread || candidates.direct != nullptr;
+  };
+  const auto n_turns = static_cast<size_t>(std::count_if(kOrder.begin(), kOrder.end(), is_candidate));
+  const std::vector<Extent> extents = cold_extents(files, n_turns);
+  if (extents.size() < n_turns) return std::nullopt;
+  const Buffer in_host({}, kTurnBytes);
+  std::memset(in_host.data(), 0, in_host.size());  // its pages are not part of the measurement
+  std::map<ReaderKind, Turn> sums;
+  std::optional<Buffer> on_device;
+  std::string why_no_cufile;
+  size_t turn = 0;
+  for (const ReaderKind kind : kOrder) {
+    if (!is_candidate(kind)) continue;
     if (stop.stop_requested()) throw Interrupted();
-    const auto reader = make_reader({kOrder[i], "measured"}, n_threads);
-    const Turn turn = read_once(*reader, extents[i], into);
-    Turn& sum = kOrder[i] == ReaderKind::pread ? pread : uring;
-    sum.bytes += turn.bytes;
-    sum.seconds += turn.seconds;
+    const Extent& extent = extents[turn++];
+    if (kind == ReaderKind::cufile && !why_no_cufile.empty()) continue;
+    try {
+      if (kind == ReaderKind::cufile && !on_device) on_device.emplace(candidates.direct->device, kTurnBytes);
+      const Turn one = take_turn(kind, candidates, extent, kind == ReaderKind::cufile ? *on_device : in_host);
+      sums[kind].bytes += one.bytes;
+      sums[kind].seconds += one.seconds;
+    } catch (const Error& e) {
+      if (kind != ReaderKind::cufile) throw;
+      why_no_cufile = e.what();
+    }
   }
-  return ReaderSpeeds{static_cast<double>(pread.bytes) / pread.seconds,
-                      static_cast<double>(uring.bytes) / uring.seconds};
+  if (!why_no_cufile.empty()) note += "; cufile: " + why_no_cufile;
+  const auto speed = [&](ReaderKind kind) {
+    if (!is_candidate(kind)) return kNotMeasured;
+    const Turn& sum = sums[kind];
+    return sum.seconds > 0 ? static_cast<double>(sum.bytes) / sum.seconds : 0;
+  };
+  return ReaderSpeeds{speed(ReaderKind::pread), speed(ReaderKind::io_uring),
+                      why_no_cufile.empty() ? speed(ReaderKind::cufile) : 0};
 }
 
 fs::path SpeedMemory::default_path() {
@@ -116,9 +154,10 @@ std::vector<SpeedMemory::Entry> SpeedMemory::read(std::string& why_not) const {
       std::istringstream words(line);
       Entry entry;
       ReaderSpeeds& speeds = entry.speeds.speeds;
-      good = words >> speeds.pread >> speeds.io_uring >> entry.speeds.unix_s && words.get() == ' ' &&
+      good = words >> speeds.pread >> speeds.io_uring >> speeds.cufile >> entry.speeds.unix_s && words.get() == ' ' &&
              std::getline(words, entry.key) && std::isfinite(speeds.pread) && std::isfinite(speeds.io_uring) &&
-             speeds.pread >= 0 && speeds.io_uring >= 0;
+             std::isfinite(speeds.cufile) && speeds.pread >= 0 && speeds.io_uring >= kNotMeasured &&
+             speeds.cufile >= kNotMeasured;
       entries.push_back(std::move(entry));
     }
     if (good) return entries;
@@ -150,8 +189,9 @@ std::string SpeedMemory::remember(const std::string& key, RememberedSpeeds speed
   std::ofstream out(partial, std::ios::trunc);
   out << kFirstLine << "\n";
   for (const Entry& entry : entries) {
-    out << std::llround(entry.speeds.speeds.pread) << " " << std::llround(entry.speeds.speeds.io_uring) << " "
-        << entry.speeds.unix_s << " " << entry.key << "\n";
+    const ReaderSpeeds& speeds = entry.speeds.speeds;
+    out << std::llround(speeds.pread) << " " << std::llround(speeds.io_uring) << " " << std::llround(speeds.cufile)
+        << " " << entry.speeds.unix_s << " " << entry.key << "\n";
   }
   out.close();
   if (out) fs::rename(partial, path_, failed);

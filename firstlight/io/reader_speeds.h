@@ -3,6 +3,7 @@
 // text file that may be deleted at any time.
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -10,20 +11,41 @@
 #include <string>
 #include <vector>
 
+#include "firstlight/device/device.h"
+#include "firstlight/io/device_reader.h"
 #include "firstlight/io/file.h"
 
 namespace firstlight {
 
-/// Bytes a second; 0: nothing came in time.
+constexpr double kNotMeasured = -1;
+
+/// Bytes a second; 0: nothing came in time, or it is not to be had; kNotMeasured: it was no candidate.
 struct ReaderSpeeds {
   double pread = 0;
   double io_uring = 0;
+  double cufile = kNotMeasured;
 };
 
-/// Reads four times 16 MiB (io_uring, pread, pread, io_uring), each at most 0.1 s, from places of `files` that are not
-/// in the page cache; nothing if there are not so many. What pread reads stays in the page cache. Throws Interrupted.
-std::optional<ReaderSpeeds> measure_readers(std::span<const std::shared_ptr<const File>> files, int n_threads,
-                                            const std::stop_token& stop);
+/// How bytes can get to a device without passing host memory, if they can.
+struct DirectReads {
+  Device device;
+  /// A reader that refuses every other way (Cufile::open without compatibility). Throws Error{unsupported, device}.
+  std::function<std::unique_ptr<DeviceReader>()> make;
+};
+
+struct ReaderCandidates {
+  int n_threads = 1;
+  bool io_uring = true;
+  const DirectReads* direct = nullptr;  ///< null: no cufile
+};
+
+/// Reads 16 MiB twice by each candidate (io_uring, pread, cufile, cufile, pread, io_uring), each at most 0.1 s, from
+/// places of `files` that are not in the page cache; nothing if there are not so many. What pread reads stays in the
+/// page cache; cufile reads into memory of its device, which is waited for. Why cufile gave nothing is added to `note`.
+/// Throws Interrupted.
+std::optional<ReaderSpeeds> measure_readers(std::span<const std::shared_ptr<const File>> files,
+                                            const ReaderCandidates& candidates, const std::stop_token& stop,
+                                            std::string& note);
 
 struct RememberedSpeeds {
   ReaderSpeeds speeds;
