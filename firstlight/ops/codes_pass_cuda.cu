@@ -36,10 +36,12 @@ const turboquant::Signs* CodesOfPass::signs(const KvLayer& kv, bool recording, c
 void CodesOfPass::prepare(StoreCodesParams& params, bool recording, cudaStream_t stream) {
   params.shape = page_shape(params.kv);
   params.signs = signs(params.kv, recording, stream);
-  if (fault_.reserve(sizeof(unsigned long long), stream)) {
+  if (!fault_is_clear_) {  // also again, if memory for it or clearing it failed before
+    fault_.reserve(sizeof(unsigned long long), stream);
     fault_seen_.reserve(sizeof(uint32_t), stream);
     *fault_seen_.as<uint32_t>() = 0;
     check(cudaMemsetAsync(fault_.as<void>(), 0xff, sizeof(unsigned long long), stream), "clear the fault");
+    fault_is_clear_ = true;
   }
   params.fault = fault_.as<unsigned long long>();
   params.fault_seen = fault_seen_.as<uint32_t>();

@@ -34,6 +34,7 @@ class CodesOfPass {
   std::map<const turboquant::Signs*, Rotations> rotations_;  // of a layer
   DeviceScratch fault_;
   PinnedScratch fault_seen_;
+  bool fault_is_clear_ = false;  // both are there and hold none, until a kernel says otherwise
   KvKind kind_ = KvKind::tq4;
 };
 

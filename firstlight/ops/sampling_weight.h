@@ -9,7 +9,8 @@
 
 namespace firstlight::sampling {
 
-/// The likeliest token weighs 2^44; one below 2^-44 of it is never drawn. 2^19 tokens add up to less than 2^63.
+/// The likeliest token weighs 2^44; one below 2^-44 of it is never drawn. 2^19 tokens, the most that
+/// a model may have, add up to at most 2^63.
 inline constexpr int kWeightBits = 44;
 inline constexpr unsigned kRoots = 1024;
 

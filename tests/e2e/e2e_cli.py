@@ -3,6 +3,7 @@
 import ctypes
 import json
 import os
+import pathlib
 import platform
 import resource
 import select
@@ -143,7 +144,9 @@ def interrupted_load(suite):
     for n_signals in (1, 2):
         with open(suite.tmp / "said", "w+b") as said:
             process = subprocess.Popen([suite.binary, "load", out, "--threads", "1"], stderr=said, stdout=subprocess.DEVNULL)
-            time.sleep(0.1)
+            deadline = time.monotonic() + 30
+            while not pathlib.Path(said.name).stat().st_size and time.monotonic() < deadline:  # it speaks when its handler stands
+                time.sleep(0.005)
             for _ in range(n_signals):
                 process.send_signal(signal.SIGINT)
             assert process.wait(60) == 130
@@ -352,8 +355,11 @@ def ctrl_c_in_chat(suite):
             wait_for(b"> ", turn)
             os.write(parent, b"Tell me a very long story.\n")
             length = len(seen)
+            deadline = time.monotonic() + 60
             while len(seen) < length + 60:  # its echo, and some of the answer
-                seen += os.read(parent, 4096)
+                assert time.monotonic() < deadline, f"no answer in {seen[-500:]!r}"
+                if select.select([parent], [], [], 0.1)[0]:
+                    seen += os.read(parent, 4096)
             process.send_signal(signal.SIGINT)
             wait_for(b"(stopped)", turn)
         wait_for(b"> ", 3)
