@@ -244,8 +244,10 @@ std::unique_ptr<ProcessComm> ProcessComm::join(const ProcessRank& me, const Proc
   if (me.size > kMostProcesses)
     throw Error(ErrorKind::unsupported, str(me.size, " processes, at most ", kMostProcesses, " ranks are joined"));
   if (me.rank < 0 || me.rank >= me.size) throw Error(ErrorKind::bug, str("rank ", me.rank, " of ", me.size));
-  return std::make_unique<SharedComm>(me, meet(me, memory_bytes(me.size), options.timeout_s, options.stop),
-                                      options.on_failure);
+  auto joined = std::make_unique<SharedComm>(me, meet(me, memory_bytes(me.size), options.timeout_s, options.stop),
+                                             options.on_failure);
+  joined->barrier();  // who came early does nothing before all are there
+  return joined;
 }
 
 }  // namespace firstlight

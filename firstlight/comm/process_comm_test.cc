@@ -227,7 +227,11 @@ TEST(ProcessComm, WhoDoesNotComeOrDoesNotFitIsNamed) {
   EXPECT_THAT(refusal({0, 3, fresh_group()}, {.timeout_s = 0.1}), HasSubstr("missing: rank 1, 2"));
   EXPECT_THAT(refusal({1, 3, fresh_group()}, {.timeout_s = 0.1}), HasSubstr("rank 0 has not come"));
   EXPECT_THAT(refusal({3, 100, fresh_group()}), HasSubstr("unsupported: 100 processes"));
-  const std::string group = fresh_group();
+  std::string group = fresh_group();
+  auto early = std::async(std::launch::async, [&] { return refusal({2, 3, group}); });
+  EXPECT_THAT(refusal({0, 3, group}, {.timeout_s = 2}), HasSubstr("missing: rank 1"));
+  EXPECT_THAT(early.get(), HasSubstr("missing: rank 1"));
+  group = fresh_group();
   auto host = std::async(std::launch::async, [&] { return refusal({0, 2, group}); });
   EXPECT_THAT(refusal({1, 3, group}), HasSubstr("it is one of 3 ranks, rank 0 one of 2"));
   EXPECT_THAT(host.get(), HasSubstr("it is one of 3 ranks, rank 0 one of 2"));

@@ -21,6 +21,7 @@
 #include "firstlight/base/error.h"
 #include "firstlight/base/hash.h"
 #include "firstlight/base/str.h"
+#include "firstlight/comm/shared_meeting.h"
 
 namespace firstlight {
 
@@ -169,15 +170,25 @@ void require_present(const Met& met, int size) {
   }
 }
 
-Met receive_all(const ProcessRank& me, uint64_t memory_bytes, Clock::time_point last, double timeout_s,
-                const std::stop_token& stop) {
-  Met met;
-  met.ranks.resize(static_cast<size_t>(me.size));
-  met.memory = Handle(::memfd_create("firstlight-ranks", MFD_CLOEXEC | MFD_ALLOW_SEALING));
-  if (!met.memory || ::ftruncate(met.memory.get(), static_cast<off_t>(memory_bytes)) != 0 ||
-      ::fcntl(met.memory.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW) != 0) {
+Handle new_memory(const ProcessRank& me, uint64_t memory_bytes) {
+  Handle memory(::memfd_create("firstlight-ranks", MFD_CLOEXEC | MFD_ALLOW_SEALING));
+  if (!memory || ::ftruncate(memory.get(), static_cast<off_t>(memory_bytes)) != 0 ||
+      ::fcntl(memory.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW) != 0) {
     throw_system(str(memory_bytes, " bytes of shared memory"), me);
   }
+  return memory;
+}
+
+/// Who has come already sleeps at the first barrier: it is to read there why nothing comes of it.
+void tell_those_who_came(const Met& met, int size, const std::exception_ptr& cause) {
+  void* at = ::mmap(nullptr, sizeof(MeetingWords), PROT_READ | PROT_WRITE, MAP_SHARED, met.memory.get(), 0);
+  if (at == MAP_FAILED) return;
+  SharedMeeting(*static_cast<MeetingWords*>(at), 0, size).fail(0, cause);
+  ::munmap(at, sizeof(MeetingWords));
+}
+
+void receive_all(const ProcessRank& me, Clock::time_point last, double timeout_s, const std::stop_token& stop,
+                 Met& met) {
   const Handle door = new_socket(me);
   const Address address = address_of(me);
   if (::bind(door.get(), reinterpret_cast<const sockaddr*>(&address.name), address.size) != 0) {
@@ -195,7 +206,6 @@ Met receive_all(const ProcessRank& me, uint64_t memory_bytes, Clock::time_point 
     if (readable(door)) take_in(me, door, met);
     require_present(met, me.size);
   }
-  return met;
 }
 
 /// A connection to rank 0, which may not have come yet.
@@ -267,8 +277,17 @@ void Handle::close() {
 Met meet(const ProcessRank& me, uint64_t memory_bytes, double timeout_s, const std::stop_token& stop) {
   const auto last =
       Clock::now() + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(timeout_s));
-  return me.rank == 0 ? receive_all(me, memory_bytes, last, timeout_s, stop)
-                      : be_taken_in(me, memory_bytes, last, timeout_s, stop);
+  if (me.rank != 0) return be_taken_in(me, memory_bytes, last, timeout_s, stop);
+  Met met;
+  met.ranks.resize(static_cast<size_t>(me.size));
+  met.memory = new_memory(me, memory_bytes);
+  try {
+    receive_all(me, last, timeout_s, stop, met);
+  } catch (...) {
+    tell_those_who_came(met, me.size, std::current_exception());
+    throw;
+  }
+  return met;
 }
 
 }  // namespace firstlight
