@@ -198,7 +198,7 @@ void RankLoad::place(LoadLane& lane, std::vector<Buffer> arenas) {
     const size_t r = lane.ranks[i];
     RankState& rank = *ranks_[r];
     RankWeights made =
-        make_rank_weights(config_, rank.files.layout, std::move(arenas[i]), options_.tp, static_cast<int>(r));
+        make_rank_weights(config_, rank.files.layout, std::move(arenas[i]), options_.tp, rank.files.rank);
     made.ready = std::move(rank.ready);
     const std::lock_guard lock(failure_mutex_);
     if (failure_) std::rethrow_exception(failure_);
@@ -272,7 +272,7 @@ void RankLoad::count_job(const LoadJob& job) {
     rank.end_s = seconds_since_exec();
     if (options_.timeline != nullptr) {
       const char* phase = options_.verify == Verify::off ? "read rank " : "read+verify rank ";
-      options_.timeline->add(str(phase, job.rank), rank.lane->ready_s, rank.end_s);
+      options_.timeline->add(str(phase, rank.files.rank), rank.lane->ready_s, rank.end_s);
     }
   }
   if (jobs_left_.fetch_sub(1, std::memory_order_acq_rel) == 1) finish();
@@ -371,11 +371,11 @@ LoadReport RankLoad::wait() {
   report.verify_cpu_seconds = 1e-9 * static_cast<double>(hash_ns_.load());
   for (const LoadLane& lane : lanes_) report.verify_device_seconds += lane.checks ? lane.checks->seconds() : 0;
   uint64_t checked = 0, all = 0;
-  for (size_t r = 0; r < ranks_.size(); ++r) {
-    const RankState& rank = *ranks_[r];
+  for (const auto& each : ranks_) {
+    const RankState& rank = *each;
     checked += rank.leaves_checked;
     for (const ManifestPart& part : rank.files.manifest->parts) all += leaves_of(part);
-    report.ranks.push_back({static_cast<int>(r), rank.lane->device, rank.files.manifest->total_bytes(),
+    report.ranks.push_back({rank.files.rank, rank.lane->device, rank.files.manifest->total_bytes(),
                             rank.end_s - rank.lane->ready_s, rank.leaves_checked.load()});
   }
   report.verify = describe(options_.verify, checked, all);

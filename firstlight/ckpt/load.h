@@ -45,12 +45,17 @@ struct LoadReport {
 
 struct LoadOptions {
   int tp = 1;
-  Device device;                ///< of all ranks, …
-  std::vector<Device> devices;  ///< … or of each rank [tp]: all devices are filled at once, each by threads of its own
+  /// Rank checkpoints only: this one of the tp ranks and no other, where each rank is a process. weights() then has
+  /// one.
+  std::optional<int> rank;
+  Device device;  ///< of all ranks, …
+  std::vector<Device>
+      devices;  ///< … or of each rank that is loaded: all are filled at once, each by threads of its own
   Verify verify = Verify::full;
   int n_threads = 0;      ///< reader threads over all ranks; 0: usable cores
   double deadline_s = 0;  ///< for the whole load; 0: none
-  /// KV and activations over all ranks that must fit beside the weights; checked before a byte gets to the devices.
+  /// KV and activations over all ranks that are loaded here, which must fit beside the weights; checked before a byte
+  /// gets to the devices.
   uint64_t reserve_bytes = 0;
   std::function<uint64_t()> reserve;  ///< if set, asked instead, once, when the first device stands; may block
   std::optional<DType> dtype;         ///< traditional path only: f32 or bf16; default as `shard`
@@ -74,7 +79,7 @@ class Load {
  public:
   virtual ~Load() = default;  ///< cancels and waits
   virtual const ModelConfig& config() const = 0;
-  /// [tp]; valid as long as this object.
+  /// [tp], or the one of LoadOptions::rank; valid as long as this object.
   virtual std::vector<RankWeights>& weights() = 0;
   /// Blocks until all bytes of all ranks are there and checked; throws what went wrong first.
   virtual LoadReport wait() = 0;

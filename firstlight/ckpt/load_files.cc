@@ -8,6 +8,7 @@
 #include "firstlight/base/error.h"
 #include "firstlight/base/hash.h"
 #include "firstlight/base/str.h"
+#include "firstlight/ckpt/load_lane.h"
 
 namespace firstlight {
 
@@ -61,8 +62,10 @@ std::vector<RankFiles> open_ranks(const fs::path& out, const Manifest& manifest,
   const ManifestTp& tp = stored_tp(manifest, config, out, options.tp);
   check_tensor_list(config, manifest);
   std::vector<RankFiles> ranks;
-  for (const ManifestRank& rank : tp.ranks) {
+  for (size_t i = 0; i < n_loaded_ranks(options); ++i) {
     RankFiles files;
+    files.rank = loaded_rank(options, i);
+    const ManifestRank& rank = tp.ranks[static_cast<size_t>(files.rank)];
     files.manifest = &rank;
     for (const ManifestPart& part : rank.parts) {
       files.parts.push_back(open_listed(out, manifest, part.file));
@@ -77,19 +80,19 @@ std::vector<RankFiles> open_ranks(const fs::path& out, const Manifest& manifest,
   read_all(reader, reads, options);
 
   size_t next = 0;
-  for (size_t r = 0; r < ranks.size(); ++r) {
-    const ManifestRank& rank = tp.ranks[r];
+  for (RankFiles& files : ranks) {
+    const ManifestRank& rank = *files.manifest;
     std::vector<SafetensorsHeader> headers;
     for (const ManifestPart& part : rank.parts) {
       headers.push_back(parse_part_header(reads[next].into, part, reads[next].file->path()));
       ++next;
     }
-    ranks[r].layout = lay_out_arena(config, manifest, rank, options.tp, static_cast<int>(r), headers);
+    files.layout = lay_out_arena(config, manifest, rank, options.tp, files.rank, headers);
     if (options.verify != Verify::off) {
       const SmallRead& leaves = reads[next++];
       check_hash(leaves, manifest.files.at(rank.directory + "/leaves.xxh3").xxh3_128);
-      ranks[r].leaves.resize(leaves.into.size() / sizeof(uint64_t));  // as many as the manifest's sizes demand
-      std::memcpy(ranks[r].leaves.data(), leaves.into.data(), leaves.into.size());
+      files.leaves.resize(leaves.into.size() / sizeof(uint64_t));  // as many as the manifest's sizes demand
+      std::memcpy(files.leaves.data(), leaves.into.data(), leaves.into.size());
     }
   }
   return ranks;

@@ -22,6 +22,7 @@ inline constexpr uint64_t kStagedRequestBytes =
 
 /// One rank on storage: everything about it but its data.
 struct RankFiles {
+  int rank = 0;
   const ManifestRank* manifest = nullptr;
   std::vector<std::shared_ptr<const File>> parts;
   std::shared_ptr<const File> leaves_file;
@@ -44,8 +45,8 @@ struct SmallRead {
 /// Error{damaged} for a file that ended early, Error{io} for the rest.
 std::exception_ptr read_failure(int64_t result, const std::string& what, uint64_t file_size, double deadline_s);
 
-/// Opens the files of every rank and reads their headers and leaf hashes through `reader`. `reads` keeps the memory.
-/// Throws Error{not_found, damaged, bad_input, io}; Interrupted if `options.stop` was asked.
+/// Opens the files of every rank that is to be loaded and reads their headers and leaf hashes through `reader`. `reads`
+/// keeps the memory. Throws Error{not_found, damaged, bad_input, io}; Interrupted if `options.stop` was asked.
 std::vector<RankFiles> open_ranks(const fs::path& out, const Manifest& manifest, const ModelConfig& config,
                                   const LoadOptions& options, Reader& reader, std::vector<SmallRead>& reads);
 

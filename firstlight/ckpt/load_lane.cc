@@ -63,17 +63,20 @@ void fill(LoadLane& lane, const LoadOptions& options, int n_threads, StagingSize
 
 }  // namespace
 
-Device device_of(const LoadOptions& options, size_t rank) {
-  return options.devices.empty() ? options.device : options.devices[rank];
+Device device_of(const LoadOptions& options, size_t i) {
+  return options.devices.empty() ? options.device : options.devices[i];
 }
 
 std::vector<LoadLane> make_lanes(const LoadOptions& options, const LeafChecks::Done& checked) {
-  const auto tp = static_cast<size_t>(options.tp);
-  if (!options.devices.empty() && options.devices.size() != tp) {
-    throw Error(ErrorKind::bug, str("LoadOptions::devices has ", options.devices.size(), " devices for tp ", tp));
+  const size_t n_ranks = n_loaded_ranks(options);
+  if (!options.devices.empty() && options.devices.size() != n_ranks) {
+    throw Error(ErrorKind::bug, str("LoadOptions::devices has ", options.devices.size(), " devices for ",
+                                    options.rank ? "one rank of " : "", "tp ", options.tp));
   }
+  if (options.rank && (*options.rank < 0 || *options.rank >= options.tp))
+    throw Error(ErrorKind::bug, str("LoadOptions::rank is ", *options.rank, " of tp ", options.tp));
   std::vector<LoadLane> lanes;
-  for (size_t rank = 0; rank < tp; ++rank) {
+  for (size_t rank = 0; rank < n_ranks; ++rank) {
     const Device device = device_of(options, rank);
     auto lane = std::find_if(lanes.begin(), lanes.end(), [&](const LoadLane& is) { return is.device == device; });
     if (lane == lanes.end()) {
@@ -93,18 +96,21 @@ std::vector<Buffer> make_arenas(LoadLane& lane, const LoadOptions& options, cons
                                 const ManifestTp& tp, const std::shared_future<uint64_t>& reserve, double begin_s) {
   if (lane.on_device != nullptr) lane.on_device->wait_until_ready();
   lane.ready_s = std::max(begin_s, lane.started_s ? *lane.started_s : 0);
-  const uint64_t reserved = reserve.get() / tp.ranks.size() * lane.ranks.size();
+  const uint64_t reserved = reserve.get() / n_loaded_ranks(options) * lane.ranks.size();
   const Timeline::Scope phase(options.timeline,
                               options.devices.size() > 1 ? str("arena ", to_string(lane.device)) : "arena");
   uint64_t needed = 0;
+  const auto stored = [&](size_t i) -> const ManifestRank& {
+    return tp.ranks[static_cast<size_t>(loaded_rank(options, i))];
+  };
   for (const size_t rank : lane.ranks) {
-    needed += most_arena_bytes(tp.ranks[rank], manifest.tensors.size());
-    if (lane.on_device != nullptr) needed += tail_staging_bytes(tp.ranks[rank]);
+    needed += most_arena_bytes(stored(rank), manifest.tensors.size());
+    if (lane.on_device != nullptr) needed += tail_staging_bytes(stored(rank));
   }
   require_fits(needed, reserved, free_memory(lane.device), lane.device);
   std::vector<Buffer> arenas;
   for (const size_t rank : lane.ranks) {
-    arenas.emplace_back(lane.device, most_arena_bytes(tp.ranks[rank], manifest.tensors.size()));
+    arenas.emplace_back(lane.device, most_arena_bytes(stored(rank), manifest.tensors.size()));
   }
   return arenas;
 }

@@ -16,7 +16,7 @@ namespace firstlight {
 /// Reader threads and, on a device that is not the CPU, a pinned ring and a hasher.
 struct LoadLane {
   Device device;
-  std::vector<size_t> ranks;           ///< whose bytes go there
+  std::vector<size_t> ranks;           ///< whose bytes go there, counted among those that are loaded
   std::unique_ptr<LeafChecks> checks;  ///< only where leaves are hashed by a device
   std::unique_ptr<Reader> reader;      ///< destroyed before `checks`, which its callbacks use
   DeviceReader* on_device = nullptr;   ///< `reader`, if its requests end on a device
@@ -27,12 +27,18 @@ struct LoadLane {
   Reader& host_reader() { return on_device != nullptr ? on_device->host_reader() : *reader; }
 };
 
-/// The device of rank `rank`: of `options.devices`, else `options.device`.
-Device device_of(const LoadOptions& options, size_t rank);
+/// How many ranks are loaded here, and which the i-th of them is.
+inline size_t n_loaded_ranks(const LoadOptions& options) { return options.rank ? 1 : static_cast<size_t>(options.tp); }
+inline int loaded_rank(const LoadOptions& options, size_t i) {
+  return options.rank ? *options.rank : static_cast<int>(i);
+}
+
+/// The device of the i-th rank that is loaded: of `options.devices`, else `options.device`.
+Device device_of(const LoadOptions& options, size_t i);
 
 /// One lane for each different device, in the order of the ranks; threads are divided among them. On the way to a GPU
 /// its context and the ring are begun on a thread of the lane. `checked` is called as LeafChecks says, from each lane's
-/// own thread. Throws Error{bug} if `options.devices` are neither none nor one a rank.
+/// own thread. Throws Error{bug} if `options.devices` are neither none nor one a rank, or there is no such rank.
 std::vector<LoadLane> make_lanes(const LoadOptions& options, const LeafChecks::Done& checked);
 
 /// Memory for the arenas of the lane's ranks, as soon as its device stands; sets lane.ready_s, which is not before

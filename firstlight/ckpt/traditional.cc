@@ -64,6 +64,7 @@ void require_fits_everywhere(std::span<const ArenaLayout> layouts, const LoadOpt
 
 TraditionalLoad::TraditionalLoad(const Source& source, const LoadOptions& options) : config_(source.config()) {
   require_tp(config_, options.tp);
+  if (options.rank) throw Error(ErrorKind::unsupported, "the traditional path loads all ranks in one process");
   tensors_ = stored_tensors(source, choice_of(source, options));
   std::vector<DType> dtypes;
   for (const StoredTensor& tensor : tensors_) dtypes.push_back(tensor.dtype);

@@ -11,6 +11,7 @@
 #include "firstlight/base/str.h"
 #include "firstlight/cli/generate.h"
 #include "firstlight/cli/interrupt.h"
+#include "firstlight/cli/launch.h"
 #include "firstlight/cli/standard_input.h"
 
 namespace firstlight::cli {
@@ -171,6 +172,7 @@ void converse(Context& context, Chat& chat, bool json, bool by_hand) {
 
 int chat(Context& context, const ChatOptions& options) {
   context.json = options.json;
+  refuse_launched("chat");
   require_utf8(options.system, "--system");
   Session& session = Session::make(context, options.session);
   const ModelText& text = session.text();

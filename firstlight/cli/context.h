@@ -15,13 +15,18 @@ namespace CLI {
 class App;
 }
 
+namespace firstlight {
+class ProcessComm;
+}
+
 namespace firstlight::cli {
 
 struct Context {
   std::stop_token stop;
   Timeline timeline;
-  bool json = false;   ///< one JSON object on stdout; everything for people goes to stderr
-  bool quiet = false;  ///< nothing for people at all
+  bool json = false;                       ///< one JSON object on stdout; everything for people goes to stderr
+  bool quiet = false;                      ///< nothing for people at all
+  std::shared_ptr<ProcessComm> processes;  ///< where each rank is a process: this one's end; else null
 };
 
 /// A sub-command's work; the return value is the exit code.

@@ -5,7 +5,7 @@
 
 #include "firstlight/base/error.h"
 #include "firstlight/base/str.h"
-#include "firstlight/cli/session.h"
+#include "firstlight/cli/launch.h"
 
 namespace firstlight::cli {
 
@@ -18,6 +18,8 @@ struct LoadCommand {
 
 int run_load(Context& context, LoadCommand options) {
   context.json = options.json;
+  join_launched(context, options.session);
+  if (follows(context)) return follow(context, options.session, /*with_runner=*/false);
   Session& session = Session::make(context, options.session, /*with_text=*/false, /*with_runner=*/false);
   const LoadReport report = session.wait();
   const double end = seconds_since_exec();

@@ -15,6 +15,7 @@
 #include "firstlight/cli/arguments.h"
 #include "firstlight/cli/context.h"
 #include "firstlight/cli/interrupt.h"
+#include "firstlight/comm/process_comm.h"
 
 namespace firstlight::cli {
 
@@ -43,6 +44,18 @@ bool asks_json(int argc, char** argv) {
     if (std::string_view(argv[i]) == "--json") return true;
   }
   return false;
+}
+
+/// The command, and where each rank is a process the others hear of what ends it.
+int run_chosen(const Action& chosen, Context& context) {
+  try {
+    return chosen(context);
+  } catch (...) {
+    if (!context.processes) throw;
+    context.processes->fail(std::current_exception());
+    if (context.stop.stop_requested()) throw Interrupted();  // then the signal was the first cause, here or elsewhere
+    throw;
+  }
 }
 
 }  // namespace
@@ -96,7 +109,7 @@ int run_program(int argc, char** argv, Context& context) {
   context.json = asks_json(argc, argv);
   try {
     context.stop = watch_signals();
-    const int code = chosen(context);
+    const int code = run_chosen(chosen, context);
     std::fflush(stdout);
     return code;
   } catch (const Interrupted&) {

@@ -10,6 +10,7 @@
 #include "firstlight/base/str.h"
 #include "firstlight/cli/generate.h"
 #include "firstlight/cli/interrupt.h"
+#include "firstlight/cli/launch.h"
 #include "firstlight/cli/token_ids.h"
 
 namespace firstlight::cli {
@@ -104,8 +105,10 @@ void report(Context& context, const RunOptions& options, Session& session, const
 
 int run(Context& context, const RunOptions& options) {
   context.json = options.json;
-  const std::string prompt = prompt_text(options);
   SessionOptions session_options = options.session;
+  join_launched(context, session_options);
+  if (follows(context)) return follow(context, session_options, /*with_runner=*/true);
+  const std::string prompt = prompt_text(options);
   session_options.text_optional = !options.ids_file.empty();
   Session& session = Session::make(context, session_options);
   ModelText& text = session.text();

@@ -10,6 +10,7 @@
 #include "firstlight/base/error.h"
 #include "firstlight/base/str.h"
 #include "firstlight/cli/arguments.h"
+#include "firstlight/cli/launch.h"
 #include "firstlight/cli/session.h"
 #include "firstlight/cli/token_ids.h"
 #include "firstlight/engine/sampler.h"
@@ -111,9 +112,11 @@ int run_score(Context& context, ScoreOptions options) {
     throw Error(ErrorKind::bad_input, "score --top: the likeliest tokens are given with --json alone: add it");
   if (options.ids_file.empty() == options.text_file.empty())
     throw Error(ErrorKind::bad_input, "score: give one of --ids FILE and --text FILE");
-  const std::string text = text_to_score(options);
+  join_launched(context, options.session);
   constexpr int kChunk = 128;  // 128 rows of logits of a 128,256-word vocabulary: 66 MB
   options.session.logit_rows = kChunk;
+  if (follows(context)) return follow(context, options.session, /*with_runner=*/true);
+  const std::string text = text_to_score(options);
   Session& session = Session::make(context, options.session, options.ids_file.empty());
   const std::vector<int> ids = options.ids_file.empty() ? session.text().tokenizer->encode(text)
                                                         : read_ids(options.ids_file, session.config().vocab_size);

@@ -15,6 +15,7 @@
 #include "firstlight/cli/arguments.h"
 #include "firstlight/cli/early_load.h"
 #include "firstlight/cli/tp_choice.h"
+#include "firstlight/comm/process_comm.h"
 #include "firstlight/device/gpus.h"
 
 namespace firstlight::cli {
@@ -132,7 +133,11 @@ int n_usable_gpus(const SessionOptions& options, Device device) {
 }  // namespace
 
 Session::Session(Context& context, const SessionOptions& options, bool with_text, bool with_runner)
-    : context_(&context), watch_(std::make_shared<LoadWatch>(options.model, options.deadline_s)) {
+    : context_(&context),
+      watch_(std::make_shared<LoadWatch>(options.model, options.deadline_s)),
+      with_runner_(with_runner) {
+  ProcessComm* const processes = context.processes.get();
+  const bool decides = processes == nullptr || processes->rank() == 0;
   const int gpus_ahead = show_used_gpus(options);
   const auto prepare = [&] { return prepare_device(context, options.device); };
   std::future<DeviceChoice> device =
@@ -140,6 +145,7 @@ Session::Session(Context& context, const SessionOptions& options, bool with_text
   n_threads_ = options.threads > 0 ? options.threads : usable_cores();
   auto opening = std::make_unique<Timeline::Scope>(&context.timeline, "open");
   const ModelKind kind = model_kind(options.model);
+  if (processes != nullptr) require_joinable(options, kind);
   ModelConfig config;
   DType weights_dtype = DType::bf16;
   fs::path source_path = options.model;
@@ -180,12 +186,13 @@ Session::Session(Context& context, const SessionOptions& options, bool with_text
   if (with_text) start_text(std::move(files));
   const OpenCufile open_direct = open_cufile_once();
   ReaderChoice reader;  // made while the device's context comes up
-  if (!source_) reader = choose_reader(context, options, *manifest_, tp_, n_threads_, open_direct);
-  LoadOptions load = load_options(options, std::move(reader), open_direct);
+  if (!source_ && decides) reader = choose_reader(context, options, *manifest_, tp_, n_threads_, open_direct);
+  LoadOptions load = load_options(options, reader, open_direct);
   std::optional<EarlyLoad> early;
-  if (!source_ && !load.devices.empty()) early.emplace(options.model, load);
+  if (!source_ && !load.devices.empty() && processes == nullptr) early.emplace(options.model, load);
   const DeviceChoice choice = device.get();
   device_ = choice.device;
+  if (processes != nullptr) require_joinable(device_);
   if (options.reader == "cufile" && device_.kind == Device::Kind::cpu)
     throw Error(ErrorKind::bad_input, str("--reader cufile reads into a GPU's memory, the device is the CPU",
                                           choice.why.empty() ? "" : str(" (", choice.why, ")")));
@@ -204,7 +211,7 @@ Session::Session(Context& context, const SessionOptions& options, bool with_text
           str("tp: ", tp_, " (of those stored ",
               tp_ <= n_gpus ? "the largest" : "the smallest, more than one rank a GPU,", " for ", n_gpus, " GPUs)"));
   }
-  if (manifest_) start_small_files(options.model, options.traditional ? 1 : tp_, with_text);
+  if (manifest_ && decides) start_small_files(options.model, options.traditional ? 1 : tp_, with_text);
   devices_ = rank_devices(options.device, device_, tp_, device_.kind == Device::Kind::cpu ? Gpus() : gpus());
 
   KvKind kv = weights_dtype == DType::f32 ? KvKind::f32 : KvKind::bf16;
@@ -215,17 +222,28 @@ Session::Session(Context& context, const SessionOptions& options, bool with_text
   // What a GPU's arithmetic keeps for itself: cuBLASLt's workspace, logits of 64 rows, inputs rounded to bf16.
   // Inboxes of ranks that exchange sums.
   if (device_.kind == Device::Kind::cuda) extra_bytes_ += (uint64_t{256} << 20) * static_cast<uint64_t>(tp_);
-  choose_context(config, weight_bytes(config, tp_, weights_dtype), options, kv);
+  if (processes != nullptr) extra_bytes_ *= 3;  // each rank's columns of the logits, and all ranks' at rank 0
+  const uint64_t all_weights = weight_bytes(config, tp_, weights_dtype);
+  if (decides) choose_context(config, all_weights, options, kv);
 
   load.device = device_;
   load.devices = devices_;
   load.reserve_bytes = kv_page_bytes(config, tp_, kv) * static_cast<uint64_t>(runner_options_.n_pages) +
                        exact_bytes(config, tp_, runner_options_) + scratch_bytes(config, tp_, runner_options_) +
                        extra_bytes_;
+  if (processes != nullptr) {
+    agree(all_weights, load.reserve_bytes, with_runner, reader);
+    load.make_reader = [reader](int n) { return make_reader(reader, n); };
+    load.rank = processes->rank();
+    load.devices.clear();
+    load.reserve_bytes /= static_cast<uint64_t>(tp_);
+    load.n_threads = std::max(1, runner_options_.n_threads / tp_);
+    runner_options_.processes = processes;
+  }
   load_ = source_ ? load_traditionally(*source_, load)
           : early ? early->finish(load.devices, load.reserve_bytes)
                   : load_rank_checkpoint(options.model, load);
-  if (!with_runner) return;
+  if (!with_runner || !decides) return;
   const Timeline::Scope scope(&context.timeline, "runner");
   runner_ = make_runner(load_->config(), load_->weights(), runner_options_);
 }
@@ -274,38 +292,6 @@ KvUse Session::kv_use() const {
   const uint64_t bf16_pages = (pages + exact) / kv_page_bytes(config(), tp_, KvKind::bf16);
   return {runner_options_.kv, pages + exact, exact, runner_options_.n_pages * kPageTokens,
           static_cast<int64_t>(bf16_pages) * kPageTokens};
-}
-
-void Session::start_text(TextFiles files) {
-  text_future_ = start_future("the tokenizer", [this, files = std::move(files)] {
-    const Timeline::Scope scope(&context_->timeline, "tokenizer");
-    return load_text(files);
-  });
-}
-
-/// "Verified" is to mean all that a start depends on and what lies beside it: the small files of OUT, and the ranks'
-/// own configs and indices, which other readers open. SmolLM2: 0.1 ms (median of 40 on a busy machine) of a thread
-/// beside the load; tokenizer.json and its image, 2.0 and 1.2 MB, the text side hashes itself.
-void Session::start_small_files(const fs::path& out, int tp, bool with_text) {
-  small_files_ = start_future("small files", [this, out, tp, with_text] {
-    const Timeline::Scope scope(&context_->timeline, "verify small files");
-    for (const auto& [name, file] : manifest_->files) {
-      const bool read_as_text = with_text && (name == "tokenizer.json" || name == kTokenizerImage);
-      if (!read_as_text && is_small_file_of(*manifest_, tp, name)) read_listed(out, *manifest_, name);
-    }
-  });
-}
-
-ModelText& Session::text() {
-  if (!text_) text_ = text_future_.get();
-  if (small_files_.valid()) small_files_.get();
-  return *text_;
-}
-
-LoadReport Session::wait() {
-  const LoadReport report = load_->wait();
-  if (small_files_.valid()) small_files_.get();
-  return report;
 }
 
 void Session::choose_context(const ModelConfig& config, uint64_t arena_bytes, const SessionOptions& options,

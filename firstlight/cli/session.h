@@ -53,7 +53,8 @@ class Session {
  public:
   /// Opens the model, starts the load (and the text side on its own thread), and makes the runner. Returns while bytes
   /// may still be arriving. Prints the path taken and why. `with_text` = false leaves tokenizer and template out,
-  /// `with_runner` = false the runner.
+  /// `with_runner` = false the runner. With context.processes this is one rank's session, and rank 0's choices are
+  /// all ranks'.
   Session(Context& context, const SessionOptions& options, bool with_text = true, bool with_runner = true);
   ~Session();
   /// One that is never destroyed: the process ends with the command, and the kernel takes threads, pinned pages and
@@ -69,8 +70,11 @@ class Session {
   Load& load() { return *load_; }
   /// Blocks until the text side is ready and the small files are checked; rethrows what failed.
   ModelText& text();
-  /// Blocks until all weights are there and all that the session depends on is checked; rethrows what failed.
+  /// Blocks until all weights are there and all that the session depends on is checked; rethrows what failed. Where
+  /// ranks are processes, it ends their work, too: the last call, once.
   LoadReport wait();
+  /// Of a rank but the first of several processes: computes what rank 0 asks for, until its wait().
+  void follow();
   /// Tokens a sequence may have, and why it is not the model's own maximum ("" if it is).
   int64_t max_context() const { return max_context_; }
   int tp() const { return tp_; }
@@ -84,6 +88,10 @@ class Session {
   LoadOptions load_options(const SessionOptions& options, ReaderChoice reader, OpenCufile open_direct);
   void start_text(TextFiles files);
   void start_small_files(const fs::path& out, int tp, bool with_text);
+  static void require_joinable(const SessionOptions& options, ModelKind kind);
+  static void require_joinable(Device device);
+  void agree(uint64_t all_weights, uint64_t reserve, bool with_runner, ReaderChoice& reader);
+  LoadReport end_group(LoadReport report);
 
   Context* context_;
   std::shared_ptr<LoadWatch> watch_;  // outlives what may wait for a stuck read
@@ -101,6 +109,7 @@ class Session {
   std::vector<Device> devices_;
   int tp_ = 1;
   int n_threads_ = 1;
+  bool with_runner_ = true;
 };
 
 /// The largest stored tp that has a GPU for each rank; the smallest if none does, as on the CPU (0 GPUs), where ranks

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What tensor-parallel ranks say to each other. Ranks are threads of one process, on the CPU or on a GPU each.
+// What tensor-parallel ranks say to each other. Ranks are threads of one process, on the CPU or on a GPU each; or
+// processes, process_comm.h.
 #pragma once
 #include <exception>
 #include <memory>

@@ -159,8 +159,7 @@ void LlamaRank::add_to_residual(Matrix<const float> in, const Weight& w, const W
   comm_.all_reduce_sum(flat(x), stream_);
 }
 
-/// Ranks are threads of one process, so each writes its columns where the caller wants them; the padding rows of the
-/// vocabulary have none.
+/// Each rank writes its columns where the caller wants them; the padding rows of the vocabulary have none.
 void LlamaRank::write_logits(const Activations& a, const Batch& batch, std::span<Likeliest> likeliest) {
   ops_->rms_norm(constant(a.x), weights_.final_norm(), eps_, a.normed);
   const Weight& lm_head = weights_.lm_head();
@@ -172,7 +171,7 @@ void LlamaRank::write_logits(const Activations& a, const Batch& batch, std::span
   if (lm_head.rows == 0) return;
   const Matrix<float>& logits = batch.logits;
   ops_->logits(constant(a.normed), lm_head,
-               {logits.data + weights_.vocab_begin(), logits.rows, lm_head.rows, logits.stride});
+               {logits.data + (weights_.vocab_begin() - batch.logits_begin), logits.rows, lm_head.rows, logits.stride});
 }
 
 void LlamaRank::keep_wanted(const Batch& batch, Activations& a) {

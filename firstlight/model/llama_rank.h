@@ -24,9 +24,10 @@ struct Batch {
   std::vector<int> ids;
   std::vector<AttentionSpan> spans;   ///< cover the rows of ids in order
   std::vector<AttentionSpan> wanted;  ///< the parts of spans whose logits are wanted, in order
-  Matrix<float> logits;               ///< [wanted rows, vocab_size]; or, of a single rank, …
+  Matrix<float> logits;               ///< [wanted rows, vocabulary from logits_begin on]; or, of a single rank, …
   std::span<const Draw> draws;        ///< … what to draw from the wanted rows, …
   std::span<int> drawn;               ///< … and where to
+  int64_t logits_begin = 0;           ///< the first column of `logits` is of this token
 };
 
 /// Sizes of one rank of `tp`.

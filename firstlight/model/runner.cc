@@ -1,22 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
-// Runs the ranks of a model together: checks a batch, hands it to every rank's thread, ends all of them when one fails.
+// Checks a batch and hands it to the ranks.
 #include "firstlight/model/runner.h"
 
 #include <algorithm>
-#include <cmath>
 #include <utility>
 
 #include "firstlight/base/error.h"
 #include "firstlight/base/str.h"
 #include "firstlight/ckpt/slice_map.h"
-#include "firstlight/comm/comm.h"
-#include "firstlight/model/llama_rank.h"
+#include "firstlight/comm/process_comm.h"
+#include "firstlight/model/rank_crew.h"
 
 namespace firstlight {
 namespace {
 
 constexpr uint64_t kPanelBytes = 1 << 20;  // a thread's panels and attention block, rounded up
-constexpr int kPoolSpin = 4000;            // polls of a waiting thread before it sleeps: as ThreadPool's default
 
 void check_chunk(const SequenceChunk& chunk, const ModelConfig& config, int64_t n_pages) {
   const auto n = static_cast<int64_t>(chunk.tokens.size());
@@ -47,29 +45,14 @@ class LlamaRunner final : public Runner {
         pool_(options.n_pages),
         exact_pool_(options.n_exact_pages),
         compressed_(is_compressed(options.kv)),
-        tp_(static_cast<int>(weights.size())),
-        crew_(tp_, 0) {
-    const bool on_cpu = weights[0].arena.device().kind == Device::Kind::cpu;
-    const int cores = usable_cores(), n_threads = !on_cpu ? 1 : options.n_threads > 0 ? options.n_threads : cores;
-    const int spin =
-        tp_ > 1 || n_threads > cores ? 0 : kPoolSpin;  // waiting threads must not take the cores of working ones
-    if (!on_cpu && cores > tp_) crew_.set_spin(kPoolSpin);
-    std::vector<Device> devices;
-    for (const RankWeights& rank : weights) devices.push_back(rank.arena.device());
-    comms_ = make_comms(devices);
-    for (size_t r = 0; r < weights.size(); ++r) {
-      ranks_.push_back(
-          std::make_unique<LlamaRank>(config_, weights[r], options, *comms_[r], std::max(1, n_threads / tp_), spin));
-    }
-    picks_.resize(weights.size());
-  }
+        tp_(weights[0].tp),
+        crew_(options.processes != nullptr ? make_process_crew(config_, weights, options)
+                                           : make_thread_crew(config_, weights, options)) {}
 
   void forward(std::span<const SequenceChunk> chunks, std::vector<float>& logits) override {
     const size_t n_wanted = gather(chunks);
     logits.resize(n_wanted * static_cast<size_t>(config_.vocab_size));
-    batch_.logits = {logits.data(), static_cast<int64_t>(n_wanted), config_.vocab_size, config_.vocab_size};
-    for (std::vector<Likeliest>& picks : picks_) picks.clear();
-    run();
+    run({.logits = {logits.data(), static_cast<int64_t>(n_wanted), config_.vocab_size, config_.vocab_size}});
   }
 
   void forward_drawn(std::span<const SequenceChunk> chunks, std::span<const Draw> draws,
@@ -78,56 +61,28 @@ class LlamaRunner final : public Runner {
     const size_t n_wanted = gather(chunks);
     if (draws.size() != n_wanted) throw Error(ErrorKind::bug, str(draws.size(), " draws for ", n_wanted, " rows"));
     ids.assign(n_wanted, -1);
-    batch_.draws = draws;
-    batch_.drawn = ids;
-    picks_[0].clear();
-    run();
+    run({.draws = draws, .drawn = ids});
   }
 
   void forward_greedy(std::span<const SequenceChunk> chunks, std::vector<Likeliest>& likeliest) override {
-    const size_t n_wanted = gather(chunks);
-    for (std::vector<Likeliest>& picks : picks_) picks.assign(n_wanted, {});
-    run();
-    likeliest = picks_[0];
-    for (size_t r = 1; r < picks_.size(); ++r) {
-      for (size_t i = 0; i < n_wanted; ++i) likeliest[i] = likelier(likeliest[i], picks_[r][i]);
-    }
+    likeliest.assign(gather(chunks), {});
+    run({.likeliest = likeliest});
   }
 
   const ModelConfig& config() const override { return config_; }
   PagePool& pool() override { return pool_; }
   PagePool* exact_pool() override { return compressed_ ? &exact_pool_ : nullptr; }
-  std::string_view ops_name() const override { return ranks_[0]->ops_name(); }
-  std::string_view comm_path() const override { return comms_[0]->path(); }
+  std::string_view ops_name() const override { return crew_->ops_name(); }
+  std::string_view comm_path() const override { return crew_->comm_path(); }
+  void finish() override { crew_->finish(); }
 
  private:
-  /// Of two ranks' likeliest; ranks without rows of the vocabulary have minus infinity.
-  static Likeliest likelier(const Likeliest& a, const Likeliest& b) {
-    const auto is_wrong = [](const Likeliest& x) { return x.id < 0 && x.logit != -INFINITY; };
-    if (is_wrong(a) || is_wrong(b)) return is_wrong(a) ? a : b;
-    if (a.logit != b.logit) return a.logit > b.logit ? a : b;
-    return a.id < b.id ? a : b;
-  }
-
-  void run() {
-    if (batch_.ids.empty()) return;
-    try {
-      crew_.run([this](int rank) { run_rank(static_cast<size_t>(rank)); });
-    } catch (...) {
-      const std::exception_ptr cause = std::current_exception();
-      try {
-        comms_[0]->reset();              // the next call is a new one
-      } catch (const std::exception&) {  // a device is lost: the ranks stay failed, with this cause
-      }
-      std::rethrow_exception(cause);
-    }
+  void run(const PassResult& result) {
+    if (!batch_.ids.empty()) crew_->run(batch_, result);
   }
 
   /// Fills batch_ with the chunks' rows; how many of them are wanted.
   size_t gather(std::span<const SequenceChunk> chunks) {
-    batch_.logits = {};
-    batch_.draws = {};
-    batch_.drawn = {};
     batch_.ids.clear();
     batch_.spans.clear();
     batch_.wanted.clear();
@@ -159,38 +114,33 @@ class LlamaRunner final : public Runner {
     return chunk.pages->exact().data();
   }
 
-  void run_rank(size_t rank) {
-    Comm& comm = *comms_[rank];
-    try {
-      ranks_[rank]->forward(batch_, picks_[rank]);
-    } catch (...) {
-      comm.fail(std::current_exception());
-      comm.check();  // throws the first cause, on every rank the same
-    }
-  }
-
   const ModelConfig config_;
   const int max_batch_tokens_;
   PagePool pool_, exact_pool_;
   const bool compressed_;
   const int tp_;
-  std::vector<std::unique_ptr<Comm>> comms_;
-  std::vector<std::unique_ptr<LlamaRank>> ranks_;
   Batch batch_;
-  std::vector<std::vector<Likeliest>> picks_;  // of each rank, in a greedy pass
-  ThreadPool crew_;                            // one thread a rank, rank 0 on the caller's
+  const std::unique_ptr<RankCrew> crew_;
 };
 
-void check_options(const ModelConfig& config, const std::vector<RankWeights>& weights, const RunnerOptions& options) {
+}  // namespace
+
+void check_ranks(const ModelConfig& config, const std::vector<RankWeights>& weights, const RunnerOptions& options) {
   if (weights.empty()) throw Error(ErrorKind::bug, "a runner without ranks");
-  const int tp = static_cast<int>(weights.size());
+  const ProcessComm* processes = options.processes;
+  const int tp = processes != nullptr ? processes->size() : static_cast<int>(weights.size());
+  const int first = processes != nullptr ? processes->rank() : 0;
   require_tp(config, tp);
-  for (int r = 0; r < tp; ++r) {
-    const RankWeights& rank = weights[static_cast<size_t>(r)];
-    if (rank.rank != r || rank.tp != tp) {
+  for (size_t i = 0; i < weights.size(); ++i) {
+    const RankWeights& rank = weights[i];
+    const int r = first + static_cast<int>(i);
+    if (rank.rank != r || rank.tp != tp || (processes != nullptr && i > 0)) {
       throw Error(ErrorKind::bug,
                   str("weights of rank ", rank.rank, " of ", rank.tp, " stand where rank ", r, " of ", tp, " should"));
     }
+    if (processes != nullptr && rank.arena.device().kind != Device::Kind::cpu)
+      throw Error(ErrorKind::unsupported, str("one process a rank is done on the CPU only, the weights are on ",
+                                              to_string(rank.arena.device())));
   }
   if (options.max_batch_tokens < 1) throw Error(ErrorKind::bug, str("max_batch_tokens ", options.max_batch_tokens));
   const int64_t exact = is_compressed(options.kv) ? exact_pages_for(1, options.max_batch_tokens, options.n_pages) : 0;
@@ -204,8 +154,6 @@ void check_options(const ModelConfig& config, const std::vector<RankWeights>& we
     throw Error(ErrorKind::out_of_memory, str(options.n_pages, " KV pages of ", page, " bytes"));
   }
 }
-
-}  // namespace
 
 void Runner::forward_greedy(std::span<const SequenceChunk> batch, std::vector<Likeliest>& likeliest) {
   std::vector<float> logits;
@@ -232,7 +180,7 @@ void Runner::forward_drawn(std::span<const SequenceChunk> batch, std::span<const
 
 std::unique_ptr<Runner> make_runner(const ModelConfig& config, std::vector<RankWeights>& weights,
                                     const RunnerOptions& options) {
-  check_options(config, weights, options);
+  check_ranks(config, weights, options);
   return std::make_unique<LlamaRunner>(config, weights, options);
 }
 

@@ -16,6 +16,8 @@
 
 namespace firstlight {
 
+class ProcessComm;
+
 /// Some consecutive tokens of one sequence.
 struct SequenceChunk {
   std::span<const int> tokens;  ///< at positions [position, position + tokens.size())
@@ -33,6 +35,9 @@ struct RunnerOptions {
   int max_batch_tokens = 512;
   int n_threads = 0;                                          ///< over all ranks; 0: usable cores
   std::function<std::unique_ptr<Ops>(ThreadPool&)> make_ops;  ///< one a rank; default: by the weights' device
+  /// Null: every rank is a thread of this process. Else each is a process of its own, which has this end of their group
+  /// and the weights of its rank alone; on the CPU only. Outlives the runner.
+  ProcessComm* processes = nullptr;
 };
 
 /// Owns each rank's KV pages and scratch, and the rank threads. The weights must outlive it. One forward() at a time.
@@ -59,10 +64,16 @@ class Runner {
   virtual std::string_view ops_name() const = 0;  ///< of rank 0: "cpu: avx512_bf16, 2 threads"
   /// How ranks exchange sums: Comm::path().
   virtual std::string_view comm_path() const { return "one rank"; }
+  /// Ranks in other processes return from follow_passes(). No pass may follow.
+  virtual void finish() {}
 };
 
+/// With options.processes: rank 0's; the other ranks call follow_passes().
 std::unique_ptr<Runner> make_runner(const ModelConfig& config, std::vector<RankWeights>& weights,
                                     const RunnerOptions& options);
+/// Computes this process's rank of every pass of rank 0's runner, until that is finished. options as rank 0's, but for
+/// `processes`. Throws the first cause if any rank fails.
+void follow_passes(const ModelConfig& config, std::vector<RankWeights>& weights, const RunnerOptions& options);
 
 /// Bytes of one page over all layers and all ranks.
 uint64_t kv_page_bytes(const ModelConfig& config, int tp, KvKind kind);

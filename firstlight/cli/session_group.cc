@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+// A session whose ranks are processes: what rank 0 has chosen becomes all ranks' choice, and what all have loaded rank
+// 0's report.
+#include <algorithm>
+#include <cstring>
+#include <nlohmann/json.hpp>
+
+#include "firstlight/base/error.h"
+#include "firstlight/base/hash.h"
+#include "firstlight/base/str.h"
+#include "firstlight/ckpt/arena.h"
+#include "firstlight/cli/session.h"
+#include "firstlight/comm/process_comm.h"
+
+namespace firstlight::cli {
+
+namespace {
+
+/// What rank 0 hears of another rank's load.
+struct LoadedRank {
+  int64_t rank;
+  uint64_t bytes, leaves_checked;
+  double seconds, verify_cpu_seconds;
+};
+
+std::vector<std::byte> bytes_of(const std::string& text) {
+  std::vector<std::byte> bytes(text.size());
+  std::memcpy(bytes.data(), text.data(), text.size());
+  return bytes;
+}
+
+}  // namespace
+
+void Session::require_joinable(const SessionOptions& options, ModelKind kind) {
+  if (kind != ModelKind::rank_checkpoint || options.traditional) {
+    throw Error(ErrorKind::unsupported, str("one process a rank reads rank checkpoints only: firstlight shard ",
+                                            options.model, " -o OUT --tp ", options.tp));
+  }
+}
+
+void Session::require_joinable(Device device) {
+  if (device.kind == Device::Kind::cpu) return;
+  throw Error(ErrorKind::unsupported,
+              str("one process a rank is done on the CPU only (--device cpu), and this is ", to_string(device),
+                  "; without RANK and WORLD_SIZE one process fills all GPUs at once"));
+}
+
+/// The memory is the host's, and all ranks' weights come out of it: rank 0 looks before any of them is there.
+void Session::agree(uint64_t all_weights, uint64_t reserve, bool with_runner, ReaderChoice& reader) {
+  ProcessComm& processes = *context_->processes;
+  const bool decides = processes.rank() == 0;
+  if (decides) require_fits(all_weights, reserve, free_memory(device_), device_);
+  const std::string manifest = firstlight::to_json(*manifest_),
+                    model = xxh3_128_hex(std::as_bytes(std::span(manifest)));
+  RunnerOptions& runner = runner_options_;
+  const nlohmann::json mine{{"model", model},
+                            {"with_runner", with_runner},
+                            {"kv", static_cast<int>(runner.kv)},
+                            {"n_pages", runner.n_pages},
+                            {"n_exact_pages", runner.n_exact_pages},
+                            {"max_batch_tokens", runner.max_batch_tokens},
+                            {"n_threads", runner.n_threads},
+                            {"reader", static_cast<int>(reader.kind)},
+                            {"why", reader.why}};
+  std::vector<std::byte> bytes = bytes_of(decides ? mine.dump() : "");
+  processes.broadcast(bytes);
+  if (decides) return;
+  const auto theirs = nlohmann::json::parse(std::string(reinterpret_cast<const char*>(bytes.data()), bytes.size()));
+  if (theirs.at("model") != model || theirs.at("with_runner") != with_runner) {
+    throw Error(ErrorKind::bad_input,
+                str("this rank was started with ", theirs.at("model") != model ? "another model" : "another command",
+                    " than rank 0: all ranks have the same command line"));
+  }
+  runner.kv = static_cast<KvKind>(theirs.at("kv").get<int>());
+  runner.n_pages = theirs.at("n_pages");
+  runner.n_exact_pages = theirs.at("n_exact_pages");
+  runner.max_batch_tokens = theirs.at("max_batch_tokens");
+  runner.n_threads = theirs.at("n_threads");
+  reader = {static_cast<ReaderKind>(theirs.at("reader").get<int>()), theirs.at("why").get<std::string>()};
+}
+
+/// The last that ranks say to each other.
+LoadReport Session::end_group(LoadReport report) {
+  ProcessComm& processes = *context_->processes;
+  if (runner_) runner_->finish();
+  const RankReport& own = report.ranks.at(0);
+  const LoadedRank mine{own.rank, own.bytes, own.leaves_checked, report.seconds, report.verify_cpu_seconds};
+  std::vector<LoadedRank> all(processes.rank() == 0 ? static_cast<size_t>(processes.size()) : 0);
+  processes.gather(std::as_bytes(std::span(&mine, 1)), std::as_writable_bytes(std::span(all)));
+  for (size_t r = 1; r < all.size(); ++r) {
+    report.ranks.push_back(
+        {static_cast<int>(all[r].rank), device_, all[r].bytes, all[r].seconds, all[r].leaves_checked});
+    report.bytes += all[r].bytes;
+    report.seconds = std::max(report.seconds, all[r].seconds);
+    report.verify_cpu_seconds += all[r].verify_cpu_seconds;
+  }
+  processes.leave();
+  return report;
+}
+
+LoadReport Session::wait() {
+  const LoadReport report = load_->wait();
+  if (small_files_.valid()) small_files_.get();
+  return context_->processes ? end_group(report) : report;
+}
+
+void Session::follow() {
+  if (with_runner_) follow_passes(load_->config(), load_->weights(), runner_options_);
+  wait();
+}
+
+}  // namespace firstlight::cli

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+// Ranks that are processes of one host, started by a launcher: what they say to each other through shared memory, and
+// how all of them end when one does.
+#pragma once
+#include <functional>
+#include <memory>
+#include <span>
+#include <stop_token>
+#include <string>
+#include <vector>
+
+#include "firstlight/base/error.h"
+#include "firstlight/comm/comm.h"
+#include "firstlight/comm/rendezvous.h"
+
+namespace firstlight {
+
+struct ProcessCommOptions {
+  double timeout_s = 60;      ///< for all ranks to come: launchers start them within seconds of each other
+  std::stop_token stop = {};  ///< while they come
+  /// Told once, on a thread of the comm's own, that a rank in another process has failed or is gone; whatever this
+  /// process is doing then, it has been waiting for nothing. Not told of what this process itself gave to fail().
+  std::function<void(const std::exception_ptr& cause)> on_failure = {};
+};
+
+/// This process's end of the group; on the CPU alone. Sums are added in rank order, as threads of one process add them:
+/// the same bits. Collectives sleep at their barriers. Memory: (size + 1) * 4 MiB, shared; larger collectives go
+/// through it piece by piece.
+///
+/// Each process keeps a connection to rank 0. One whose process ends without leave() (killed, crashed) is a failure of
+/// that rank, which its peers see at once. A failed group stays failed: reset() does nothing.
+class ProcessComm : public Comm {
+ public:
+  /// Blocks until all ranks have come. Throws as meet() does, Error{unsupported} for more than 64 ranks.
+  static std::unique_ptr<ProcessComm> join(const ProcessRank& me, const ProcessCommOptions& options);
+
+  /// All ranks get rank 0's bytes, as many as they are.
+  virtual void broadcast(std::vector<std::byte>& bytes) = 0;
+  /// Rank 0 gets all ranks' bytes, in rank order: all[r * mine.size() …]. Sizes equal on all ranks; `all` is empty on
+  /// the others.
+  virtual void gather(std::span<const std::byte> mine, std::span<std::byte> all) = 0;
+  /// The good end: blocks until all ranks are here. From then on this process may end and nobody fails.
+  virtual void leave() = 0;
+};
+
+}  // namespace firstlight
