@@ -56,6 +56,9 @@ class Runner {
   /// The pool that the PageTables of a compressed cache take exact pages from, else null. The caller gives them back by
   /// PageTable::release_exact() as a sequence moves on.
   virtual PagePool* exact_pool() { return nullptr; }
+  /// Where each rank's pages lie [tp], for who saves and restores them between two passes; of pages that no sequence
+  /// was computed into the bytes mean nothing.
+  virtual std::vector<RankPages> rank_pages() const { return {}; }
   virtual std::string_view ops_name() const = 0;  ///< of rank 0: "cpu: avx512_bf16, 2 threads"
   /// How ranks exchange sums: Comm::path().
   virtual std::string_view comm_path() const { return "one rank"; }
