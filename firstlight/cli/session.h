@@ -76,6 +76,8 @@ class Session {
   int tp() const { return tp_; }
   /// Null unless MODEL is a rank checkpoint.
   const Manifest* manifest() const { return manifest_ ? &*manifest_ : nullptr; }
+  /// Null where MODEL is read as a rank checkpoint.
+  const Source* source() const { return source_.get(); }
   Device device() const { return device_; }                        ///< of rank 0
   const std::vector<Device>& devices() const { return devices_; }  ///< of each rank
   int n_threads() const { return n_threads_; }

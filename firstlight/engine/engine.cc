@@ -154,20 +154,19 @@ void Engine::Impl::admit() {
   PagePool& pool = runner.pool();
   while (!waiting.empty() && running.size() < max_running) {
     const SequencePtr sequence = waiting.front();
-    auto pages = std::make_unique<PageTable>(pool, runner.exact_pool());
+    if (!sequence->pages) sequence->pages = std::make_unique<PageTable>(pool, runner.exact_pool());
     // Beside others, leave a page for each of them to grow into, or one of them would put it back at once.
-    const int64_t needed = (sequence->n_tokens() + kPageTokens - 1) / kPageTokens;
+    const int64_t needed = (sequence->n_tokens() - sequence->pages->capacity() + kPageTokens - 1) / kPageTokens;
     if (!running.empty() && pool.n_free() - needed < static_cast<int64_t>(running.size())) return;
-    if (!pages->try_reserve(sequence->n_tokens())) {
+    if (!sequence->pages->try_reserve(sequence->n_tokens())) {
       if (!running.empty()) return;
       waiting.pop_front();  // nobody here will ever free a page: someone else holds them
+      sequence->pages.reset();
       sequence->deliver(sequence->end(FinishReason::error, str("needs ", needed, " KV pages, ", pool.n_free(), " of ",
                                                                pool.n_pages(), " are free")));
       continue;
     }
     waiting.pop_front();
-    sequence->pages = std::move(pages);
-    sequence->n_cached = 0;
     running.push_back(sequence);
   }
 }
@@ -185,6 +184,15 @@ bool Engine::Impl::reserve_or_preempt(const SequencePtr& sequence) {
   return true;
 }
 
+/// Of n_left tokens of a prompt, at most `budget`. A few rows are another class of products and of attention on the
+/// CPU: a chunk leaves none or kMatrixRows at least, so that a prompt's bits do not depend on where its first chunk
+/// began.
+static int64_t chunk_of(int64_t n_left, int64_t budget) {
+  if (n_left <= budget) return n_left;
+  const int64_t n = std::min(budget, n_left - kMatrixRows);
+  return n >= kMatrixRows ? n : budget;
+}
+
 std::vector<Engine::Impl::Work> Engine::Impl::plan() {
   std::vector<Work> work;
   int64_t budget = options.prefill_chunk;
@@ -198,7 +206,7 @@ std::vector<Engine::Impl::Work> Engine::Impl::plan() {
   for (const SequencePtr& sequence : running) {
     const int64_t n_left = sequence->n_tokens() - sequence->n_cached;
     if (sequence->is_decoding() || budget == 0) continue;
-    const int64_t n = std::min(n_left, budget);
+    const int64_t n = chunk_of(n_left, budget);
     work.push_back({sequence, n, n == n_left});
     budget -= n;
   }
@@ -298,10 +306,20 @@ Engine::Engine(Runner& runner, const Tokenizer* tokenizer, EngineOptions options
     : impl_(std::make_unique<Impl>(runner, tokenizer, std::move(options))) {}
 Engine::~Engine() = default;
 
-uint64_t Engine::submit(Request request, TokenFn on_token) {
+uint64_t Engine::submit(Request request, TokenFn on_token, Prefix prefix) {
   impl_->check(request);
   const uint64_t id = impl_->next_id++;
-  impl_->waiting.push_back(std::make_shared<Sequence>(id, std::move(request), std::move(on_token), impl_->tokenizer));
+  auto sequence = std::make_shared<Sequence>(id, std::move(request), std::move(on_token), impl_->tokenizer);
+  if (prefix.pages) {
+    const int64_t capacity = prefix.pages->capacity();
+    if (prefix.n_tokens > capacity || n_running() + n_waiting() > 0) {
+      throw Error(ErrorKind::bug, str("a prefix of ", prefix.n_tokens, " tokens in pages for ", capacity, ", beside ",
+                                      n_running() + n_waiting(), " requests"));
+    }
+    sequence->n_cached = reusable_tokens(sequence->n_tokens(), prefix.n_tokens);
+    sequence->pages = std::move(prefix.pages);
+  }
+  impl_->waiting.push_back(std::move(sequence));
   return id;
 }
 

@@ -7,9 +7,11 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "firstlight/base/error.h"
+#include "firstlight/engine/prefix.h"
 #include "firstlight/engine/sampler.h"
 #include "firstlight/model/runner.h"
 #include "firstlight/text/tokenizer.h"
@@ -58,7 +60,9 @@ class Engine {
 
   /// Queues a request; its events come from step(). Throws Error{bad_input} for an id out of range,
   /// Error{out_of_memory} for a prompt that can never fit.
-  uint64_t submit(Request request, TokenFn on_token);
+  uint64_t submit(Request request, TokenFn on_token) { return submit(std::move(request), std::move(on_token), {}); }
+  /// With a prefix the prompt goes on from its reusable_tokens(). Only while nothing runs or waits (Error{bug}).
+  uint64_t submit(Request request, TokenFn on_token, Prefix prefix);
   void cancel(uint64_t request);
   /// One forward pass over what is runnable: one token for each decoding sequence, then prompt chunks up to the budget.
   /// A request that cannot get pages waits; if running ones run dry, the youngest is put back to the queue and
