@@ -55,7 +55,7 @@ Request GenerateOptions::request(std::vector<int> prompt) const {
 
 double Answer::prompt_tokens_per_s() const {
   const double computing = prompt_seconds - waited_seconds;
-  return computing > 0 ? static_cast<double>(n_prompt - n_taken) / computing : 0;
+  return computing > 0 ? static_cast<double>(n_prompt - n_shared) / computing : 0;
 }
 
 double Answer::tokens_per_s() const {
@@ -66,7 +66,6 @@ Answer generate(Context& context, Engine& engine, Request request, const std::fu
                 const std::stop_token& turn, Prefix prefix) {
   Answer answer;
   answer.n_prompt = request.prompt.size();
-  answer.n_taken = static_cast<size_t>(reusable_tokens(static_cast<int64_t>(answer.n_prompt), prefix.n_tokens));
   std::string error;
   ErrorKind error_kind = ErrorKind::bug;
   const double start = seconds_since_exec();
@@ -84,6 +83,7 @@ Answer generate(Context& context, Engine& engine, Request request, const std::fu
       on_text(event.text);
     }
     answer.finish = event.finish;
+    answer.n_shared = static_cast<size_t>(event.n_shared);
     error = event.error;
     error_kind = event.error_kind;
   };

@@ -45,10 +45,11 @@ struct PrefixFixture : Fixture {
     config.max_context = 2048;
     return config;
   }
-  explicit PrefixFixture(KvKind kind, int tp) : Fixture(tp, config(), 0, DType::bf16, 40) {
+  PrefixFixture(KvKind kind, int tp, decltype(RunnerOptions::make_ops) ops = nullptr)
+      : Fixture(tp, config(), 0, DType::bf16, 40) {
     options.kv = kind;
     options.n_exact_pages = is_compressed(kind) ? exact_pages_for(1, options.max_batch_tokens, options.n_pages) : 0;
-    options.make_ops = nullptr;
+    options.make_ops = std::move(ops);
     runner = make_runner(model.config, weights, options);
     info.model = "xxh3:0";
     info.computed_by = "test";
@@ -120,6 +121,85 @@ TEST_P(RestoredPrefix, GivesTheLogitsOfTheWholePromptToTheBit) {
 INSTANTIATE_TEST_SUITE_P(Kinds, RestoredPrefix,
                          testing::Combine(testing::Values(KvKind::f32, KvKind::bf16, KvKind::tq4, KvKind::k3v2),
                                           testing::Values(1, 2)));
+
+/// A prompt after another, with sharing and without: the CPU's arithmetic, so every bit counts.
+TEST_P(RestoredPrefix, AndSoDoOnesThatAnEngineShares) {
+  const auto [kind, tp] = GetParam();
+  PrefixFixture fixture(kind, tp);
+  Recorder recorder(*fixture.runner);
+  EngineOptions options;
+  options.share_prefixes = true;
+  Engine engine(recorder, nullptr, options);
+  int64_t n_shared = 0;
+  for (const int n : {700, 330, 700, 1030, 135, 72, 1029, 1700, 1200}) {
+    Request request;
+    request.prompt = tokens_of(n);
+    request.max_new_tokens = 12;
+    recorder.all.clear();
+    engine.submit(request, [&](const TokenEvent& event) { n_shared += event.n_shared; });
+    while (engine.step()) {
+    }
+    EXPECT_TRUE(recorder.all == PrefixFixture(kind, tp).answer(request.prompt)) << n << " tokens";
+  }
+  EXPECT_GT(n_shared, 12 * 1000);
+  EXPECT_EQ(fixture.runner->pool().n_free(), 40);
+}
+
+TEST_P(RestoredPrefix, AndWhatFollowsARollBackIsWhatFollowsWithoutIt) {
+  const auto [kind, tp] = GetParam();
+  PrefixFixture fixture(kind, tp), plain(kind, tp);
+  const auto compute = [](Runner& runner, PageTable& pages, const std::vector<int>& ids, int64_t begin) {
+    std::vector<float> logits;
+    const SequenceChunk chunk{std::span(ids).subspan(static_cast<size_t>(begin)), begin, &pages, 8};
+    EXPECT_TRUE(pages.try_reserve(static_cast<int64_t>(ids.size())));
+    runner.forward({&chunk, 1}, logits);
+    return logits;
+  };
+  for (const auto& [n, kept] : {std::pair{300, 290}, {300, 260}, {320, 310}, {400, 390}}) {
+    Prefix first = fixture.no_prefix(), whole = plain.no_prefix();
+    std::vector<int> ids = tokens_of(n);
+    compute(*fixture.runner, *first.pages, ids, 0);
+    first.pages->release_exact(n);
+    // A page back the bf16 copies beside codes are gone that its queries read.
+    const bool can = !is_compressed(kind) || n / kPageTokens == kept / kPageTokens;
+    ASSERT_EQ(first.pages->try_truncate(kept), can) << n << " back to " << kept;
+    if (!can) continue;
+    ids = tokens_of(kept);
+    for (int i = 0; i < 90; ++i) ids.push_back(i % 61);
+    const auto after = compute(*fixture.runner, *first.pages, ids, kept);
+    EXPECT_TRUE(after == compute(*plain.runner, *whole.pages, ids, 0)) << n << " back to " << kept;
+  }
+}
+
+/// By plain arithmetic: a pass of prompts and single rows rounds the CPU's products in another way than single rows do.
+TEST(Samples, GetTheTokensOfRequestsOfTheirOwn) {
+  for (const auto& [kind, tp] : {std::pair{KvKind::f32, 1}, {KvKind::bf16, 2}}) {
+    PrefixFixture fixture(kind, tp, plain_ops), alone(kind, tp, plain_ops);
+    for (const int n : {20, 200, 263}) {
+      Request request;
+      request.prompt = tokens_of(n, 2);
+      request.max_new_tokens = 20;
+      request.sampling.temperature = 1;
+      request.sampling.seed = 5;
+      request.n_samples = 3;
+      std::vector<std::vector<int>> samples(3), expected(3);
+      Engine engine(*fixture.runner, nullptr, {});
+      engine.submit(request,
+                    [&](const TokenEvent& event) { samples[event.request - 1].push_back(event.id.value_or(-1)); });
+      while (engine.step()) {
+      }
+      request.n_samples = 1;
+      for (std::vector<int>& ids : expected) {
+        Engine other(*alone.runner, nullptr, {});
+        other.submit(request, [&](const TokenEvent& event) { ids.push_back(event.id.value_or(-1)); });
+        while (other.step()) {
+        }
+        ++request.sampling.seed;
+      }
+      EXPECT_EQ(samples, expected) << n << " tokens";
+    }
+  }
+}
 
 /// Otherwise the test above would compare nothing.
 TEST(RestoredPrefix, AnotherPrefixGivesOtherLogits) {

@@ -97,7 +97,7 @@ void report(Context& context, const RunOptions& options, Session& session, const
   std::snprintf(rates.data(), rates.size(),
                 "prompt: %zu tokens, %.0f tokens/s (%.0f ms of waiting for weights left out); generated: %zu tokens, "
                 "%.1f tokens/s (%s)",
-                answer.n_prompt - answer.n_taken, answer.prompt_tokens_per_s(), 1e3 * answer.waited_seconds,
+                answer.n_prompt - answer.n_shared, answer.prompt_tokens_per_s(), 1e3 * answer.waited_seconds,
                 answer.ids.size(), answer.tokens_per_s(), std::string(to_string(answer.finish)).c_str());
   say(context, rates.data());
   const std::string sums = session.tp() == 1 ? "" : str(", sums by ", session.runner().comm_path());

@@ -10,6 +10,7 @@
 #include "firstlight/base/str.h"
 #include "firstlight/ckpt/slice_map.h"
 #include "firstlight/comm/comm.h"
+#include "firstlight/device/copy.h"
 #include "firstlight/model/llama_rank.h"
 
 namespace firstlight {
@@ -232,6 +233,20 @@ void Runner::forward_drawn(std::span<const SequenceChunk> batch, std::span<const
   ids.clear();
   for (size_t i = 0; i < draws.size(); ++i) {
     ids.push_back(draw_from({logits.data() + i * vocab_size, vocab_size}, draws[i]));
+  }
+}
+
+void Runner::copy_page(int32_t from, int32_t to) {
+  for (const RankPages& rank : rank_pages()) {
+    const auto at = [&](int32_t page) { return rank.pages + static_cast<uint64_t>(page) * rank.page_bytes; };
+    copy(at(to), rank.device, at(from), rank.device, rank.page_bytes);
+  }
+}
+
+void Runner::copy_exact_page(int32_t from, int32_t to) {
+  for (const RankPages& rank : rank_pages()) {
+    const auto at = [&](int32_t page) { return rank.exact + static_cast<uint64_t>(page) * rank.exact_page_bytes; };
+    copy(at(to), rank.device, at(from), rank.device, rank.exact_page_bytes);
   }
 }
 

@@ -59,6 +59,9 @@ class Runner {
   /// Where each rank's pages lie [tp], for who saves and restores them between two passes; of pages that no sequence
   /// was computed into the bytes mean nothing.
   virtual std::vector<RankPages> rank_pages() const { return {}; }
+  /// Between two passes: the content of a page, or of an exact page, in another one, on all ranks. Blocks.
+  virtual void copy_page(int32_t from, int32_t to);
+  virtual void copy_exact_page(int32_t from, int32_t to);
   virtual std::string_view ops_name() const = 0;  ///< of rank 0: "cpu: avx512_bf16, 2 threads"
   /// How ranks exchange sums: Comm::path().
   virtual std::string_view comm_path() const { return "one rank"; }
