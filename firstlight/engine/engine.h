@@ -50,8 +50,8 @@ struct EngineOptions {
   int max_batch = 256;        ///< sequences in one step
   std::vector<int> stop_ids;  ///< the model's
   /// Full pages of prompts stay known until their memory is needed, and a request that begins with their tokens takes
-  /// them from there: what it is given does not change. On the CPU to the bit where the prompts of a pass have
-  /// kMatrixRows tokens each; a GPU's products of other heights may differ in last bits.
+  /// them from there. What it is given does not change, beyond the rounding of differently shaped products: on the CPU
+  /// not at all where it runs alone.
   bool share_prefixes = false;
 };
 

@@ -77,6 +77,19 @@ def refusals(suite, model):
     return f"{len(cases) + 1} refusals"
 
 
+def chat_shares(suite):
+    """A turn's prompt begins with the one before: its whole pages are not computed again."""
+    message = "Here is a list of words, which you need not keep: " + "apple river stone cloud " * 30
+    done = suite.run("chat", suite.smollm2(), "--device", "cpu", "--greedy", "-n", 8, "--max-context", 2048, "--json", timeout=300,
+                     stdin=f"{message}\nGo on.\n/reset\n{message}\n".encode())
+    first, second, _, again = (json.loads(line) for line in done.out.splitlines())
+    assert first["n_shared"] == 0, first
+    assert second["n_shared"] == first["n_prompt"] // 64 * 64 > 0, (first["n_prompt"], second)
+    assert again["n_shared"] == (first["n_prompt"] - 8) // 64 * 64, again
+    assert again["ids"] == first["ids"], "the same prompt, another answer"
+    return f"{second['n_shared']} of {second['n_prompt']} tokens"
+
+
 def main():
     suite = Suite()
     (suite.tmp / "prefix.json").write_text(json.dumps(CONFIG))
@@ -85,6 +98,7 @@ def main():
     suite.check("a restored prefix gives the answers of the whole prompt", restored_answers, suite, model)
     suite.check("a restored prefix is saved longer as the whole is", saved_longer, suite, model)
     suite.check("a prefix that does not fit is refused in words", refusals, suite, model)
+    suite.check("a turn of chat computes what is new", chat_shares, suite)
     sys.exit(suite.end())
 
 
