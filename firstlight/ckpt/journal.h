@@ -7,8 +7,8 @@
 #include <optional>
 #include <string>
 
-#include "firstlight/ckpt/part_writer.h"
 #include "firstlight/ckpt/shard_pipeline.h"
+#include "firstlight/io/output_file.h"
 
 namespace firstlight {
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // shard() with a hook at every change of the file system, for tests of crashes.
 #pragma once
-#include "firstlight/ckpt/part_writer.h"
 #include "firstlight/ckpt/shard.h"
+#include "firstlight/io/output_file.h"
 
 namespace firstlight {
 

@@ -6,8 +6,8 @@
 #include <string>
 #include <vector>
 
-#include "firstlight/ckpt/part_writer.h"
 #include "firstlight/ckpt/shard_schedule.h"
+#include "firstlight/io/output_file.h"
 
 namespace firstlight {
 

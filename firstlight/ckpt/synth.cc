@@ -10,7 +10,6 @@
 #include "firstlight/base/error.h"
 #include "firstlight/base/str.h"
 #include "firstlight/base/thread_pool.h"
-#include "firstlight/ckpt/part_writer.h"
 #include "firstlight/ckpt/safetensors.h"
 #include "firstlight/ckpt/shard.h"
 #include "firstlight/ckpt/shard_digest.h"
@@ -18,6 +17,7 @@
 #include "firstlight/ckpt/synth_models.h"
 #include "firstlight/ckpt/synth_source.h"
 #include "firstlight/ckpt/synth_values.h"
+#include "firstlight/io/output_file.h"
 
 namespace firstlight {
 

@@ -31,6 +31,7 @@ nlohmann::ordered_json turn_json(const Answer& answer) {
   return {{"text", answer.text},
           {"ids", answer.ids},
           {"n_prompt", answer.n_prompt},
+          {"n_shared", answer.n_shared},
           {"finish", to_string(answer.finish)},
           {"prompt_tokens_per_s", answer.prompt_tokens_per_s()},
           {"tokens_per_s", answer.tokens_per_s()}};
@@ -180,6 +181,7 @@ int chat(Context& context, const ChatOptions& options) {
   EngineOptions engine_options;
   engine_options.max_context = session.max_context();
   engine_options.stop_ids = text.stop_ids;
+  engine_options.share_prefixes = true;  // a turn's prompt begins with the one before
   Chat chat(context, options, session, engine_options);
   const bool by_hand = ::isatty(STDIN_FILENO) == 1;
   converse(context, chat, options.json, by_hand);

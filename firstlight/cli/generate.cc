@@ -55,7 +55,7 @@ Request GenerateOptions::request(std::vector<int> prompt) const {
 
 double Answer::prompt_tokens_per_s() const {
   const double computing = prompt_seconds - waited_seconds;
-  return computing > 0 ? static_cast<double>(n_prompt) / computing : 0;
+  return computing > 0 ? static_cast<double>(n_prompt - n_shared) / computing : 0;
 }
 
 double Answer::tokens_per_s() const {
@@ -63,13 +63,13 @@ double Answer::tokens_per_s() const {
 }
 
 Answer generate(Context& context, Engine& engine, Request request, const std::function<void(std::string_view)>& on_text,
-                const std::stop_token& turn) {
+                const std::stop_token& turn, Prefix prefix) {
   Answer answer;
   answer.n_prompt = request.prompt.size();
   std::string error;
   ErrorKind error_kind = ErrorKind::bug;
   const double start = seconds_since_exec();
-  const uint64_t id = engine.submit(std::move(request), [&](const TokenEvent& event) {
+  const auto on_token = [&](const TokenEvent& event) {
     if (event.id) {
       if (answer.first_token_s == 0) {
         answer.first_token_s = seconds_since_exec();
@@ -83,9 +83,11 @@ Answer generate(Context& context, Engine& engine, Request request, const std::fu
       on_text(event.text);
     }
     answer.finish = event.finish;
+    answer.n_shared = static_cast<size_t>(event.n_shared);
     error = event.error;
     error_kind = event.error_kind;
-  });
+  };
+  const uint64_t id = engine.submit(std::move(request), on_token, std::move(prefix));
   while (answer.finish == FinishReason::running && engine.step()) {
     const bool stop = context.stop.stop_requested() || turn.stop_requested();
     if (stop && answer.finish == FinishReason::running) {

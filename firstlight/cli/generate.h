@@ -30,18 +30,19 @@ struct Answer {
   std::string text;
   std::vector<int> ids;  ///< generated only; the stop token that ended the answer is among them, as its text is not
   size_t n_prompt = 0;
+  size_t n_shared = 0;            ///< of these, whose keys and values were there before
   double first_token_s = 0;       ///< since exec
   double prompt_seconds = 0;      ///< prompt given → first token
   double waited_seconds = 0;      ///< of these: computing stood still because weights had not arrived
   double generation_seconds = 0;  ///< first token → last
   FinishReason finish = FinishReason::running;
-  double prompt_tokens_per_s() const;  ///< of the time that was not waiting
+  double prompt_tokens_per_s() const;  ///< of the tokens that were computed, and the time that was not waiting
   double tokens_per_s() const;         ///< 0 if only one token was made
 };
 
 /// Runs the engine until the request is finished; `on_text` gets the text piece by piece. Asked to stop, by the context
-/// or by `turn`, it gives what there is, with FinishReason::cancelled.
+/// or by `turn`, it gives what there is, with FinishReason::cancelled. A prefix is submit()'s.
 Answer generate(Context& context, Engine& engine, Request request, const std::function<void(std::string_view)>& on_text,
-                const std::stop_token& turn = {});
+                const std::stop_token& turn = {}, Prefix prefix = {});
 
 }  // namespace firstlight::cli

@@ -11,6 +11,7 @@
 #include "firstlight/cli/generate.h"
 #include "firstlight/cli/interrupt.h"
 #include "firstlight/cli/launch.h"
+#include "firstlight/cli/prefix.h"
 #include "firstlight/cli/token_ids.h"
 
 namespace firstlight::cli {
@@ -20,6 +21,7 @@ namespace {
 struct RunOptions {
   SessionOptions session;
   GenerateOptions generate;
+  PrefixOptions prefix;
   std::string prompt, prompt_file, ids_file, system;
   bool prompt_given = false;
   bool raw = false;
@@ -65,8 +67,8 @@ std::vector<std::string> names_of(const std::vector<Device>& devices) {
   return names;
 }
 
-void report(Context& context, const RunOptions& options, Session& session, const LoadReport& load,
-            const Answer& answer) {
+void report(Context& context, const RunOptions& options, Session& session, const LoadReport& load, const Answer& answer,
+            const PrefixUse& prefix) {
   if (options.json) {
     print_json({{"text", answer.text},
                 {"ids", answer.ids},
@@ -85,7 +87,8 @@ void report(Context& context, const RunOptions& options, Session& session, const
                 {"ops", session.runner().ops_name()},
                 {"threads", session.n_threads()},
                 {"max_context", session.max_context()},
-                {"kv", to_json(session.kv_use())}});
+                {"kv", to_json(session.kv_use())},
+                {"prefix", to_json(prefix)}});
     return;
   }
   say(context, "");
@@ -95,17 +98,19 @@ void report(Context& context, const RunOptions& options, Session& session, const
   std::snprintf(rates.data(), rates.size(),
                 "prompt: %zu tokens, %.0f tokens/s (%.0f ms of waiting for weights left out); generated: %zu tokens, "
                 "%.1f tokens/s (%s)",
-                answer.n_prompt, answer.prompt_tokens_per_s(), 1e3 * answer.waited_seconds, answer.ids.size(),
-                answer.tokens_per_s(), std::string(to_string(answer.finish)).c_str());
+                answer.n_prompt - answer.n_shared, answer.prompt_tokens_per_s(), 1e3 * answer.waited_seconds,
+                answer.ids.size(), answer.tokens_per_s(), std::string(to_string(answer.finish)).c_str());
   say(context, rates.data());
   const std::string sums = session.tp() == 1 ? "" : str(", sums by ", session.runner().comm_path());
   say(context, str("computed by ", session.runner().ops_name(), ", tp ", session.tp(), sums));
   say(context, describe(session.kv_use()));
+  if (const std::string text = describe(prefix); !text.empty()) say(context, text);
 }
 
 int run(Context& context, const RunOptions& options) {
   context.json = options.json;
   SessionOptions session_options = options.session;
+  if (!options.prefix.save.empty() || !options.prefix.restore.empty()) refuse_launched("run with a prefix file");
   join_launched(context, session_options);
   if (follows(context)) return follow(context, session_options, /*with_runner=*/true);
   const std::string prompt = prompt_text(options);
@@ -118,13 +123,19 @@ int run(Context& context, const RunOptions& options) {
   Engine engine(session.runner(), text.tokenizer.get(), engine_options);
   Request request =
       options.generate.request(encode_prompt(context, options, prompt, text, session.config().vocab_size));
+  PrefixUse prefix_use;
+  Prefix prefix = prepare_prefix(context, session, options.session, options.prefix, request.prompt, prefix_use);
   const double prompt_start = seconds_since_exec();
+  const double waited_before = session.load().weights()[0].ready->waited_seconds();
   bool ends_with_newline = true;
-  Answer answer = generate(context, engine, std::move(request), [&](std::string_view piece) {
-    if (options.json) return;
-    print(piece);
-    ends_with_newline = piece.back() == '\n';
-  });
+  Answer answer = generate(
+      context, engine, std::move(request),
+      [&](std::string_view piece) {
+        if (options.json) return;
+        print(piece);
+        ends_with_newline = piece.back() == '\n';
+      },
+      {}, std::move(prefix));
   const bool interrupted = answer.finish == FinishReason::cancelled;
   if (interrupted && answer.ids.empty()) throw Interrupted();
   if (!options.json && !ends_with_newline) print("\n");
@@ -135,8 +146,8 @@ int run(Context& context, const RunOptions& options) {
   }
   context.timeline.add("prompt → first token", prompt_start, answer.first_token_s);
   const LoadReport load = session.wait();
-  answer.waited_seconds = session.load().weights()[0].ready->waited_seconds();
-  report(context, options, session, load, answer);
+  answer.waited_seconds = session.load().weights()[0].ready->waited_seconds() - waited_before;
+  report(context, options, session, load, answer, prefix_use);
   return interrupted ? interrupted_exit_code() : 0;
 }
 
@@ -148,6 +159,7 @@ void add_run(CLI::App& app, Action& chosen) {
       app.add_subcommand("run", "Generate an answer; ends with the time line from exec to the first token");
   options->session.add_to(*command);
   options->generate.add_to(*command);
+  options->prefix.add_to(*command);
   CLI::Option* prompt =
       command->add_option("-p,--prompt,prompt", options->prompt, "The prompt; none: from standard input");
   CLI::Option* file = command->add_option("--prompt-file,--text", options->prompt_file,

@@ -78,6 +78,10 @@ class Session {
   /// Tokens a sequence may have, and why it is not the model's own maximum ("" if it is).
   int64_t max_context() const { return max_context_; }
   int tp() const { return tp_; }
+  /// Null unless MODEL is a rank checkpoint.
+  const Manifest* manifest() const { return manifest_ ? &*manifest_ : nullptr; }
+  /// Null where MODEL is read as a rank checkpoint.
+  const Source* source() const { return source_.get(); }
   Device device() const { return device_; }                        ///< of rank 0
   const std::vector<Device>& devices() const { return devices_; }  ///< of each rank
   int n_threads() const { return n_threads_; }

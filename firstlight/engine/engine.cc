@@ -10,28 +10,9 @@
 #include "firstlight/base/error.h"
 #include "firstlight/base/str.h"
 #include "firstlight/engine/sequence.h"
+#include "firstlight/kv/prefix_cache.h"
 
 namespace firstlight {
-
-std::string_view to_string(FinishReason reason) noexcept {
-  switch (reason) {
-    case FinishReason::running:
-      return "running";
-    case FinishReason::stop_token:
-      return "stop_token";
-    case FinishReason::stop_string:
-      return "stop_string";
-    case FinishReason::length:
-      return "length";
-    case FinishReason::context_full:
-      return "context_full";
-    case FinishReason::cancelled:
-      return "cancelled";
-    case FinishReason::error:
-      return "error";
-  }
-  return "error";
-}
 
 struct Engine::Impl {
   using SequencePtr = std::shared_ptr<Sequence>;
@@ -46,9 +27,13 @@ struct Engine::Impl {
   bool step();
   void finish_cancelled();
   void admit();
+  bool find_pages(Sequence& sequence);
+  bool try_reserve(Sequence& sequence);
+  static void give_back_pages(Sequence& sequence);
   std::vector<Work> plan();
   bool reserve_or_preempt(const SequencePtr& sequence);
   void forward(const std::vector<Work>& work);
+  void remember(Sequence& sequence);
   void deliver(const std::vector<Work>& work);
   void accept(const SequencePtr& sequence, size_t row);
   void fail_all(const std::string& message);
@@ -60,6 +45,9 @@ struct Engine::Impl {
   int64_t max_tokens;  // what one sequence may hold, by context and by pages
   size_t max_running;
   uint64_t next_id = 1;
+  const PageTable::Copies copies{[this](int32_t from, int32_t to) { runner.copy_page(from, to); },
+                                 [this](int32_t from, int32_t to) { runner.copy_exact_page(from, to); }};
+  std::unique_ptr<PrefixCache> known;  // null: prefixes are not shared
   std::vector<SequencePtr> running;
   std::deque<SequencePtr> waiting;
   std::vector<Likeliest> likeliest;
@@ -79,6 +67,7 @@ Engine::Impl::Impl(Runner& r, const Tokenizer* t, EngineOptions o) : runner(r), 
     throw Error(ErrorKind::bad_input, str("batch: ", options.max_batch, " sequences, expected at least 1"));
   const int64_t context = options.max_context == 0 ? model_context : options.max_context;
   max_tokens = std::min(context, runner.pool().n_pages() * kPageTokens);
+  if (options.share_prefixes) known = std::make_unique<PrefixCache>(runner.pool(), runner.exact_pool());
   // Each running sequence gets at least one token a step.
   max_running = static_cast<size_t>(std::min(options.max_batch, options.prefill_chunk));
   if (const PagePool* exact = runner.exact_pool()) {  // as many as never run out of exact pages: nobody waits for one
@@ -109,6 +98,8 @@ void Engine::Impl::check(const Request& request) const {
   validate(request.sampling);
   if (request.max_new_tokens < 1)
     throw Error(ErrorKind::bad_input, str("new tokens: ", request.max_new_tokens, ", expected at least 1"));
+  if (request.n_samples < 1)
+    throw Error(ErrorKind::bad_input, str("samples: ", request.n_samples, ", expected at least 1"));
   if (!request.stop_strings.empty() && !tokenizer)
     throw Error(ErrorKind::bad_input, "stop strings without a tokenizer");
   for (const std::string& stop : request.stop_strings) {
@@ -149,16 +140,46 @@ void Engine::Impl::finish_cancelled() {
   }
 }
 
+void Engine::Impl::give_back_pages(Sequence& sequence) {
+  sequence.pages.reset();
+  sequence.n_cached = sequence.n_shared = sequence.n_known = 0;
+}
+
+bool Engine::Impl::try_reserve(Sequence& sequence) {
+  return sequence.pages->try_reserve(sequence.n_tokens()) && sequence.pages->try_own(sequence.n_cached, copies);
+}
+
+/// Pages with what is known of its tokens. False: not yet, the request's first sample has to take in the prompt.
+bool Engine::Impl::find_pages(Sequence& sequence) {
+  const SequencePtr first = sequence.first_sample.lock();
+  const int64_t n_shared = sequence.n_prompt() - kMatrixRows;
+  if (first && first->pages && n_shared > 0) {
+    if (first->n_cached < n_shared) return false;
+    if (first->pages->has_exact_before(n_shared)) {
+      sequence.pages = std::make_unique<PageTable>(first->pages->fork(n_shared));
+      sequence.n_cached = sequence.n_shared = n_shared;
+      return true;
+    }
+  }
+  sequence.pages = std::make_unique<PageTable>(runner.pool(), runner.exact_pool());
+  if (known) {
+    const int64_t most = reusable_tokens(sequence.n_tokens(), sequence.n_prompt()) / kPageTokens;
+    sequence.n_cached = sequence.n_shared = known->match(sequence.tokens(), most, *sequence.pages);
+  }
+  return true;
+}
+
 // In order of arrival: a large request is not overtaken, so it cannot starve.
 void Engine::Impl::admit() {
   PagePool& pool = runner.pool();
   while (!waiting.empty() && running.size() < max_running) {
     const SequencePtr sequence = waiting.front();
-    auto pages = std::make_unique<PageTable>(pool, runner.exact_pool());
+    if (!sequence->pages && !find_pages(*sequence)) return;
     // Beside others, leave a page for each of them to grow into, or one of them would put it back at once.
-    const int64_t needed = (sequence->n_tokens() + kPageTokens - 1) / kPageTokens;
-    if (!running.empty() && pool.n_free() - needed < static_cast<int64_t>(running.size())) return;
-    if (!pages->try_reserve(sequence->n_tokens())) {
+    const int64_t needed = (sequence->n_tokens() - sequence->pages->capacity() + kPageTokens - 1) / kPageTokens;
+    const bool crowded = !running.empty() && pool.n_free() - needed < static_cast<int64_t>(running.size());
+    if (crowded || !try_reserve(*sequence)) {
+      give_back_pages(*sequence);  // what waits holds nothing
       if (!running.empty()) return;
       waiting.pop_front();  // nobody here will ever free a page: someone else holds them
       sequence->deliver(sequence->end(FinishReason::error, str("needs ", needed, " KV pages, ", pool.n_free(), " of ",
@@ -166,23 +187,29 @@ void Engine::Impl::admit() {
       continue;
     }
     waiting.pop_front();
-    sequence->pages = std::move(pages);
-    sequence->n_cached = 0;
     running.push_back(sequence);
   }
 }
 
 // False if the sequence itself was put back.
 bool Engine::Impl::reserve_or_preempt(const SequencePtr& sequence) {
-  while (!sequence->pages->try_reserve(sequence->n_tokens())) {
+  while (!try_reserve(*sequence)) {
     const SequencePtr youngest = running.back();
     running.pop_back();
-    youngest->pages.reset();
-    youngest->n_cached = 0;
+    give_back_pages(*youngest);
     waiting.push_front(youngest);
     if (youngest == sequence) return false;
   }
   return true;
+}
+
+/// Of n_left tokens of a prompt, at most `budget`. A few rows are another class of products and of attention on the
+/// CPU: a chunk leaves none or kMatrixRows at least, so that a prompt's bits do not depend on where its first chunk
+/// began.
+static int64_t chunk_of(int64_t n_left, int64_t budget) {
+  if (n_left <= budget) return n_left;
+  const int64_t n = std::min(budget, n_left - kMatrixRows);
+  return n >= kMatrixRows ? n : budget;
 }
 
 std::vector<Engine::Impl::Work> Engine::Impl::plan() {
@@ -198,7 +225,7 @@ std::vector<Engine::Impl::Work> Engine::Impl::plan() {
   for (const SequencePtr& sequence : running) {
     const int64_t n_left = sequence->n_tokens() - sequence->n_cached;
     if (sequence->is_decoding() || budget == 0) continue;
-    const int64_t n = std::min(n_left, budget);
+    const int64_t n = chunk_of(n_left, budget);
     work.push_back({sequence, n, n == n_left});
     budget -= n;
   }
@@ -248,6 +275,22 @@ void Engine::Impl::accept(const SequencePtr& sequence, size_t row) {
   sequence->deliver(event);
 }
 
+/// Pages of generated tokens are not: they were computed row by row, which is another class of products.
+void Engine::Impl::remember(Sequence& sequence) {
+  const int64_t n = std::min(sequence.n_cached, sequence.n_prompt()) / kPageTokens;
+  if (!known || n <= sequence.n_known) return;
+  known->insert(sequence.tokens(), n, *sequence.pages);
+  sequence.n_known = n;
+}
+
+/// The first token whose exact pages stay. The samples to come begin kMatrixRows tokens before the prompt's end; a page
+/// more is what exact_pages_for() has to spare.
+static int64_t exact_begin(const Sequence& sequence) {
+  const int64_t n_prompt = sequence.n_prompt(), n_cached = sequence.n_cached;
+  const bool waits = sequence.request().n_samples > 1 && n_cached < n_prompt - kMatrixRows + kPageTokens;
+  return waits ? std::max<int64_t>(0, std::min(n_cached, n_prompt - kMatrixRows)) : n_cached;
+}
+
 void Engine::Impl::deliver(const std::vector<Work>& work) {
   size_t row = 0;
   for (const Work& each : work) {
@@ -255,7 +298,8 @@ void Engine::Impl::deliver(const std::vector<Work>& work) {
     if (each.sequence->cancelled) continue;
     // Counted only now: if a callback throws, the sequences behind it compute these tokens again, into the same slots.
     each.sequence->n_cached += each.n_tokens;
-    each.sequence->pages->release_exact(each.sequence->n_cached);
+    remember(*each.sequence);
+    each.sequence->pages->release_exact(exact_begin(*each.sequence));
     if (each.wants_logits) accept(each.sequence, mine);
   }
 }
@@ -298,10 +342,29 @@ Engine::Engine(Runner& runner, const Tokenizer* tokenizer, EngineOptions options
     : impl_(std::make_unique<Impl>(runner, tokenizer, std::move(options))) {}
 Engine::~Engine() = default;
 
-uint64_t Engine::submit(Request request, TokenFn on_token) {
+uint64_t Engine::submit(Request request, TokenFn on_token, Prefix prefix) {
   impl_->check(request);
-  const uint64_t id = impl_->next_id++;
-  impl_->waiting.push_back(std::make_shared<Sequence>(id, std::move(request), std::move(on_token), impl_->tokenizer));
+  if (prefix.pages && (prefix.n_tokens > prefix.pages->capacity() || n_running() + n_waiting() > 0)) {
+    throw Error(ErrorKind::bug, str("a prefix of ", prefix.n_tokens, " tokens in pages for ", prefix.pages->capacity(),
+                                    ", beside ", n_running() + n_waiting(), " requests"));
+  }
+  const uint64_t id = impl_->next_id;
+  std::shared_ptr<Sequence> first;
+  for (int i = 0; i < request.n_samples; ++i) {
+    Request sample = request;
+    sample.sampling.seed += static_cast<uint64_t>(i);
+    auto sequence = std::make_shared<Sequence>(impl_->next_id++, std::move(sample), on_token, impl_->tokenizer);
+    if (first) {
+      sequence->first_sample = first;
+    } else {
+      first = sequence;
+    }
+    impl_->waiting.push_back(std::move(sequence));
+  }
+  if (prefix.pages) {
+    first->n_cached = first->n_shared = reusable_tokens(first->n_tokens(), prefix.n_tokens);
+    first->pages = std::move(prefix.pages);
+  }
   return id;
 }
 

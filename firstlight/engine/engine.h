@@ -7,9 +7,11 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "firstlight/base/error.h"
+#include "firstlight/engine/prefix.h"
 #include "firstlight/engine/sampler.h"
 #include "firstlight/model/runner.h"
 #include "firstlight/text/tokenizer.h"
@@ -23,6 +25,7 @@ struct Request {
   std::vector<int> prompt;  ///< not empty
   SamplingOptions sampling;
   int max_new_tokens = 128;   ///< at least 1
+  int n_samples = 1;          ///< answers to the one prompt, at least 1; sample i draws with sampling.seed + i
   bool ignore_eos = false;    ///< the engine's stop ids are ordinary tokens; stop_ids below still end the text
   std::vector<int> stop_ids;  ///< beside the engine's
   std::vector<std::string>
@@ -35,7 +38,8 @@ struct TokenEvent {
   std::optional<int> id;  ///< the token, if one was made (a stop token is reported, too, with text "")
   std::string text;       ///< text that became certain (held back while it may be the beginning of a stop string)
   FinishReason finish = FinishReason::running;
-  std::string error;  ///< for FinishReason::error
+  int64_t n_shared = 0;  ///< prompt tokens whose keys and values were there already, when the request was last admitted
+  std::string error;     ///< for FinishReason::error
   ErrorKind error_kind = ErrorKind::bug;
 };
 using TokenFn = std::function<void(const TokenEvent&)>;
@@ -45,6 +49,10 @@ struct EngineOptions {
   int prefill_chunk = 512;    ///< prompt tokens in one step
   int max_batch = 256;        ///< sequences in one step
   std::vector<int> stop_ids;  ///< the model's
+  /// Full pages of prompts stay known until their memory is needed, and a request that begins with their tokens takes
+  /// them from there. What it is given does not change, beyond the rounding of differently shaped products: on the CPU
+  /// not at all where it runs alone.
+  bool share_prefixes = false;
 };
 
 /// One thread drives it: submit(), step(), cancel() from that thread only. The callbacks run on it, inside step(), and
@@ -56,9 +64,12 @@ class Engine {
   Engine(Runner& runner, const Tokenizer* tokenizer, EngineOptions options);
   ~Engine();
 
-  /// Queues a request; its events come from step(). Throws Error{bad_input} for an id out of range,
-  /// Error{out_of_memory} for a prompt that can never fit.
-  uint64_t submit(Request request, TokenFn on_token);
+  /// Queues a request; its events come from step(). Sample i has number i counted from the one returned, and ends and
+  /// is cancelled by itself; the samples share the prompt's pages and copy the last one when they write to it. Throws
+  /// Error{bad_input} for an id out of range, Error{out_of_memory} for a prompt that can never fit.
+  uint64_t submit(Request request, TokenFn on_token) { return submit(std::move(request), std::move(on_token), {}); }
+  /// With a prefix the prompt goes on from its reusable_tokens(). Only while nothing runs or waits (Error{bug}).
+  uint64_t submit(Request request, TokenFn on_token, Prefix prefix);
   void cancel(uint64_t request);
   /// One forward pass over what is runnable: one token for each decoding sequence, then prompt chunks up to the budget.
   /// A request that cannot get pages waits; if running ones run dry, the youngest is put back to the queue and

@@ -6,45 +6,10 @@
 
 #include "firstlight/base/error.h"
 #include "firstlight/engine/engine_testing.h"
+#include "firstlight/engine/exact_runner_testing.h"
 
 namespace firstlight {
 namespace {
-
-/// Keeps each token in its page and in its exact page, and checks that what a row may read exactly is there.
-class ExactRunner : public FakeRunner {
- public:
-  ExactRunner(int64_t n_pages, int64_t n_exact, int budget)
-      : FakeRunner(n_pages, kVocab, 4096, budget),
-        exact_(n_exact),
-        tokens_(static_cast<size_t>(n_pages) * kPageTokens, -1),
-        exact_tokens_(static_cast<size_t>(n_exact) * kPageTokens, -1) {}
-  PagePool* exact_pool() override { return &exact_; }
-  void forward(std::span<const SequenceChunk> batch, std::vector<float>& logits) override {
-    for (const SequenceChunk& chunk : batch) {
-      const auto n = static_cast<int64_t>(chunk.tokens.size());
-      chunk.pages->hold_exact(chunk.position, chunk.position + n);
-      for (int64_t i = 0; i < n; ++i) {
-        const int64_t t = chunk.position + i;
-        at(tokens_, chunk.pages->pages(), t) = at(exact_tokens_, chunk.pages->exact(), t) =
-            chunk.tokens[static_cast<size_t>(i)];
-        for (int64_t read = 0; read <= t; ++read) {
-          if (!is_exact(read / kPageTokens, t / kPageTokens)) continue;
-          if (at(exact_tokens_, chunk.pages->exact(), read) != at(tokens_, chunk.pages->pages(), read))
-            throw std::logic_error("an exact page does not hold its tokens");
-        }
-      }
-    }
-    FakeRunner::forward(batch, logits);
-  }
-
- private:
-  static int& at(std::vector<int>& tokens, const std::vector<int32_t>& pages, int64_t t) {
-    const auto page = static_cast<size_t>(pages.at(static_cast<size_t>(t / kPageTokens)));
-    return tokens.at(page * kPageTokens + static_cast<size_t>(t % kPageTokens));
-  }
-  PagePool exact_;
-  std::vector<int> tokens_, exact_tokens_;
-};
 
 TEST(EngineCodes, ManySequencesKeepTheirExactPagesThroughPreemption) {
   for (const auto& [n_pages, n_exact, budget] : {std::tuple{30, 40, 200}, {60, 25, 64}, {80, 11, 64}, {12, 12, 64}}) {

@@ -102,10 +102,10 @@ TEST(Engine, DecodesFirstThenPromptsUpToTheBudget) {
   expect(batches[0][1], 12, 0, 0);
   ASSERT_EQ(batches[1].size(), 2u);
   expect(batches[1][0], 1, 4, 1);
-  expect(batches[1][1], 15, 12, 0);
+  expect(batches[1][1], 10, 12, 0);  // 15 would leave 3, which are another class of products
   ASSERT_EQ(batches[2].size(), 2u);
   expect(batches[2][0], 1, 5, 1);
-  expect(batches[2][1], 3, 27, 1);
+  expect(batches[2][1], 8, 22, 1);
   ASSERT_EQ(batches[3].size(), 2u);
   expect(batches[3][1], 1, 30, 1);
 }

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <map>
 #include <set>
 #include <span>
 #include <stdexcept>
@@ -45,6 +46,11 @@ class FakeRunner : public Runner {
       for (int64_t last = end - chunk.n_logits; last < end; ++last) append_row(chunk, last, logits);
     }
   }
+  void copy_page(int32_t from, int32_t to) override {
+    std::copy_n(slots_.begin() + from * kPageTokens, kPageTokens, slots_.begin() + to * kPageTokens);
+    ++n_copied;
+  }
+  int n_copied = 0;  ///< pages
   const ModelConfig& config() const override { return config_; }
   PagePool& pool() override { return pool_; }
   std::string_view ops_name() const override { return "fake"; }
@@ -76,20 +82,25 @@ class FakeRunner : public Runner {
     logits.insert(logits.end(), row.begin(), row.end());
   }
   void check(std::span<const SequenceChunk> batch) {
-    std::set<int32_t> pages;
-    size_t n_pages = 0, n_tokens = 0;
+    std::map<int32_t, int> readers;  // sequences of the batch that have the page
+    std::set<int32_t> written;
+    size_t n_tokens = 0;
     batches.emplace_back();
     for (const SequenceChunk& chunk : batch) {
       const int64_t end = chunk.position + static_cast<int64_t>(chunk.tokens.size());
       if (chunk.tokens.empty()) throw std::logic_error("a chunk without tokens");
       if (end > chunk.pages->capacity()) throw std::logic_error("a chunk without room");
       if (end > config_.max_context) throw std::logic_error("a chunk beyond the context");
-      pages.insert(chunk.pages->pages().begin(), chunk.pages->pages().end());
-      n_pages += chunk.pages->pages().size();
+      for (const int32_t page : chunk.pages->pages()) ++readers[page];
+      for (int64_t page = chunk.position / kPageTokens; page <= (end - 1) / kPageTokens; ++page)
+        written.insert(chunk.pages->pages().at(static_cast<size_t>(page)));
       n_tokens += chunk.tokens.size();
       batches.back().push_back({chunk.tokens.size(), chunk.position, chunk.n_logits});
     }
-    if (pages.size() != n_pages) throw std::logic_error("two sequences share a page");
+    for (const int32_t page : written) {
+      if (readers[page] > 1 || pool_.n_holders(page) != 1 || pool_.is_kept(page))
+        throw std::logic_error("a page is written that is not the sequence's alone");
+    }
     if (n_tokens > static_cast<size_t>(max_batch_tokens_)) throw std::logic_error("a batch beyond the budget");
     if (batch.empty()) throw std::logic_error("an empty batch");
   }

@@ -6,6 +6,26 @@
 
 namespace firstlight {
 
+std::string_view to_string(FinishReason reason) noexcept {
+  switch (reason) {
+    case FinishReason::running:
+      return "running";
+    case FinishReason::stop_token:
+      return "stop_token";
+    case FinishReason::stop_string:
+      return "stop_string";
+    case FinishReason::length:
+      return "length";
+    case FinishReason::context_full:
+      return "context_full";
+    case FinishReason::cancelled:
+      return "cancelled";
+    case FinishReason::error:
+      return "error";
+  }
+  return "error";
+}
+
 Sequence::Sequence(uint64_t id, Request request, TokenFn on_token, const Tokenizer* tokenizer)
     : id_(id),
       request_(std::move(request)),
@@ -30,7 +50,7 @@ std::string Sequence::rest_of_text() {
 
 TokenEvent Sequence::accept(int token, const std::vector<int>& stop_ids, int64_t max_tokens) {
   tokens_.push_back(token);
-  TokenEvent event{id_, token, "", FinishReason::running, ""};
+  TokenEvent event{id_, token, "", FinishReason::running, n_shared, ""};
   if (is_stop(token, stop_ids)) {
     event.finish = FinishReason::stop_token;
   } else {
@@ -53,7 +73,7 @@ TokenEvent Sequence::accept(int token, const std::vector<int>& stop_ids, int64_t
 
 TokenEvent Sequence::end(FinishReason reason, std::string error, ErrorKind kind) {
   finished = true;
-  return {id_, std::nullopt, rest_of_text(), reason, std::move(error), kind};
+  return {id_, std::nullopt, rest_of_text(), reason, n_shared, std::move(error), kind};
 }
 
 void Sequence::deliver(const TokenEvent& event) const {

@@ -22,6 +22,7 @@ class Sequence {
   const Request& request() const noexcept { return request_; }
   const std::vector<int>& tokens() const noexcept { return tokens_; }  ///< prompt, then what was generated
   int64_t n_tokens() const noexcept { return static_cast<int64_t>(tokens_.size()); }
+  int64_t n_prompt() const noexcept { return static_cast<int64_t>(n_prompt_); }
   uint64_t n_generated() const noexcept { return tokens_.size() - n_prompt_; }
   bool is_decoding() const noexcept { return n_cached + 1 == n_tokens(); }
 
@@ -32,8 +33,11 @@ class Sequence {
   TokenEvent end(FinishReason reason, std::string error, ErrorKind kind = ErrorKind::bug);
   void deliver(const TokenEvent& event) const;
 
-  std::unique_ptr<PageTable> pages;  ///< null while waiting
-  int64_t n_cached = 0;              ///< tokens whose keys and values lie in the pages
+  std::unique_ptr<PageTable> pages;      ///< null while waiting
+  int64_t n_cached = 0;                  ///< tokens whose keys and values lie in the pages
+  int64_t n_shared = 0;                  ///< of these, that were there when it was admitted
+  int64_t n_known = 0;                   ///< pages that the prefix cache was told of
+  std::weak_ptr<Sequence> first_sample;  ///< of the same request, if this is another one
   bool cancelled = false;
   bool finished = false;
 

@@ -30,14 +30,13 @@ std::unique_ptr<Ops> make_ops(const RunnerOptions& options, const Stream& stream
 /// [layer][kv head][key, value]. Heads count over the model, so that a token has the same codes at every tp; where
 /// ranks outnumber key/value heads, several hold the same one.
 std::vector<turboquant::Signs> signs_of_rank(const ModelConfig& config, const RankWeights& weights, KvKind kind) {
-  constexpr uint64_t kSeed = 1;  // version 1 of the format: any other one would do as well
   std::vector<turboquant::Signs> signs;
   if (!is_compressed(kind)) return signs;
   const int first = weights.rank * config.n_kv_heads / weights.tp;
   for (int layer = 0; layer < config.n_layers; ++layer) {
     for (int head = first; head < first + std::max(1, config.n_kv_heads / weights.tp); ++head) {
-      signs.push_back(turboquant::signs_of(kSeed, layer, head, turboquant::Side::key));
-      signs.push_back(turboquant::signs_of(kSeed, layer, head, turboquant::Side::value));
+      signs.push_back(turboquant::signs_of(turboquant::kSeed, layer, head, turboquant::Side::key));
+      signs.push_back(turboquant::signs_of(turboquant::kSeed, layer, head, turboquant::Side::value));
     }
   }
   return signs;
@@ -190,6 +189,10 @@ LlamaRank::Activations LlamaRank::carve(int64_t n) const {
           {outputs, n, qkv, qkv},
           {inputs, n, heads, heads},
           {outputs, n, hidden, hidden}};
+}
+
+RankPages LlamaRank::pages() const {
+  return {kv_.device(), kv_.data(), shape_.page_bytes(kv_kind_), exact_.data(), shape_.page_bytes(KvKind::bf16)};
 }
 
 /// Page-major: a page's layers lie together, so the first tokens touch one run of memory and a page never used costs

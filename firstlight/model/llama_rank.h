@@ -52,6 +52,7 @@ class LlamaRank {
   /// With `likeliest` [wanted rows] it writes there the likeliest of this rank's columns instead.
   void forward(const Batch& batch, std::span<Likeliest> likeliest);
   std::string_view ops_name() const { return ops_->name(); }
+  RankPages pages() const;
 
  private:
   /// Rows of activations, carved from the scratch anew for each batch so that a small batch touches little memory.

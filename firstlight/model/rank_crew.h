@@ -24,6 +24,8 @@ class RankCrew {
   virtual ~RankCrew() = default;
   /// Every rank computes `batch` (its logits, draws and drawn are the crew's to set).
   virtual void run(Batch& batch, const PassResult& result) = 0;
+  /// As Runner::rank_pages(); none where ranks are processes.
+  virtual std::vector<RankPages> rank_pages() const { return {}; }
   /// As Runner::finish().
   virtual void finish() {}
   virtual std::string_view ops_name() const = 0;

@@ -9,6 +9,7 @@
 #include "firstlight/base/str.h"
 #include "firstlight/ckpt/slice_map.h"
 #include "firstlight/comm/process_comm.h"
+#include "firstlight/device/copy.h"
 #include "firstlight/model/rank_crew.h"
 
 namespace firstlight {
@@ -72,6 +73,7 @@ class LlamaRunner final : public Runner {
   const ModelConfig& config() const override { return config_; }
   PagePool& pool() override { return pool_; }
   PagePool* exact_pool() override { return compressed_ ? &exact_pool_ : nullptr; }
+  std::vector<RankPages> rank_pages() const override { return crew_->rank_pages(); }
   std::string_view ops_name() const override { return crew_->ops_name(); }
   std::string_view comm_path() const override { return crew_->comm_path(); }
   void finish() override { crew_->finish(); }
@@ -175,6 +177,29 @@ void Runner::forward_drawn(std::span<const SequenceChunk> batch, std::span<const
   ids.clear();
   for (size_t i = 0; i < draws.size(); ++i) {
     ids.push_back(draw_from({logits.data() + i * vocab_size, vocab_size}, draws[i]));
+  }
+}
+
+namespace {
+
+std::vector<RankPages> reachable(std::vector<RankPages> ranks) {
+  if (ranks.empty()) throw Error(ErrorKind::unsupported, "pages of ranks that are processes are not shared or copied");
+  return ranks;
+}
+
+}  // namespace
+
+void Runner::copy_page(int32_t from, int32_t to) {
+  for (const RankPages& rank : reachable(rank_pages())) {
+    const auto at = [&](int32_t page) { return rank.pages + static_cast<uint64_t>(page) * rank.page_bytes; };
+    copy(at(to), rank.device, at(from), rank.device, rank.page_bytes);
+  }
+}
+
+void Runner::copy_exact_page(int32_t from, int32_t to) {
+  for (const RankPages& rank : reachable(rank_pages())) {
+    const auto at = [&](int32_t page) { return rank.exact + static_cast<uint64_t>(page) * rank.exact_page_bytes; };
+    copy(at(to), rank.device, at(from), rank.device, rank.exact_page_bytes);
   }
 }
 

@@ -61,6 +61,13 @@ class Runner {
   /// The pool that the PageTables of a compressed cache take exact pages from, else null. The caller gives them back by
   /// PageTable::release_exact() as a sequence moves on.
   virtual PagePool* exact_pool() { return nullptr; }
+  /// Where each rank's pages lie [tp], for who saves and restores them between two passes; of pages that no sequence
+  /// was computed into the bytes mean nothing. Empty where ranks are processes: not all can be reached.
+  virtual std::vector<RankPages> rank_pages() const { return {}; }
+  /// Between two passes: the content of a page, or of an exact page, in another one, on all ranks. Blocks. Throws
+  /// Error{unsupported} where ranks are processes.
+  virtual void copy_page(int32_t from, int32_t to);
+  virtual void copy_exact_page(int32_t from, int32_t to);
   virtual std::string_view ops_name() const = 0;  ///< of rank 0: "cpu: avx512_bf16, 2 threads"
   /// How ranks exchange sums: Comm::path().
   virtual std::string_view comm_path() const { return "one rank"; }

@@ -51,6 +51,11 @@ class ThreadCrew final : public RankCrew {
     }
   }
 
+  std::vector<RankPages> rank_pages() const override {
+    std::vector<RankPages> pages;
+    for (const auto& rank : ranks_) pages.push_back(rank->pages());
+    return pages;
+  }
   std::string_view ops_name() const override { return ranks_[0]->ops_name(); }
   std::string_view comm_path() const override { return comms_[0]->path(); }
 

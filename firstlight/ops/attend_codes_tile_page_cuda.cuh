@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A page of codes as bf16 levels in shared memory, for attention of a prompt: what its threads load of it, and expand.
 #pragma once
-#include "firstlight/kv/page_pool.h"
+#include "firstlight/kv/kv_kind.h"
 #include "firstlight/ops/codes_expand_cuda.cuh"
 #include "firstlight/ops/cuda_kernel.cuh"
 #include "firstlight/ops/cuda_ptx.cuh"

@@ -54,9 +54,8 @@ struct RopeRow {
   int slot = 0;
 };
 
-/// Rows that one packed block holds, and rows from which on a product is a matrix product.
+/// Rows that one packed block holds.
 inline constexpr int64_t kBlockRows = 64;
-inline constexpr int64_t kMatrixRows = 8;
 
 struct CpuKernels {
   std::string_view name;

@@ -10,7 +10,7 @@
 
 #include "firstlight/base/dtype.h"
 #include "firstlight/base/thread_pool.h"
-#include "firstlight/kv/page_pool.h"
+#include "firstlight/kv/kv_kind.h"
 
 namespace firstlight {
 
@@ -65,6 +65,9 @@ struct Likeliest {
 /// Of one row, ids counted from first_id; no logits at all: minus infinity.
 Likeliest likeliest_of(std::span<const float> logits, int first_id);
 
+/// Rows from which on the CPU takes its second class of kernels (matmul(), attend()).
+inline constexpr int64_t kMatrixRows = 8;
+
 struct Draw;  // sampling.h
 
 /// What one forward pass works on; views into what the caller keeps until end().
@@ -116,7 +119,7 @@ class Ops {
   /// out = x / sqrt(mean(x²) + eps) * weight[cols].
   virtual void rms_norm(Matrix<const float> x, const Weight& weight, float eps, Matrix<float> out) = 0;
   /// out = x wᵀ (+ bias[w.rows]) ; x [n, w.cols], out [n, w.rows]. Two classes of kernels, 1–7 rows and
-  /// from 8: within a class a row's bits depend on nothing but the row.
+  /// from kMatrixRows: within a class a row's bits depend on nothing but the row.
   virtual void matmul(Matrix<const float> x, const Weight& w, const Weight* bias, Matrix<float> out) = 0;
   /// out += x wᵀ (+ bias).
   virtual void matmul_add(Matrix<const float> x, const Weight& w, const Weight* bias, Matrix<float> out) = 0;

@@ -20,6 +20,8 @@ std::span<const Codec* const> codecs() noexcept;
 void require_head_dim(int head_dim);
 
 enum class Side { key, value };
+/// Of all signs in version 1 of the format: any other one would do as well.
+inline constexpr uint64_t kSeed = 1;
 /// The rotation's signs for one head of one layer. `kv_head` counts over the whole model, so that a rank's rotation
 /// does not depend on tp.
 Signs signs_of(uint64_t seed, int layer, int kv_head, Side side) noexcept;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "firstlight/ckpt/part_writer.h"
+#include "firstlight/io/output_file.h"
 
 #include <fcntl.h>
 #include <unistd.h>
@@ -91,7 +91,7 @@ void OutputFile::finish() {
   if (::close(fd) != 0 && errno != EINTR) throw_errno(errno, "close", partial_);
   if (hook_) hook_("rename", partial_);
   if (::rename(partial_.c_str(), path_.c_str()) != 0) throw_errno(errno, "rename", partial_);
-  fsync_directory(path_.parent_path());
+  fsync_directory(path_.has_parent_path() ? path_.parent_path() : fs::path("."));
 }
 
 bool remove_file(const fs::path& path, const StepHook& hook) {

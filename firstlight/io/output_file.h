@@ -15,7 +15,7 @@
 namespace firstlight {
 
 /// Called before each change of the file system ("create", "write", "sync", "rename", "journal", …) with its path; may
-/// throw, which fails the conversion at exactly that step. For tests of crashes.
+/// throw, which fails the writing at exactly that step. For tests of crashes.
 using StepHook = std::function<void(std::string_view step, const std::string& path)>;
 
 class OutputFile {

@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+// For tests of prefix files: a cache whose bytes are random, and a folder.
+#pragma once
+#include <gtest/gtest.h>
+#include <stdlib.h>
+
+#include <cstdint>
+#include <cstring>
+#include <fstream>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "firstlight/base/error.h"
+#include "firstlight/device/buffer.h"
+#include "firstlight/kv/prefix_file.h"
+
+namespace firstlight {
+
+class Folder {
+ public:
+  Folder() {
+    std::string name = (fs::temp_directory_path() / "firstlight-prefix-XXXXXX").native();
+    EXPECT_NE(::mkdtemp(name.data()), nullptr);
+    path_ = name;
+  }
+  ~Folder() { fs::remove_all(path_); }
+  fs::path operator/(const std::string& name) const { return path_ / name; }
+
+ private:
+  fs::path path_;
+};
+
+inline PrefixInfo prefix_info(KvKind kind, int n_pages, int tp = 1) {
+  PrefixInfo info;
+  info.model = "xxh3:0123456789abcdef0123456789abcdef";
+  info.computed_by = "cpu: plain";
+  info.kind = kind;
+  info.seed = is_compressed(kind) ? 1 : 0;
+  info.tp = tp;
+  info.n_layers = 3;
+  info.n_kv_heads = 2;
+  info.head_dim = 64;
+  for (int i = 0; i < n_pages * kPageTokens; ++i) info.tokens.push_back((i * 37 + 5) % 50000);
+  return info;
+}
+
+/// A cache of all ranks, and a sequence's pages in it, in an order of its own.
+class FakeCache {
+ public:
+  FakeCache(const PrefixInfo& info, unsigned seed, bool filled, int64_t n_pool = 12)
+      : pool_(n_pool), exact_pool_(n_pool), table(pool_, info.n_exact() > 0 ? &exact_pool_ : nullptr) {
+    std::mt19937 random(seed);
+    shuffle(pool_, random);
+    shuffle(exact_pool_, random);
+    EXPECT_TRUE(table.try_reserve(info.n_pages() * kPageTokens));
+    table.hold_exact_before(info.n_pages() * kPageTokens);
+    const auto n = static_cast<uint64_t>(n_pool);
+    for (int r = 0; r < info.tp; ++r) {
+      for (const uint64_t bytes : {info.page_bytes(), info.n_exact() > 0 ? info.exact_page_bytes() : 0}) {
+        buffers_.emplace_back(Device{}, bytes * n);
+        for (std::byte& b : buffers_.back().bytes()) b = filled ? static_cast<std::byte>(random()) : std::byte{};
+      }
+      const auto& last = buffers_[buffers_.size() - 2];
+      ranks.push_back({{}, last.data(), info.page_bytes(), buffers_.back().data(), info.exact_page_bytes()});
+    }
+  }
+  /// The bytes of the sequence's pages in order, all ranks.
+  std::string content(const PrefixInfo& info) const {
+    std::string out;
+    const auto add = [&](const std::byte* base, int32_t page, uint64_t bytes) {
+      out.append(reinterpret_cast<const char*>(base) + static_cast<uint64_t>(page) * bytes, bytes);
+    };
+    for (const RankPages& rank : ranks) {
+      for (const int32_t page : table.pages()) add(rank.pages, page, rank.page_bytes);
+      for (size_t i = 0; info.n_exact() > 0 && i < table.exact().size(); ++i) {
+        const bool kept = i == 0 || i + 3 >= table.exact().size();
+        EXPECT_EQ(table.exact()[i] >= 0, kept) << "page " << i;
+        if (kept) add(rank.exact, table.exact()[i], rank.exact_page_bytes);
+      }
+    }
+    return out;
+  }
+
+ private:
+  static void shuffle(PagePool& pool, std::mt19937& random) {
+    std::vector<int32_t> taken;
+    while (const auto page = pool.try_take()) taken.push_back(*page);
+    std::shuffle(taken.begin(), taken.end(), random);
+    for (const int32_t page : taken) pool.give_back(page);
+  }
+  PagePool pool_, exact_pool_;
+  std::vector<Buffer> buffers_;
+
+ public:
+  PageTable table;
+  std::vector<RankPages> ranks;
+};
+
+inline std::string bytes_of(const fs::path& path) {
+  std::ifstream in(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(in), {}};
+}
+inline void put_bytes(const fs::path& path, const std::string& bytes) {
+  std::ofstream(path, std::ios::binary | std::ios::trunc) << bytes;
+}
+
+}  // namespace firstlight
