@@ -16,6 +16,7 @@
 #include "bench/kv_variants.h"
 #include "firstlight/base/error.h"
 #include "firstlight/ckpt/load.h"
+#include "firstlight/ckpt/manifest.h"
 #include "firstlight/model/runner.h"
 
 namespace firstlight {
@@ -26,7 +27,7 @@ constexpr int kChunk = 128;
 struct Options {
   std::string out;
   std::vector<std::string> files, columns;
-  std::string passkeys;
+  std::string passkeys, calibration;
   int64_t window = 2048, skip = 256;
 };
 
@@ -38,12 +39,21 @@ struct Column {
   std::unique_ptr<Runner> runner;
 };
 
-Column make_column(const std::string& name, Load& load, int64_t window) {
+/// A kind's name with this behind it: centred by the calibration given.
+constexpr std::string_view kCentred = "+centred";
+
+Column make_column(std::string name, const Options& given, Load& load) {
   Column column;
   column.name = name;
   RunnerOptions options;
   options.max_batch_tokens = kChunk;
-  options.n_pages = window / kPageTokens + 1;
+  options.n_pages = given.window / kPageTokens + 1;
+  if (name.ends_with(kCentred)) {
+    if (given.calibration.empty()) throw Error(ErrorKind::bad_input, "--kv " + name + " wants a --calibration");
+    name.resize(name.size() - kCentred.size());
+    options.means = std::make_shared<KvMeans>(
+        read_kv_calibration(given.calibration, load.config(), read_manifest(given.out).source_fingerprint).means);
+  }
   const int d = load.config().head_dim;
   if (const KvVariant* variant = find_kv_variant(name)) {
     const VectorCodec key(variant->key, d), value(variant->value, d);
@@ -64,7 +74,7 @@ Column make_column(const std::string& name, Load& load, int64_t window) {
 
 std::vector<Column> make_columns(const Options& options, Load& load) {
   std::vector<Column> columns;
-  for (const std::string& name : options.columns) columns.push_back(make_column(name, load, options.window));
+  for (const std::string& name : options.columns) columns.push_back(make_column(name, options, load));
   return columns;
 }
 
@@ -77,21 +87,25 @@ struct Losses {
 };
 
 struct Distribution {
-  std::vector<double> log_p;
+  std::vector<double> log_p, p;
   size_t top = 0;
   void set(std::span<const float> logits) {
     top = static_cast<size_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
-    double sum = 0;
-    for (const float x : logits) sum += std::exp(static_cast<double>(x - logits[top]));
-    const double norm = static_cast<double>(logits[top]) + std::log(sum);
+    p.resize(logits.size());
     log_p.resize(logits.size());
-    for (size_t i = 0; i < logits.size(); ++i) log_p[i] = static_cast<double>(logits[i]) - norm;
+    double sum = 0;
+    for (size_t i = 0; i < logits.size(); ++i) sum += p[i] = std::exp(static_cast<double>(logits[i] - logits[top]));
+    const double norm = static_cast<double>(logits[top]) + std::log(sum);
+    for (size_t i = 0; i < logits.size(); ++i) {
+      log_p[i] = static_cast<double>(logits[i]) - norm;
+      p[i] /= sum;
+    }
   }
 };
 
 double divergence(const Distribution& p, const Distribution& q) {
   double sum = 0;
-  for (size_t i = 0; i < p.log_p.size(); ++i) sum += std::exp(p.log_p[i]) * (p.log_p[i] - q.log_p[i]);
+  for (size_t i = 0; i < p.p.size(); ++i) sum += p.p[i] * (p.log_p[i] - q.log_p[i]);
   return sum;
 }
 
@@ -188,7 +202,7 @@ class Passkeys {
   void print(const Options& options, Load& load) const {
     std::printf("| kv | length | found | mean NLL of the answer | found by depth |\n|---|---|---|---|---|\n");
     for (const std::string& name : options.columns) {
-      const Column column = make_column(name, load, options.window);
+      const Column column = make_column(name, options, load);
       std::map<int, Cells> lengths;
       for (const Prompt& prompt : prompts_) ask(*column.runner, prompt, lengths[prompt.length]);
       for (const auto& [length, cells] : lengths) {
@@ -268,6 +282,8 @@ Options parse(int argc, char** argv) {
       }
     } else if (word == "--passkeys") {
       options.passkeys = value();
+    } else if (word == "--calibration") {
+      options.calibration = value();
     } else if (options.out.empty()) {
       options.out = word;
     } else {
@@ -276,9 +292,9 @@ Options parse(int argc, char** argv) {
   }
   if (options.files.empty() == options.passkeys.empty() || options.window <= options.skip) {
     throw Error(ErrorKind::bad_input,
-                "usage: kv_quality OUT IDS.json... [--window N] [--skip N] [--kv KIND|VARIANT|variants]...; each file "
-                "a JSON list of token ids, cut into windows; or kv_quality OUT --passkeys FILE, a JSON list of "
-                "{length, depth, n_answer, ids}");
+                "usage: kv_quality OUT IDS.json... [--window N] [--skip N] [--kv KIND[+centred]|VARIANT|variants]... "
+                "[--calibration FILE]; each file a JSON list of token ids, cut into windows; or kv_quality OUT "
+                "--passkeys FILE, a JSON list of {length, depth, n_answer, ids}");
   }
   if (options.columns.empty()) {
     for (const KvKind kind : kKvKinds) options.columns.emplace_back(to_string(kind));

@@ -175,7 +175,7 @@ double VectorCodec::distortion() const {
   std::mt19937_64 random(2);
   std::normal_distribution<float> normal;
   double wrong = 0, all = 0;
-  for (int n = 0; n < 4096; ++n) {
+  for (int n = 0; n < 32768; ++n) {
     std::array<float, kMaxDim> x, y;
     for (float& each : x) each = normal(random);
     y = x;

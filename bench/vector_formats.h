@@ -38,7 +38,7 @@ class VectorCodec {
   void round(const turboquant::Signs& signs, float* x) const;
   /// Bytes that the vector would take.
   double bytes() const;
-  /// E‖x − round(x)‖² / E‖x‖² over 4,096 vectors of Gaussian coordinates.
+  /// E‖x − round(x)‖² / E‖x‖² over 32,768 vectors of Gaussian coordinates.
   double distortion() const;
 
  private:
