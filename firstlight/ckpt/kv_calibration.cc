@@ -15,36 +15,36 @@ namespace firstlight {
 namespace {
 
 constexpr std::string_view kTensor = "kv_means", kVersionKey = "firstlight_kv_calibration", kVersion = "1";
-constexpr uint64_t kLengthBytes = 8, kMostHeaderBytes = 4096;  // the header has one tensor and four words
+constexpr uint64_t kLengthBytes = 8, kMostMeansHeader = 4096;  // the header has one tensor and four words
 
-[[noreturn]] void refuse(std::string_view path, const std::string& what) {
+[[noreturn]] void throw_no_calibration(std::string_view path, const std::string& what) {
   throw Error(ErrorKind::bad_input, str("'", path, "' is no calibration of keys and values: ", what));
 }
 
-const std::string& word(const SafetensorsHeader& header, std::string_view key, std::string_view path) {
+const std::string& metadata_word(const SafetensorsHeader& header, std::string_view key, std::string_view path) {
   const auto found = header.metadata.find(std::string(key));
-  if (found == header.metadata.end()) refuse(path, str("its metadata has no \"", key, "\""));
+  if (found == header.metadata.end()) throw_no_calibration(path, str("its metadata has no \"", key, "\""));
   return found->second;
 }
 
-SafetensorsHeader read_header(std::string_view file, std::string_view path) {
+SafetensorsHeader read_means_header(std::string_view file, std::string_view path) {
   uint64_t n = 0;
-  if (file.size() < kLengthBytes) refuse(path, str("it has ", file.size(), " bytes"));
+  if (file.size() < kLengthBytes) throw_no_calibration(path, str("it has ", file.size(), " bytes"));
   for (uint64_t i = 0; i < kLengthBytes; ++i) n |= uint64_t{static_cast<uint8_t>(file[i])} << (8 * i);
-  if (n > kMostHeaderBytes || n > file.size() - kLengthBytes)
-    refuse(path, str("its header would have ", n, " bytes; the file has ", file.size(), ", and a header at most ",
-                     kMostHeaderBytes));
+  if (n > kMostMeansHeader || n > file.size() - kLengthBytes)
+    throw_no_calibration(path, str("its header would have ", n, " bytes; the file has ", file.size(),
+                                   ", and a header at most ", kMostMeansHeader));
   return parse_safetensors_header(file.substr(kLengthBytes, n), file.size() - kLengthBytes - n, path);
 }
 
-KvMeans shape_of(const SafetensorsHeader& header, std::string_view path) {
+KvMeans means_shape(const SafetensorsHeader& header, std::string_view path) {
   constexpr int64_t kMost = 1 << 20;  // of layers, heads or coordinates
   if (header.tensors.size() != 1 || header.tensors[0].name != kTensor)
-    refuse(path, str("expected one tensor, \"", kTensor, "\""));
+    throw_no_calibration(path, str("expected one tensor, \"", kTensor, "\""));
   const SafetensorsTensor& tensor = header.tensors[0];
   bool good = tensor.dtype == DType::f32 && tensor.shape.size() == 4 && tensor.shape[1] == 2;
   for (const int64_t n : tensor.shape) good = good && n >= 1 && n <= kMost;
-  if (!good) refuse(path, str("\"", kTensor, "\" is not F32 [layers, 2, heads, coordinates]"));
+  if (!good) throw_no_calibration(path, str("\"", kTensor, "\" is not F32 [layers, 2, heads, coordinates]"));
   return {static_cast<int>(tensor.shape[0]), static_cast<int>(tensor.shape[2]), static_cast<int>(tensor.shape[3]), {}};
 }
 
@@ -73,25 +73,25 @@ std::string to_file(const KvCalibration& calibration) {
 }
 
 KvCalibration parse_kv_calibration(std::string_view file, std::string_view path) {
-  const SafetensorsHeader header = read_header(file, path);
-  const std::string& version = word(header, kVersionKey, path);
+  const SafetensorsHeader header = read_means_header(file, path);
+  const std::string& version = metadata_word(header, kVersionKey, path);
   if (version != kVersion)
     throw Error(ErrorKind::unsupported,
                 str("'", path, "': version ", version, " of a calibration, expected ", kVersion));
-  KvCalibration calibration{shape_of(header, path), word(header, "model", path), 0};
-  const std::string& tokens = word(header, "n_tokens", path);
+  KvCalibration calibration{means_shape(header, path), metadata_word(header, "model", path), 0};
+  const std::string& tokens = metadata_word(header, "n_tokens", path);
   const char* end = tokens.data() + tokens.size();
   const auto parsed = std::from_chars(tokens.data(), end, calibration.n_tokens);
   if (parsed.ec != std::errc() || parsed.ptr != end || calibration.n_tokens < 1)
-    refuse(path, str("n_tokens is '", tokens, "'"));
+    throw_no_calibration(path, str("n_tokens is '", tokens, "'"));
   std::vector<float>& values = calibration.means.values;
   const SafetensorsTensor& tensor = header.tensors[0];  // its end is the file's: the header's parser has checked
   values.resize((tensor.end - tensor.begin) / sizeof(float));
   std::memcpy(values.data(), file.data() + file.size() - (tensor.end - tensor.begin), tensor.end - tensor.begin);
-  if (calibration.means.hash() != word(header, "xxh3", path))
+  if (calibration.means.hash() != metadata_word(header, "xxh3", path))
     throw Error(ErrorKind::damaged, str("'", path, "': its means have another hash than its metadata says"));
   for (size_t i = 0; i < values.size(); ++i) {
-    if (!(std::abs(values[i]) <= kLargestMean)) refuse(path, str("mean ", i, " is ", values[i]));
+    if (!(std::abs(values[i]) <= kLargestMean)) throw_no_calibration(path, str("mean ", i, " is ", values[i]));
   }
   return calibration;
 }
@@ -100,7 +100,7 @@ KvCalibration read_kv_calibration(const fs::path& path, const ModelConfig& confi
   const uint64_t data_bytes = static_cast<uint64_t>(config.n_layers) * 2 * static_cast<uint64_t>(config.n_kv_heads) *
                               static_cast<uint64_t>(config.head_dim) * sizeof(float);
   KvCalibration calibration =
-      parse_kv_calibration(read_text(path, kLengthBytes + kMostHeaderBytes + data_bytes), path.string());
+      parse_kv_calibration(read_text(path, kLengthBytes + kMostMeansHeader + data_bytes), path.string());
   const KvMeans& means = calibration.means;
   if (calibration.model != fingerprint || means.n_layers != config.n_layers || means.n_kv_heads != config.n_kv_heads ||
       means.head_dim != config.head_dim) {

@@ -27,7 +27,7 @@ ModelConfig config_of(const KvMeans& means) {
   return config;
 }
 
-void expect_refused(const std::string& file, ErrorKind kind, const std::string& words) {
+void expect_no_calibration(const std::string& file, ErrorKind kind, const std::string& words) {
   try {
     parse_kv_calibration(file, "x.safetensors");
     ADD_FAILURE() << "taken, expected: " << words;
@@ -38,7 +38,7 @@ void expect_refused(const std::string& file, ErrorKind kind, const std::string& 
   }
 }
 
-std::string with(std::string file, const std::string& old_text, const std::string& new_text) {
+std::string with_change(std::string file, const std::string& old_text, const std::string& new_text) {
   const size_t at = file.find(old_text);
   EXPECT_NE(at, file.npos) << old_text;
   EXPECT_EQ(old_text.size(), new_text.size());
@@ -55,26 +55,27 @@ TEST(KvCalibration, ReadsWhatItWrote) {
 
 TEST(KvCalibration, RefusesFilesThatAreNone) {
   const std::string good = to_file(small_calibration());
-  expect_refused("", ErrorKind::bad_input, "0 bytes");
-  expect_refused(std::string(8, '\xff'), ErrorKind::bad_input, "header would have 18446744073709551615");
-  expect_refused(good.substr(0, good.size() - 4), ErrorKind::bad_input, "");
-  expect_refused(good + "more", ErrorKind::bad_input, "");
-  expect_refused(with(good, "kv_means", "kv_weird"), ErrorKind::bad_input, "expected one tensor");
-  expect_refused(with(good, "[2,2,3,4]", "[2,2,3,5]"), ErrorKind::bad_input, "");
-  expect_refused(with(good, "[2,2,3,4]", "[2,4,3,2]"), ErrorKind::bad_input, "is not F32");
-  expect_refused(with(good, "\"1000\"", "\"-100\""), ErrorKind::bad_input, "n_tokens is '-100'");
-  expect_refused(with(good, "\"model\"", "\"modal\""), ErrorKind::bad_input, "no \"model\"");
-  expect_refused(with(good, "calibration\":\"1\"", "calibration\":\"2\""), ErrorKind::unsupported, "version 2");
+  expect_no_calibration("", ErrorKind::bad_input, "0 bytes");
+  expect_no_calibration(std::string(8, '\xff'), ErrorKind::bad_input, "header would have 18446744073709551615");
+  expect_no_calibration(good.substr(0, good.size() - 4), ErrorKind::bad_input, "");
+  expect_no_calibration(good + "more", ErrorKind::bad_input, "");
+  expect_no_calibration(with_change(good, "kv_means", "kv_weird"), ErrorKind::bad_input, "expected one tensor");
+  expect_no_calibration(with_change(good, "[2,2,3,4]", "[2,2,3,5]"), ErrorKind::bad_input, "");
+  expect_no_calibration(with_change(good, "[2,2,3,4]", "[2,4,3,2]"), ErrorKind::bad_input, "is not F32");
+  expect_no_calibration(with_change(good, "\"1000\"", "\"-100\""), ErrorKind::bad_input, "n_tokens is '-100'");
+  expect_no_calibration(with_change(good, "\"model\"", "\"modal\""), ErrorKind::bad_input, "no \"model\"");
+  expect_no_calibration(with_change(good, "calibration\":\"1\"", "calibration\":\"2\""), ErrorKind::unsupported,
+                        "version 2");
 }
 
 TEST(KvCalibration, RefusesMeansThatWereNotWrittenAndOnesThatAreNoNumbers) {
   std::string damaged = to_file(small_calibration());
   damaged.back() = static_cast<char>(damaged.back() ^ 1);
-  expect_refused(damaged, ErrorKind::damaged, "another hash");
+  expect_no_calibration(damaged, ErrorKind::damaged, "another hash");
   for (const float wrong : {std::nanf(""), INFINITY, 2e5f}) {
     KvCalibration calibration = small_calibration();
     calibration.means.values[7] = wrong;
-    expect_refused(to_file(calibration), ErrorKind::bad_input, "mean 7 is");
+    expect_no_calibration(to_file(calibration), ErrorKind::bad_input, "mean 7 is");
   }
 }
 
