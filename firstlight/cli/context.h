@@ -41,6 +41,7 @@ void add_load(CLI::App& app, Action& chosen);
 void add_run(CLI::App& app, Action& chosen);
 void add_chat(CLI::App& app, Action& chosen);
 void add_score(CLI::App& app, Action& chosen);
+void add_calibrate(CLI::App& app, Action& chosen);
 void add_tokenize(CLI::App& app, Action& chosen);
 void add_synth(CLI::App& app, Action& chosen);
 void add_bench(CLI::App& app, Action& chosen);

@@ -45,6 +45,8 @@ PrefixInfo info_of(Session& session, std::span<const int> tokens) {
   info.computed_by = arithmetic_of(session);
   info.kind = session.kv_use().kind;
   info.seed = is_compressed(info.kind) ? turboquant::kSeed : 0;
+  const std::string centring = session.kv_use().centring;
+  info.centring = centring.empty() ? 0 : std::stoull(centring, nullptr, 16);
   info.tp = session.tp();
   info.n_layers = config.n_layers;
   info.n_kv_heads = config.n_kv_heads;

@@ -81,6 +81,7 @@ int run_program(int argc, char** argv, Context& context) {
   add_run(app, chosen);
   add_chat(app, chosen);
   add_score(app, chosen);
+  add_calibrate(app, chosen);
   add_tokenize(app, chosen);
   add_synth(app, chosen);
   add_bench(app, chosen);

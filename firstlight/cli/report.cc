@@ -77,7 +77,8 @@ nlohmann::ordered_json to_json(const KvUse& use) {
           {"bytes", use.bytes},
           {"exact_bytes", use.exact_bytes},
           {"tokens", use.tokens},
-          {"bf16_tokens", use.bf16_tokens}};
+          {"bf16_tokens", use.bf16_tokens},
+          {"centring", use.centring.empty() ? nlohmann::ordered_json() : nlohmann::ordered_json(use.centring)}};
 }
 
 std::string describe(const KvUse& use) {
@@ -85,7 +86,8 @@ std::string describe(const KvUse& use) {
                          use.tokens, " tokens");
   if (!is_compressed(use.kind)) return text;
   return text + str(", ", human_bytes(static_cast<double>(use.exact_bytes)),
-                    " of it exact pages (bf16); the same memory holds ", use.bf16_tokens, " tokens in bf16");
+                    " of it exact pages (bf16); the same memory holds ", use.bf16_tokens, " tokens in bf16; ",
+                    use.centring.empty() ? "not centred" : str("centred by means ", use.centring));
 }
 
 std::string draw_timeline(const std::vector<Phase>& phases, double end_s, std::string_view since) {

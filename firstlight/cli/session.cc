@@ -3,7 +3,6 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <limits>
 #include <nlohmann/json.hpp>
 
 #include "firstlight/base/error.h"
@@ -45,6 +44,8 @@ void SessionOptions::add_to(CLI::App& command) {
                   "KV cache: f32, bf16 (default: as the weights), or TurboQuant codes of so many bits: tq8, k8v4, tq4, "
                   "k4v3, tq3, k3v2")
       ->check(one_of(kinds));
+  command.add_option("--kv-calibration", kv_calibration,
+                     "File of `calibrate` that codes are centred by (on the CPU; default: they are not centred)");
   command.add_option("--kv-memory", kv_memory,
                      "Bytes for the KV cache, such as 2GiB (default: one sequence of --max-context)");
   command.add_option("--max-context", max_context, "Tokens a sequence may have (default: the model's, or what fits)")
@@ -216,6 +217,7 @@ Session::Session(Context& context, const SessionOptions& options, bool with_text
 
   KvKind kv = weights_dtype == DType::f32 ? KvKind::f32 : KvKind::bf16;
   if (!options.kv.empty()) kv = *kv_kind_from(options.kv);
+  if (!options.kv_calibration.empty()) read_means(config, options.kv_calibration, kv);
   runner_options_.n_threads = n_threads_;
   extra_bytes_ =
       static_cast<uint64_t>(options.logit_rows - 1) * static_cast<uint64_t>(config.vocab_size) * sizeof(float);
@@ -283,70 +285,6 @@ LoadOptions Session::load_options(const SessionOptions& options, ReaderChoice re
 
 Session::~Session() {
   if (text_future_.valid()) text_future_.wait();
-}
-
-KvUse Session::kv_use() const {
-  const uint64_t exact = exact_bytes(config(), tp_, runner_options_);
-  const uint64_t pages =
-      static_cast<uint64_t>(runner_options_.n_pages) * kv_page_bytes(config(), tp_, runner_options_.kv);
-  const uint64_t bf16_pages = (pages + exact) / kv_page_bytes(config(), tp_, KvKind::bf16);
-  return {runner_options_.kv, pages + exact, exact, runner_options_.n_pages * kPageTokens,
-          static_cast<int64_t>(bf16_pages) * kPageTokens};
-}
-
-void Session::choose_context(const ModelConfig& config, uint64_t arena_bytes, const SessionOptions& options,
-                             KvKind kv) {
-  const auto pages_for = [](int64_t tokens) { return (tokens + kPageTokens - 1) / kPageTokens; };
-  const uint64_t page_bytes = kv_page_bytes(config, tp_, kv);
-  const uint64_t exact_page_bytes = is_compressed(kv) ? kv_page_bytes(config, tp_, KvKind::bf16) : 0;
-  const auto exact_pages = [&](int64_t n_pages) {
-    return is_compressed(kv) ? exact_pages_for(1, runner_options_.max_batch_tokens, n_pages) : 0;
-  };
-  /// Each of the first pages has an exact one, until there are as many as a sequence ever needs.
-  const auto pages_in = [&](uint64_t memory) {
-    const int64_t most = exact_pages(std::numeric_limits<int64_t>::max());
-    const auto all_exact = static_cast<int64_t>(memory / (page_bytes + exact_page_bytes));
-    return all_exact < most
-               ? all_exact
-               : static_cast<int64_t>((memory - static_cast<uint64_t>(most) * exact_page_bytes) / page_bytes);
-  };
-  runner_options_.kv = kv;
-  if (options.max_context > config.max_context) {
-    throw Error(ErrorKind::bad_input,
-                str("--max-context ", options.max_context, ": the model has positions for ", config.max_context));
-  }
-  const int64_t wanted = options.max_context > 0 ? options.max_context : config.max_context;
-  max_context_ = wanted;
-  runner_options_.n_pages = pages_for(wanted);
-  if (!options.kv_memory.empty()) {
-    const uint64_t memory = parse_size(options.kv_memory, "--kv-memory");
-    runner_options_.n_pages = pages_in(memory);
-    max_context_ = std::min(wanted, runner_options_.n_pages * kPageTokens);
-    if (max_context_ == 0)
-      throw Error(ErrorKind::bad_input,
-                  str("--kv-memory ", options.kv_memory, ": one page of 64 tokens takes ",
-                      human_bytes(static_cast<double>(page_bytes)),
-                      exact_page_bytes > 0 ? str(", and its exact page beside codes ",
-                                                 human_bytes(static_cast<double>(exact_page_bytes)))
-                                           : ""));
-  } else if (options.max_context == 0) {
-    // The model's own maximum (131,072 tokens for Llama 3.1) may not fit: unless told, take what does. 10 % of the free
-    // memory stays for others.
-    const uint64_t scratch = scratch_bytes(config, tp_, runner_options_) + extra_bytes_;
-    // Each GPU as much as the first: the others' contexts are not waited for here, and the load asks every one.
-    const double n = n_devices(devices_) - device_.index;
-    const uint64_t free = free_memory(device_), later = std::min(free, mapped_by_threads(device_, n_threads_));
-    const auto room = static_cast<uint64_t>(0.9 * n * static_cast<double>(free - later));
-    const int64_t fits = room > arena_bytes + scratch ? pages_in(room - arena_bytes - scratch) : 1;
-    if (fits < runner_options_.n_pages) {
-      runner_options_.n_pages = std::max<int64_t>(1, fits);
-      max_context_ = runner_options_.n_pages * kPageTokens;
-    }
-  }
-  runner_options_.n_exact_pages = exact_pages(runner_options_.n_pages);
-  if (max_context_ < wanted)
-    say(*context_,
-        str("context: ", max_context_, " of the model's ", config.max_context, " tokens (what fits in memory)"));
 }
 
 }  // namespace firstlight::cli

@@ -25,8 +25,9 @@ struct SessionOptions {
   std::string model;
   int tp = 0;  ///< 0: choose
   std::string device = "auto";
-  std::string dtype;  ///< traditional path: f32, bf16 or "" (as stored)
-  std::string kv;     ///< f32, bf16, a preset of codes (tq4, …) or "": as the weights
+  std::string dtype;           ///< traditional path: f32, bf16 or "" (as stored)
+  std::string kv;              ///< f32, bf16, a preset of codes (tq4, …) or "": as the weights
+  std::string kv_calibration;  ///< file of means that codes are centred by, or ""
   std::string verify = "full";
   double deadline_s = 0;
   std::string kv_memory;
@@ -34,6 +35,7 @@ struct SessionOptions {
   int64_t max_context = 0;
   int threads = 0;
   int logit_rows = 1;  ///< no option: rows of logits that the command asks for at once, counted in the memory needed
+  int64_t most_context = 0;  ///< no option: tokens that the command's sequences have at most; 0: the model's
   bool traditional = false;
   bool text_optional = false;  ///< no option: a model without tokenizer will do
 
@@ -47,6 +49,7 @@ struct KvUse {
   uint64_t exact_bytes = 0;  ///< of these, bf16 pages beside codes
   int64_t tokens = 0;        ///< that fit
   int64_t bf16_tokens = 0;   ///< that the same bytes would hold in bf16
+  std::string centring;      ///< of codes that are centred: hash of the means; else ""
 };
 
 class Session {
@@ -86,8 +89,11 @@ class Session {
   const std::vector<Device>& devices() const { return devices_; }  ///< of each rank
   int n_threads() const { return n_threads_; }
   KvUse kv_use() const;
+  /// Source::fingerprint() of what the weights come from.
+  std::string fingerprint() const { return manifest_ ? manifest_->source_fingerprint : source_->fingerprint(); }
 
  private:
+  void read_means(const ModelConfig& config, const std::string& path, KvKind kv);
   void choose_context(const ModelConfig& config, uint64_t arena_bytes, const SessionOptions& options, KvKind kv);
   LoadOptions load_options(const SessionOptions& options, ReaderChoice reader, OpenCufile open_direct);
   void start_text(TextFiles files);

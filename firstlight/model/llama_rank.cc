@@ -27,12 +27,16 @@ std::unique_ptr<Ops> make_ops(const RunnerOptions& options, const Stream& stream
   return make_cuda_ops(stream.device(), cuda);
 }
 
-/// [layer][kv head][key, value]. Heads count over the model, so that a token has the same codes at every tp; where
-/// ranks outnumber key/value heads, several hold the same one.
+/// Where ranks outnumber key/value heads, several hold the same one.
+int first_kv_head(const ModelConfig& config, const RankWeights& weights) {
+  return weights.rank * config.n_kv_heads / weights.tp;
+}
+
+/// [layer][kv head][key, value]. Heads count over the model, so that a token has the same codes at every tp.
 std::vector<turboquant::Signs> signs_of_rank(const ModelConfig& config, const RankWeights& weights, KvKind kind) {
   std::vector<turboquant::Signs> signs;
   if (!is_compressed(kind)) return signs;
-  const int first = weights.rank * config.n_kv_heads / weights.tp;
+  const int first = first_kv_head(config, weights);
   for (int layer = 0; layer < config.n_layers; ++layer) {
     for (int head = first; head < first + std::max(1, config.n_kv_heads / weights.tp); ++head) {
       signs.push_back(turboquant::signs_of(turboquant::kSeed, layer, head, turboquant::Side::key));
@@ -40,6 +44,20 @@ std::vector<turboquant::Signs> signs_of_rank(const ModelConfig& config, const Ra
     }
   }
   return signs;
+}
+
+/// [layer][k, v][this rank's kv heads][head_dim].
+std::vector<float> means_of_rank(const RankShape& shape, int first_head, const KvMeans* means) {
+  std::vector<float> own;
+  if (!means) return own;
+  const std::ptrdiff_t side = std::ptrdiff_t{means->n_kv_heads} * shape.head_dim;
+  const std::ptrdiff_t first = std::ptrdiff_t{first_head} * shape.head_dim,
+                       n = std::ptrdiff_t{shape.n_kv_heads} * shape.head_dim;
+  for (int i = 0; i < 2 * shape.n_layers; ++i) {
+    const auto begin = means->values.begin() + i * side + first;
+    own.insert(own.end(), begin, begin + n);
+  }
+  return own;
 }
 
 /// The KV cache is the one buffer whose size is the caller's choice: who cannot have it is told so.
@@ -78,6 +96,8 @@ uint64_t RankShape::scratch_bytes(int64_t n) const {
 LlamaRank::LlamaRank(const ModelConfig& config, RankWeights& weights, const RunnerOptions& options, Comm& comm,
                      int n_threads, int spin)
     : shape_(config, weights.tp),
+      n_model_kv_heads_(config.n_kv_heads),
+      first_kv_head_(first_kv_head(config, weights)),
       weights_(config, weights),
       inverse_frequencies_(rope_inverse_frequencies(config)),
       eps_(static_cast<float>(config.norm_eps)),
@@ -91,6 +111,7 @@ LlamaRank::LlamaRank(const ModelConfig& config, RankWeights& weights, const Runn
       exact_(kv_buffer(weights.arena.device(),
                        static_cast<uint64_t>(options.n_exact_pages) * shape_.page_bytes(KvKind::bf16))),
       signs_(signs_of_rank(config, weights, options.kv)),
+      means_(means_of_rank(shape_, first_kv_head_, options.means.get())),
       scratch_(weights.arena.device(), shape_.scratch_bytes(options.max_batch_tokens)) {}
 
 void LlamaRank::forward(const Batch& batch, std::span<Likeliest> likeliest) {
@@ -205,7 +226,32 @@ KvLayer LlamaRank::kv_layer(int i) const {
   kv.exact = exact_.data() + layer * shape_.layer_page_bytes(KvKind::bf16);
   kv.exact_stride = shape_.page_bytes(KvKind::bf16);
   kv.signs = signs_.data() + layer * 2 * static_cast<uint64_t>(shape_.n_kv_heads);
+  if (!means_.empty())
+    kv.means = means_.data() + layer * 2 * static_cast<uint64_t>(shape_.n_kv_heads * shape_.head_dim);
   return kv;
+}
+
+void LlamaRank::sum_keys_and_values(std::span<const int32_t> pages, int64_t begin, int64_t end,
+                                    std::span<double> sums) const {
+  if (kv_kind_ != KvKind::f32 || stream_.device().kind != Device::Kind::cpu)
+    throw Error(ErrorKind::unsupported, str("keys and values are added up from an f32 cache on the CPU, this is ",
+                                            to_string(kv_kind_), " on ", to_string(stream_.device())));
+  const int64_t d = shape_.head_dim;
+  if (static_cast<int64_t>(sums.size()) != int64_t{2} * shape_.n_layers * n_model_kv_heads_ * d)
+    throw Error(ErrorKind::bug, str(sums.size(), " sums of keys and values"));
+  for (int layer = 0; layer < shape_.n_layers; ++layer) {
+    const KvLayer kv = kv_layer(layer);
+    for (int64_t t = begin; t < end; ++t) {
+      const float* page = reinterpret_cast<const float*>(
+          kv.data + static_cast<uint64_t>(pages[static_cast<size_t>(t / kPageTokens)]) * kv.page_stride);
+      for (int i = 0; i < 2 * kv.n_kv_heads; ++i) {
+        const int side = i / kv.n_kv_heads, head = first_kv_head_ + i % kv.n_kv_heads;
+        const float* x = page + (int64_t{i} * kPageTokens + t % kPageTokens) * d;
+        double* to = sums.data() + ((int64_t{2} * layer + side) * n_model_kv_heads_ + head) * d;
+        for (int64_t k = 0; k < d; ++k) to[k] += static_cast<double>(x[k]);
+      }
+    }
+  }
 }
 
 }  // namespace firstlight

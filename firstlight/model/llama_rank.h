@@ -51,6 +51,8 @@ class LlamaRank {
   /// Computes the batch together with the other ranks and writes this rank's columns of batch.logits, or what is drawn.
   /// With `likeliest` [wanted rows] it writes there the likeliest of this rank's columns instead.
   void forward(const Batch& batch, std::span<Likeliest> likeliest);
+  /// Adds this rank's heads to `sums` of all heads: Runner::sum_keys_and_values().
+  void sum_keys_and_values(std::span<const int32_t> pages, int64_t begin, int64_t end, std::span<double> sums) const;
   std::string_view ops_name() const { return ops_->name(); }
   RankPages pages() const;
 
@@ -76,6 +78,7 @@ class LlamaRank {
   void write_logits(const Activations& a, const Batch& batch, std::span<Likeliest> likeliest);
 
   const RankShape shape_;
+  const int n_model_kv_heads_, first_kv_head_;  ///< of the whole model, and this rank's first among them
   LlamaWeights weights_;
   const std::vector<double> inverse_frequencies_;
   const float eps_;
@@ -88,6 +91,7 @@ class LlamaRank {
   Buffer kv_;     ///< [page][layer][k, v][n_kv_heads][64][head_dim], or [page][layer][n_kv_heads] pages of codes
   Buffer exact_;  ///< beside codes: [exact page][layer][k, v][n_kv_heads][64][head_dim] bf16
   std::vector<turboquant::Signs> signs_;  ///< of codes: [layer][n_kv_heads][key, value]
+  std::vector<float> means_;              ///< of centred codes: [layer][k, v][n_kv_heads][head_dim]; else empty
   Buffer scratch_;
 };
 

@@ -86,6 +86,9 @@ class ProcessCrew final : public RankCrew {
     std::vector<std::byte> message = batch_message(PassKind::end, {});
     runner_.comm().broadcast(message);
   }
+  void sum_keys_and_values(std::span<const int32_t>, int64_t, int64_t, std::span<double>) override {
+    throw Error(ErrorKind::unsupported, "keys and values of ranks that are processes are not summed up");
+  }
   std::string_view ops_name() const override { return runner_.ops_name(); }
   std::string_view comm_path() const override { return runner_.comm().path(); }
 

@@ -26,6 +26,9 @@ class RankCrew {
   virtual void run(Batch& batch, const PassResult& result) = 0;
   /// As Runner::rank_pages(); none where ranks are processes.
   virtual std::vector<RankPages> rank_pages() const { return {}; }
+  /// As Runner::sum_keys_and_values(), whose arguments are right.
+  virtual void sum_keys_and_values(std::span<const int32_t> pages, int64_t begin, int64_t end,
+                                   std::span<double> sums) = 0;
   /// As Runner::finish().
   virtual void finish() {}
   virtual std::string_view ops_name() const = 0;

@@ -70,6 +70,12 @@ class LlamaRunner final : public Runner {
     run({.likeliest = likeliest});
   }
 
+  void sum_keys_and_values(const PageTable& pages, int64_t begin, int64_t end, std::span<double> sums) override {
+    if (begin < 0 || begin > end || end > pages.capacity())
+      throw Error(ErrorKind::bug, str("sums of tokens ", begin, " to ", end, " of ", pages.capacity()));
+    crew_->sum_keys_and_values(pages.pages(), begin, end, sums);
+  }
+
   const ModelConfig& config() const override { return config_; }
   PagePool& pool() override { return pool_; }
   PagePool* exact_pool() override { return compressed_ ? &exact_pool_ : nullptr; }
@@ -125,6 +131,17 @@ class LlamaRunner final : public Runner {
   const std::unique_ptr<RankCrew> crew_;
 };
 
+void check_means(const ModelConfig& config, const KvMeans& means, KvKind kind, Device device) {
+  if (!is_compressed(kind))
+    throw Error(ErrorKind::bad_input,
+                str("keys and values are centred before they become codes; ", to_string(kind), " keeps numbers"));
+  if (device.kind != Device::Kind::cpu)
+    throw Error(ErrorKind::unsupported,
+                str("keys and values are centred on the CPU alone, the device is ", to_string(device)));
+  if (means.n_layers != config.n_layers || means.n_kv_heads != config.n_kv_heads || means.head_dim != config.head_dim)
+    throw Error(ErrorKind::bad_input, "the means of keys and values are another model's");
+}
+
 }  // namespace
 
 void check_ranks(const ModelConfig& config, const std::vector<RankWeights>& weights, const RunnerOptions& options) {
@@ -150,6 +167,7 @@ void check_ranks(const ModelConfig& config, const std::vector<RankWeights>& weig
     throw Error(ErrorKind::bug, str(options.n_exact_pages, " exact KV pages beside ", to_string(options.kv),
                                     ", expected ", exact, exact > 0 ? " at least" : ""));
   }
+  if (options.means) check_means(config, *options.means, options.kv, weights[0].arena.device());
   const uint64_t page = RankShape(config, tp).page_bytes(options.kv);
   if (options.n_pages < 0 || options.n_pages > INT32_MAX ||
       static_cast<uint64_t>(options.n_pages) > UINT64_MAX / page) {
@@ -165,6 +183,10 @@ void Runner::forward_greedy(std::span<const SequenceChunk> batch, std::vector<Li
   for (size_t at = 0; at < logits.size(); at += vocab_size) {
     likeliest.push_back(likeliest_of({logits.data() + at, vocab_size}, 0));
   }
+}
+
+void Runner::sum_keys_and_values(const PageTable&, int64_t, int64_t, std::span<double>) {
+  throw Error(ErrorKind::unsupported, "this runner keeps no numbers to add up");
 }
 
 void Runner::forward_drawn(std::span<const SequenceChunk> batch, std::span<const Draw> draws, std::vector<int>& ids) {

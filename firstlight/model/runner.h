@@ -8,6 +8,7 @@
 #include <string_view>
 #include <vector>
 
+#include "firstlight/ckpt/kv_calibration.h"
 #include "firstlight/ckpt/model_config.h"
 #include "firstlight/ckpt/weights.h"
 #include "firstlight/kv/page_pool.h"
@@ -32,6 +33,9 @@ struct RunnerOptions {
   KvKind kv = KvKind::bf16;
   int64_t n_pages = 0;        ///< size of the page pool, pages of 64 tokens over all layers
   int64_t n_exact_pages = 0;  ///< of the pool of bf16 pages beside codes, exact_pages_for(); 0 for f32 and bf16
+  /// Subtracted from keys and values before they become codes (KvLayer::means); null: they are not centred. With codes
+  /// on the CPU alone: otherwise make_runner throws Error{bad_input} and {unsupported}.
+  std::shared_ptr<const KvMeans> means;
   int max_batch_tokens = 512;
   int n_threads = 0;                                          ///< over all ranks; 0: usable cores
   std::function<std::unique_ptr<Ops>(ThreadPool&)> make_ops;  ///< one a rank; default: by the weights' device
@@ -56,6 +60,9 @@ class Runner {
   /// The same pass, but of each wanted row what its draw says (−1: not a row to draw from). A single rank draws on its
   /// device; ranks of a cut vocabulary bring the logits together on the host.
   virtual void forward_drawn(std::span<const SequenceChunk> batch, std::span<const Draw> draws, std::vector<int>& ids);
+  /// Adds up what an f32 cache on the CPU holds of a sequence's tokens [begin, end), which have been computed: sums
+  /// [n_layers][k, v][n_kv_heads][head_dim] of keys as rotated and of values. Error{unsupported} for any other cache.
+  virtual void sum_keys_and_values(const PageTable& pages, int64_t begin, int64_t end, std::span<double> sums);
   virtual const ModelConfig& config() const = 0;
   virtual PagePool& pool() = 0;
   /// The pool that the PageTables of a compressed cache take exact pages from, else null. The caller gives them back by

@@ -15,7 +15,7 @@ constexpr int kPoolSpin = 4000;  // polls of a waiting thread before it sleeps: 
 class ThreadCrew final : public RankCrew {
  public:
   ThreadCrew(const ModelConfig& config, std::vector<RankWeights>& weights, const RunnerOptions& options)
-      : crew_(static_cast<int>(weights.size()), 0) {
+      : n_kv_heads_(config.n_kv_heads), crew_(static_cast<int>(weights.size()), 0) {
     const int tp = static_cast<int>(weights.size());
     const bool on_cpu = weights[0].arena.device().kind == Device::Kind::cpu;
     if (!on_cpu && usable_cores() > tp) crew_.set_spin(kPoolSpin);
@@ -56,6 +56,14 @@ class ThreadCrew final : public RankCrew {
     for (const auto& rank : ranks_) pages.push_back(rank->pages());
     return pages;
   }
+  void sum_keys_and_values(std::span<const int32_t> pages, int64_t begin, int64_t end,
+                           std::span<double> sums) override {
+    const int tp = static_cast<int>(ranks_.size());
+    for (int r = 0; r < tp; ++r) {  // where ranks outnumber key/value heads, the first that holds one speaks for it
+      if (r * n_kv_heads_ % tp == 0)
+        ranks_[static_cast<size_t>(r)]->sum_keys_and_values(pages, begin, end, sums);
+    }
+  }
   std::string_view ops_name() const override { return ranks_[0]->ops_name(); }
   std::string_view comm_path() const override { return comms_[0]->path(); }
 
@@ -70,6 +78,7 @@ class ThreadCrew final : public RankCrew {
     }
   }
 
+  const int n_kv_heads_;
   std::vector<std::unique_ptr<Comm>> comms_;
   std::vector<std::unique_ptr<LlamaRank>> ranks_;
   std::vector<std::vector<Likeliest>> picks_;  // of each rank, in a greedy pass

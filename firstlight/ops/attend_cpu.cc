@@ -136,6 +136,23 @@ void CpuOps::attend(Matrix<const float> q, int n_heads, std::span<const Attentio
     }
   });
   merge_rows(jobs, kv, n_heads);
+  if (kv.means) add_means_of_values(spans, n_heads, kv, out);
+}
+
+void CpuOps::add_means_of_values(std::span<const AttentionSpan> spans, int n_heads, const KvLayer& kv,
+                                 Matrix<float> out) {
+  const float* means = kv.means + int64_t{kv.n_kv_heads} * kv.head_dim;
+  const int group = n_heads / kv.n_kv_heads;
+  for (const AttentionSpan& span : spans) {
+    constexpr int64_t kRows = 32;  // a piece of work: 32 rows of 9 heads of 64 are 74 KB
+    share((span.n_rows + kRows - 1) / kRows, span.n_rows <= kRows, [&](int64_t piece, int) {
+      for (int64_t i = piece * kRows; i < std::min(span.n_rows, (piece + 1) * kRows); ++i) {
+        float* row = out.row(span.row_begin + i);
+        for (int h = 0; h < n_heads; ++h)
+          kernels_->add(means + int64_t{h / group} * kv.head_dim, kv.head_dim, row + int64_t{h} * kv.head_dim);
+      }
+    });
+  }
 }
 
 }  // namespace firstlight

@@ -106,6 +106,7 @@ class CpuOps final : public Ops {
   void encode_queries(Matrix<const float> q, int n_heads, std::span<const AttentionSpan> spans, const KvLayer& kv,
                       std::vector<AttentionJob>& jobs);
   void merge_rows(const std::vector<AttentionJob>& jobs, const KvLayer& kv, int n_heads);
+  void add_means_of_values(std::span<const AttentionSpan> spans, int n_heads, const KvLayer& kv, Matrix<float> out);
 
   ThreadPool& pool_;
   const CpuKernels* kernels_;

@@ -50,6 +50,7 @@ struct RopeRow {
   const float *q_norm = nullptr, *k_norm = nullptr;  ///< head_dim weights, or null
   float eps = 0;
   const float *cos = nullptr, *sin = nullptr;
+  const float* means = nullptr;  ///< as KvLayer's
   int32_t page = 0;
   int slot = 0;
 };

@@ -53,6 +53,9 @@ struct KvLayer {
   std::byte* exact = nullptr;  ///< of a kind of codes: the exact pages
   uint64_t exact_stride = 0;
   const turboquant::Signs* signs = nullptr;  ///< of a kind of codes: [n_kv_heads][key, value]
+  /// [k, v][n_kv_heads][head_dim] that all pages hold keys and values without; null: nothing is subtracted. The CPU's
+  /// Ops alone know it.
+  const float* means = nullptr;
   /// The exact pages as a layer of their own.
   KvLayer exact_layer() const { return {exact, exact_stride, KvKind::bf16, n_kv_heads, head_dim}; }
 };
@@ -127,13 +130,16 @@ class Ops {
   virtual void gate_up_silu(Matrix<const float> x, const Weight& gate_up, const Weight* bias, Matrix<float> out) = 0;
   /// For each row of qkv [n, (n_heads + 2 n_kv_heads) * head_dim]: RMS norm of each q and k head (weights may be null),
   /// rotation by positions[row] with inverse frequencies [head_dim / 2] (pairs i, i + head_dim/2: transformers' half
-  /// layout), q in place, k and v into the pages: as codes and, where the span names an exact page, in bf16. Throws
-  /// Error{bad_input} for a key or value that is not finite and would have to become codes (a GPU: at end()).
+  /// layout), q in place, k and v, less kv.means, into the pages: as codes and, where the span names an exact page, in
+  /// bf16. Throws Error{bad_input} for a key or value that is not finite and would have to become codes (a GPU: at
+  /// end()).
   virtual void rope_and_store(Matrix<float> qkv, int n_heads, const Weight* q_norm, const Weight* k_norm, float eps,
                               std::span<const double> inverse_frequencies, std::span<const AttentionSpan> spans,
                               const KvLayer& kv) = 0;
   /// Causal attention over pages, q [n, n_heads * head_dim] (the first columns of qkv), scale 1/sqrt(head_dim); out [n,
-  /// n_heads * head_dim]. Beside codes a row reads exact pages where is_exact() says so.
+  /// n_heads * head_dim]. Beside codes a row reads exact pages where is_exact() says so. kv.means of keys change no
+  /// result (all of a row's scores fall by the same q · mean, and softmax takes no notice); those of values are added
+  /// to it, as a row's weights add up to one.
   virtual void attend(Matrix<const float> q, int n_heads, std::span<const AttentionSpan> spans, const KvLayer& kv,
                       Matrix<float> out) = 0;
   /// x += y.

@@ -70,6 +70,7 @@ void CpuOps::rope_and_store(Matrix<float> qkv, int n_heads, const Weight* q_norm
                                   .eps = eps,
                                   .cos = cos_.data() + angle,
                                   .sin = sin_.data() + angle,
+                                  .means = kv.means,
                                   .page = (compressed ? span.exact : span.pages)[position / kPageTokens],
                                   .slot = static_cast<int>(position % kPageTokens)},
                                  numbers);

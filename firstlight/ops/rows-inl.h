@@ -35,6 +35,13 @@ FIRSTLIGHT_INLINE void rotate(float* head, const float* cos, const float* sin, i
   }
 }
 
+/// x -= mean, if there is one.
+FIRSTLIGHT_INLINE void centre(float* x, const float* mean, int64_t n) {
+  if (!mean) return;
+  for (int64_t i = 0; i < n; i += kLanes)
+    store_upto(x + i, load_upto(x + i, n - i) - load_upto(mean + i, n - i), n - i);
+}
+
 FIRSTLIGHT_INLINE void store_head(const float* from, int64_t d, KvKind kind, std::byte* to) {
   if (kind == KvKind::f32) {
     std::memcpy(to, from, static_cast<size_t>(d) * 4);
@@ -50,14 +57,14 @@ inline void rope_and_store(const RopeRow& row, const KvLayer& kv) {
   std::byte* slot = kv.data + static_cast<uint64_t>(row.page) * kv.page_stride + row.slot * d * element;
   for (int h = 0; h < row.n_heads + kv.n_kv_heads; ++h) {
     float* head = row.qkv + h * d;
-    const bool is_key = h >= row.n_heads;
-    const float* norm = is_key ? row.k_norm : row.q_norm;
+    const float* norm = h < row.n_heads ? row.q_norm : row.k_norm;
     if (norm) rms_norm(head, norm, row.eps, d, head);
     rotate(head, row.cos, row.sin, d / 2);
-    if (is_key) store_head(head, d, kv.kind, slot + (h - row.n_heads) * head_bytes);
   }
-  for (int h = 0; h < kv.n_kv_heads; ++h) {
-    store_head(row.qkv + (row.n_heads + kv.n_kv_heads + h) * d, d, kv.kind, slot + (kv.n_kv_heads + h) * head_bytes);
+  for (int h = 0; h < 2 * kv.n_kv_heads; ++h) {
+    float* head = row.qkv + (row.n_heads + h) * d;
+    centre(head, row.means ? row.means + h * d : nullptr, d);
+    store_head(head, d, kv.kind, slot + h * head_bytes);
   }
 }
 

@@ -16,7 +16,7 @@ import time
 
 from common import ROOT, TINY, Skip, Suite, assert_same_tree, files_of, tree_digest
 
-COMMANDS = ["shard", "plan", "verify", "inspect", "load", "run", "chat", "score", "tokenize", "synth", "doctor", "bench start", "bench load"]
+COMMANDS = ["shard", "plan", "verify", "inspect", "load", "run", "chat", "score", "calibrate", "tokenize", "synth", "doctor", "bench start", "bench load"]
 
 
 def helps(suite):
@@ -488,6 +488,32 @@ def codes_memory(suite):
     return "10 sizes"
 
 
+def calibration(suite):
+    """Means of keys and values: made, used, and refused where they do not fit; the model is codes_memory's."""
+    model, ids, out = suite.tmp / "codes_model", suite.tmp / "calibration_ids.json", suite.tmp / "means.kv"
+    ids.write_text(json.dumps([(i * i + 3 * i) % 128 for i in range(700)]))
+    made = suite.run("calibrate", model, "--ids", ids, "-o", out, "--window", 500, "--json").json()
+    assert made["n_tokens"] == 700 - 2 * 64 and made["bytes"] == out.stat().st_size, made
+    length = int.from_bytes(out.read_bytes()[:8], "little")
+    header = json.loads(out.read_bytes()[8:8 + length])
+    assert header["kv_means"]["shape"] == [2, 2, 1, 64] and header["__metadata__"]["model"] == made["model"], header
+    common = ["run", model, "--ids", suite.tmp / "codes_ids.json", "-n", 1, "--ignore-eos", "--device", "cpu", "--json"]
+    assert suite.run(*common, "--kv", "tq4").json()["kv"]["centring"] is None
+    used = suite.run(*common, "--kv", "tq4", "--kv-calibration", out).json()["kv"]["centring"]
+    assert used == header["__metadata__"]["xxh3"], used
+    other, damaged = suite.tmp / "other_model", suite.tmp / "damaged.kv"
+    suite.run("synth", "--config", suite.tmp / "codes.json", "-o", other, "--seed", 2)
+    flipped = bytearray(out.read_bytes())
+    flipped[-1] ^= 1
+    damaged.write_bytes(flipped)
+    for code, words, options in ((2, "another model", ["--kv", "tq4", "--kv-calibration", out]), (4, "another hash", ["--kv", "tq4", "--kv-calibration", damaged]),
+                                 (2, "keeps numbers", ["--kv", "bf16", "--kv-calibration", out])):
+        done = suite.run("run", other, *common[2:-1], *options, code=code)
+        assert words in done.err, (words, done.err)
+    short = suite.run("calibrate", model, "--ids", suite.tmp / "codes_ids.json", "-o", suite.tmp / "none.kv", code=2)
+    assert "too short" in short.err and not (suite.tmp / "none.kv").exists(), short.err
+
+
 def main():
     suite = Suite()
     suite.check("every command has help with an example", helps, suite)
@@ -495,6 +521,7 @@ def main():
     suite.check("wrong arguments end with a message", wrong_arguments, suite)
     suite.check("--json gives one object", json_output, suite)
     suite.check("codes take the memory they say", codes_memory, suite)
+    suite.check("keys and values are centred by a calibration", calibration, suite)
     suite.check("a thread that cannot start is out of memory", limits_on_threads, suite)
     suite.check("score of one token, and of standard input", one_token, suite)
     suite.check("a stopped load has a last word", interrupted_load, suite)
