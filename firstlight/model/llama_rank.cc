@@ -24,6 +24,7 @@ std::unique_ptr<Ops> make_ops(const RunnerOptions& options, const Stream& stream
   cuda.graphs = comm.size() == 1 || comm.recordable();
   cuda.resident = comm.size() == 1;
   if (comm.size() > 1) cuda.why_not_resident = "it has no sums over ranks";
+  cuda.n_sharing = cuda.graphs ? 1 : comm.size();  // what cannot be recorded may share a GPU
   return make_cuda_ops(stream.device(), cuda);
 }
 

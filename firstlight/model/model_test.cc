@@ -256,7 +256,6 @@ class FailsOnce final : public Ops {
     if (--left_ == 0) throw Error(ErrorKind::out_of_memory, "no room for scores");
     ops_.attend(q, n_heads, spans, kv, out);
   }
-  void add(Matrix<const float> y, Matrix<float> x) override { ops_.add(y, x); }
 
  private:
   std::atomic<int>& left_;

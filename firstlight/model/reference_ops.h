@@ -86,12 +86,6 @@ class ReferenceOps final : public Ops {
     }
   }
 
-  void add(Matrix<const float> y, Matrix<float> x) override {
-    for (int64_t i = 0; i < x.rows; ++i) {
-      for (int64_t j = 0; j < x.cols; ++j) x.row(i)[j] += y.row(i)[j];
-    }
-  }
-
  private:
   static float at(const Weight& w, int64_t i) {
     if (w.dtype == DType::f32) return static_cast<const float*>(w.data)[i];

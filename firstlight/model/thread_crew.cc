@@ -60,8 +60,7 @@ class ThreadCrew final : public RankCrew {
                            std::span<double> sums) override {
     const int tp = static_cast<int>(ranks_.size());
     for (int r = 0; r < tp; ++r) {  // where ranks outnumber key/value heads, the first that holds one speaks for it
-      if (r * n_kv_heads_ % tp == 0)
-        ranks_[static_cast<size_t>(r)]->sum_keys_and_values(pages, begin, end, sums);
+      if (r * n_kv_heads_ % tp == 0) ranks_[static_cast<size_t>(r)]->sum_keys_and_values(pages, begin, end, sums);
     }
   }
   std::string_view ops_name() const override { return ranks_[0]->ops_name(); }

@@ -97,6 +97,7 @@ cuda::SinglesParams CudaOps::singles(const cuda::AttendParams& params, const cud
   const int64_t pages = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(pages_bound(set))));
   singles.n_chunks =
       static_cast<int>(std::min<int64_t>(singles.most_chunks, (pages + cuda::kLeastPages - 1) / cuda::kLeastPages));
+  singles.n_sharing = options_.n_sharing;
   singles.olds_hold = pass_.all().n_tiles == 0;
   if (singles.n_chunks > 1) {
     const int64_t rows = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(set.n_single)));

@@ -42,6 +42,7 @@ struct SinglesParams {
   int most_chunks = 0;     ///< of any row; with its pages this decides a row's chunks
   int n_chunks = 0;        ///< that the partials provide for
   int n_blocks = 0;        ///< that the GPU holds at a time: how many chunks one takes, which no bit depends on
+  int n_sharing = 1;       ///< launches that may be on the GPU at a time: each takes its share of the blocks it holds
   bool olds_hold = false;  ///< the pass writes none of a row's keys but the last kTiledRows: others may be read early
   ChunkPiece* partials = nullptr;  ///< [n_rows, head blocks, n_chunks, heads * head_dim / 4], all bits set between
 };

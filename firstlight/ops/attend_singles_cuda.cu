@@ -61,9 +61,9 @@ void start(const SinglesParams& p, cudaStream_t stream) {
   // An item and a merge for each block, if there are as many.
   const int n_merges = p.n_chunks > 1 ? heads * (kDim / 4) / kMergedAtOnce : 0;
   const int64_t most = int64_t{p.n_rows} * p.head_blocks * (p.n_chunks + n_merges);
+  const int held = std::max(1, n_held<kDim>(heads, bytes) / p.n_sharing);
   launch("attention of single rows", attend_singles_kernel<kDim>,
-         dim3(static_cast<unsigned>(std::min<int64_t>(n_held<kDim>(heads, bytes), most))), kSinglesWarps * 32, bytes,
-         stream, p);
+         dim3(static_cast<unsigned>(std::min<int64_t>(held, most))), kSinglesWarps * 32, bytes, stream, p);
 }
 
 }  // namespace

@@ -62,7 +62,6 @@ class CpuOps final : public Ops {
                       const KvLayer& kv) override;
   void attend(Matrix<const float> q, int n_heads, std::span<const AttentionSpan> spans, const KvLayer& kv,
               Matrix<float> out) override;
-  void add(Matrix<const float> y, Matrix<float> x) override;
 
  private:
   /// A block of up to 64 rows of one query head; or one row of a key/value head over a run of pages.

@@ -42,7 +42,6 @@ class CudaOps final : public Ops {
                       const KvLayer& kv) override;
   void attend(Matrix<const float> q, int n_heads, std::span<const AttentionSpan> spans, const KvLayer& kv,
               Matrix<float> out) override;
-  void add(Matrix<const float> y, Matrix<float> x) override;
 
  private:
   /// A pass that can be recorded: what its kernels depend on beside addresses.

@@ -22,6 +22,9 @@ struct CudaOpsOptions {
   /// and its scale is applied to their sums, so that last bits differ from those of the ops one by one.
   bool resident = true;
   std::string why_not_resident = "not asked for";  ///< for name(), where `resident` is false
+  /// Ops, this one among them, whose passes may run on the GPU at the same time. Attention's blocks wait for one
+  /// another, so each launches only its share of what the GPU holds: grids that were half there would wait for ever.
+  int n_sharing = 1;
   /// Where ops are queued; null: on one of their own. Outlives the ops. Others may queue there what reads and writes
   /// matrices of a pass, but not what rms_norm(), gate_up_silu() or attend() wrote and a product has yet to read.
   const Stream* stream = nullptr;

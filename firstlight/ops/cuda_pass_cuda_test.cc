@@ -197,7 +197,8 @@ TEST_F(PassCuda, GoesOnAfterAPassThatWasGivenUp) {
   model.step(*ops, ids, spans, a);
   reference::expect_same(a, b, "first");
   EXPECT_FALSE(ops->begin({ids, spans, spans, {a.data(), 1, SmallModel::kVocab, SmallModel::kVocab}}, true));
-  EXPECT_THROW(ops->add(model.x.view(), model.hidden.matrix()), Error);  // while it is recorded
+  EXPECT_THROW(ops->matmul_add(model.x.view(), model.norm.weight(), nullptr, model.hidden.matrix()),
+               Error);  // while it is recorded
   for (int again = 0; again < 3; ++again) {
     model.step(*ops, ids, spans, a);
     reference::expect_same(a, b, "after a pass was given up");

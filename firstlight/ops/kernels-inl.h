@@ -33,8 +33,7 @@ constexpr CpuKernels table(std::string_view name) {
           .merge_parts = merge_parts,
           .rms_norm = rms_norm,
           .rope_and_store = rope_and_store,
-          .widen = widen,
-          .add = add};
+          .widen = widen};
 }
 
 }  // namespace firstlight::FIRSTLIGHT_SIMD

@@ -230,13 +230,16 @@ TEST_F(MatmulCuda, LikeliestIsTheLowestOfTheLargestLogits) {
 // A product of more than 8 rows takes the bf16 copy that a norm left: not after somebody wrote over the norm's result.
 TEST_F(MatmulCuda, TakesItsRowsAsTheyAreAndNotAsTheyWere) {
   const int64_t rows = 24, k = 64, n = 40;
+  Tensor ones_on_diagonal{DType::f32, k, k, std::vector<float>(static_cast<size_t>(k * k)), {}};
+  for (int64_t i = 0; i < k; ++i) ones_on_diagonal.f32[static_cast<size_t>(i * k + i)] = 1.0f;
+  const GpuTensor identity(ones_on_diagonal);
   const GpuTensor x(random_tensor(rows, k, DType::f32, 1)), y(random_tensor(rows, k, DType::f32, 2)),
       ones(Tensor{DType::f32, 1, k, std::vector<float>(static_cast<size_t>(k), 1.0f), {}}),
       w(random_tensor(n, k, DType::bf16, 3));
   GpuTensor normed(unwritten(rows, k)), first(unwritten(rows, n)), second(unwritten(rows, n));
   ops_->rms_norm(x.view(), ones.weight(), 1e-5f, normed.matrix());
   ops_->matmul(normed.view(), w.weight(), nullptr, first.matrix());
-  ops_->add(y.view(), normed.matrix());
+  ops_->matmul_add(y.view(), identity.weight(), nullptr, normed.matrix());
   ops_->matmul(normed.view(), w.weight(), nullptr, second.matrix());
   next();
   normed.fetch();

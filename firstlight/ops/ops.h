@@ -142,8 +142,6 @@ class Ops {
   /// to it, as a row's weights add up to one.
   virtual void attend(Matrix<const float> q, int n_heads, std::span<const AttentionSpan> spans, const KvLayer& kv,
                       Matrix<float> out) = 0;
-  /// x += y.
-  virtual void add(Matrix<const float> y, Matrix<float> x) = 0;
 };
 
 /// `pool` must outlive it.

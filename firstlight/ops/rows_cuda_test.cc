@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Ops that go row by row, on a GPU: embed, rms_norm, add, keep_rows, rope_and_store.
+// Ops that go row by row, on a GPU: embed, rms_norm, keep_rows, rope_and_store.
 #include <cmath>
 
 #include "firstlight/base/error.h"
@@ -59,16 +59,6 @@ TEST_F(RowsCuda, RmsNormDividesByTheRootOfTheMeanSquare) {
       }
     }
   }
-}
-
-TEST_F(RowsCuda, AddAddsEveryValue) {
-  const GpuTensor y(random_tensor(40, 67, DType::f32, 1));
-  GpuTensor x(random_tensor(40, 67, DType::f32, 2));
-  const Tensor before = x.host;
-  ops_->add(y.view(), x.matrix());
-  next();
-  x.fetch();
-  for (size_t i = 0; i < x.host.f32.size(); ++i) ASSERT_EQ(x.host.f32[i], before.f32[i] + y.host.f32[i]);
 }
 
 TEST_F(RowsCuda, KeepRowsMovesTheWantedOnesToTheFront) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Ops that go row by row: embed, rms_norm, add, rope_and_store.
+// Ops that go row by row: embed, rms_norm, rope_and_store.
 #include <cmath>
 
 #include "firstlight/base/error.h"
@@ -48,14 +48,6 @@ TEST_P(Rows, RmsNormDividesByTheRootOfTheMeanSquare) {
       }
     }
   }
-}
-
-TEST_P(Rows, AddAddsEveryValue) {
-  const Tensor y = random_tensor(40, 67, DType::f32, 1);
-  Tensor x = random_tensor(40, 67, DType::f32, 2);
-  const Tensor before = x;
-  ops_->add(y.view(), x.matrix());
-  for (size_t i = 0; i < x.f32.size(); ++i) ASSERT_EQ(x.f32[i], before.f32[i] + y.f32[i]);
 }
 
 struct Rope : reference::EachLevel {
