@@ -55,8 +55,8 @@ PrefixInfo info_of(Session& session, std::span<const int> tokens) {
   return info;
 }
 
-std::unique_ptr<Reader> reader_for(Context& context, const Session& session, const SessionOptions& options,
-                                   const std::shared_ptr<const File>& file) {
+std::unique_ptr<Reader> prefix_reader(Context& context, const Session& session, const SessionOptions& options,
+                                      const std::shared_ptr<const File>& file) {
   ReaderChoice choice{ReaderKind::pread, "--reader pread"};
   if (options.reader == "io_uring") {
     choice = {ReaderKind::io_uring, "--reader io_uring"};
@@ -70,8 +70,8 @@ std::unique_ptr<Reader> reader_for(Context& context, const Session& session, con
 }
 
 /// Tokens restored.
-int64_t restore(Context& context, Session& session, const SessionOptions& session_options, const fs::path& path,
-                std::span<const int> prompt, PageTable& pages, PrefixUse& use) {
+int64_t restore_prefix(Context& context, Session& session, const SessionOptions& session_options, const fs::path& path,
+                       std::span<const int> prompt, PageTable& pages, PrefixUse& use) {
   const Timeline::Scope scope(&context.timeline, "restore prefix");
   const PrefixFile file(path);
   const PrefixInfo& info = file.info();
@@ -84,7 +84,7 @@ int64_t restore(Context& context, Session& session, const SessionOptions& sessio
                 str("'", path.native(), "': a prefix of ", n, " tokens, the KV cache holds ", session.kv_use().tokens));
   }
   pages.hold_exact_before(n);
-  const auto reader = reader_for(context, session, session_options, file.file());
+  const auto reader = prefix_reader(context, session, session_options, file.file());
   const double start = seconds_since_exec();
   const uint64_t bytes = file.read(*reader, session.runner().rank_pages(), pages, context.stop);
   use.restored = {path.native(), n, bytes, seconds_since_exec() - start};
@@ -94,24 +94,24 @@ int64_t restore(Context& context, Session& session, const SessionOptions& sessio
   return n;
 }
 
-double gb_per_s(const PrefixUse::Transfer& done) {
+double rate_of(const PrefixUse::Transfer& done) {
   return done.seconds > 0 ? static_cast<double>(done.bytes) / done.seconds / 1e9 : 0;
 }
 
-std::string describe(std::string_view verb, const PrefixUse::Transfer& done) {
+std::string transfer_text(std::string_view verb, const PrefixUse::Transfer& done) {
   std::array<char, 32> rate{};
-  std::snprintf(rate.data(), rate.size(), "%.2f GB/s", gb_per_s(done));
+  std::snprintf(rate.data(), rate.size(), "%.2f GB/s", rate_of(done));
   return str("prefix: ", done.tokens, " tokens ", verb, " '", done.file, "', ",
              human_bytes(static_cast<double>(done.bytes)), " in ", human_seconds(done.seconds), ": ", rate.data());
 }
 
-nlohmann::ordered_json json_of(const PrefixUse::Transfer& done) {
+nlohmann::ordered_json transfer_json(const PrefixUse::Transfer& done) {
   if (done.file.empty()) return nullptr;
   return {{"file", done.file},
           {"tokens", done.tokens},
           {"bytes", done.bytes},
           {"seconds", done.seconds},
-          {"gb_per_s", gb_per_s(done)}};
+          {"gb_per_s", rate_of(done)}};
 }
 
 }  // namespace
@@ -136,7 +136,7 @@ Prefix prepare_prefix(Context& context, Session& session, const SessionOptions& 
   if (n_prompt >= session.max_context()) return {};  // the engine refuses it, and says why
   Prefix prefix{std::make_unique<PageTable>(session.runner().pool(), session.runner().exact_pool()), 0};
   if (!options.restore.empty())
-    prefix.n_tokens = restore(context, session, session_options, options.restore, prompt, *prefix.pages, use);
+    prefix.n_tokens = restore_prefix(context, session, session_options, options.restore, prompt, *prefix.pages, use);
   if (n_save > prefix.n_tokens) {
     const Timeline::Scope scope(&context.timeline, "compute prefix");
     extend_prefix(session.runner(), prefix, prompt, n_save, context.stop);
@@ -154,21 +154,24 @@ Prefix prepare_prefix(Context& context, Session& session, const SessionOptions& 
 }
 
 nlohmann::ordered_json to_json(const PrefixUse& use) {
-  return {
-      {"restored", json_of(use.restored)}, {"saved", json_of(use.saved)},     {"reader", use.reader}, {"why", use.why},
-      {"computed_by", use.computed_by},    {"tokens_taken", use.tokens_taken}};
+  return {{"restored", transfer_json(use.restored)},
+          {"saved", transfer_json(use.saved)},
+          {"reader", use.reader},
+          {"why", use.why},
+          {"computed_by", use.computed_by},
+          {"tokens_taken", use.tokens_taken}};
 }
 
 std::string describe(const PrefixUse& use) {
   std::string text;
   if (!use.restored.file.empty()) {
-    text = str(describe("restored from", use.restored), " by ", use.reader, " (", use.why, "), every byte verified; ",
-               use.tokens_taken, " of them taken");
+    text = str(transfer_text("restored from", use.restored), " by ", use.reader, " (", use.why,
+               "), every byte verified; ", use.tokens_taken, " of them taken");
     if (!use.computed_by.empty())
       text +=
           str("\n  it was computed by '", use.computed_by, "': answers may differ from this machine's in last bits");
   }
-  if (!use.saved.file.empty()) text += str(text.empty() ? "" : "\n", describe("saved to", use.saved));
+  if (!use.saved.file.empty()) text += str(text.empty() ? "" : "\n", transfer_text("saved to", use.saved));
   return text;
 }
 

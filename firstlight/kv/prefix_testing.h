@@ -61,7 +61,10 @@ class FakeCache {
     for (int r = 0; r < info.tp; ++r) {
       for (const uint64_t bytes : {info.page_bytes(), info.n_exact() > 0 ? info.exact_page_bytes() : 0}) {
         buffers_.emplace_back(Device{}, bytes * n);
-        for (std::byte& b : buffers_.back().bytes()) b = filled ? static_cast<std::byte>(random()) : std::byte{};
+        for (uint64_t at = 0; filled && at < buffers_.back().size(); at += sizeof(uint32_t)) {  // else zeros
+          const auto word = static_cast<uint32_t>(random());
+          std::memcpy(buffers_.back().data() + at, &word, sizeof word);
+        }
       }
       const auto& last = buffers_[buffers_.size() - 2];
       ranks.push_back({{}, last.data(), info.page_bytes(), buffers_.back().data(), info.exact_page_bytes()});

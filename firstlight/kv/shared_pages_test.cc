@@ -188,7 +188,7 @@ TEST_P(SharedTexts, EverySequenceReadsItsOwnText) {
   std::mt19937 random(static_cast<unsigned>(n_pages + n_exact));
   std::vector<Texts::Sequence> sequences;
   int n_forks = 0, n_rollbacks = 0, n_refused = 0;
-  for (int step = 0; step < 4000; ++step) {
+  for (int step = 0; step < 2000; ++step) {
     const size_t at = sequences.empty() ? 0 : random() % sequences.size();
     switch (random() % 8) {
       case 0:
@@ -233,6 +233,7 @@ TEST_P(SharedTexts, EverySequenceReadsItsOwnText) {
       }
     }
     if (HasFatalFailure() || HasFailure()) return;
+    if (step % 5 != 0) continue;
     for (const auto& s : sequences) {
       if (s.n_cached > 0 && s.table->has_exact_before(s.n_cached - 1)) texts.check(s, s.n_cached - 1);
     }
@@ -240,8 +241,8 @@ TEST_P(SharedTexts, EverySequenceReadsItsOwnText) {
   sequences.clear();
   EXPECT_EQ(texts.pool.n_free(), n_pages);
   EXPECT_EQ(texts.exact.n_free(), n_exact);
-  EXPECT_GT(n_forks, 50);
-  EXPECT_GT(n_rollbacks, 50);
+  EXPECT_GT(n_forks, 25);
+  EXPECT_GT(n_rollbacks, 25);
   EXPECT_GT(texts.n_matched, 1000);
   if (n_exact > 0) {
     EXPECT_GT(n_refused, 0);
