@@ -28,22 +28,22 @@ constexpr uint64_t kTurnBytes = 16u << 20;
 constexpr uint64_t kPieceBytes = 2u << 20;  // so that a turn keeps eight requests under way
 constexpr auto kTurnTime = std::chrono::milliseconds(100);
 constexpr int64_t kRememberedFor_s = 30 * 24 * 3600;
-constexpr const char* kFirstLine = "firstlight readers 1";
+constexpr const char* kFirstLine = "firstlight readers 2";
 
 struct Extent {
   std::shared_ptr<const File> file;
   uint64_t offset = 0;
 };
 
-/// Four stretches of a turn's length that are not in the page cache, far from each other.
-std::vector<Extent> cold_extents(std::span<const std::shared_ptr<const File>> files) {
+/// Four stretches of so many bytes that are not in the page cache, far from each other.
+std::vector<Extent> cold_extents(std::span<const std::shared_ptr<const File>> files, uint64_t bytes) {
   std::vector<Extent> all, four;
   for (const auto& file : files) {
-    for (uint64_t at = 0; at + kTurnBytes <= file->size(); at += kTurnBytes) all.push_back({file, at});
+    for (uint64_t at = 0; at + bytes <= file->size(); at += bytes) all.push_back({file, at});
   }
   for (size_t quarter = 0; quarter < 4; ++quarter) {
     for (size_t i = all.size() * quarter / 4; i < all.size() * (quarter + 1) / 4; ++i) {
-      const auto cached = cached_share(*all[i].file, all[i].offset, kTurnBytes);
+      const auto cached = cached_share(*all[i].file, all[i].offset, bytes);
       if (!cached || *cached > 0.02) continue;
       four.push_back(all[i]);
       break;
@@ -58,9 +58,9 @@ struct Turn {
   double seconds = 0;
 };
 
-Turn read_once(Reader& reader, const Extent& extent, const Buffer& into) {
+Turn read_once(Reader& reader, const Extent& extent, uint64_t size, const Buffer& into) {
   std::vector<ReadRequest> requests;
-  for (uint64_t at = 0; at < kTurnBytes; at += kPieceBytes) {
+  for (uint64_t at = 0; at < size; at += kPieceBytes) {
     requests.push_back({requests.size(), extent.file, extent.offset + at, kPieceBytes, into.data() + at});
   }
   std::atomic<uint64_t> bytes = 0;
@@ -73,12 +73,36 @@ Turn read_once(Reader& reader, const Extent& extent, const Buffer& into) {
   return {bytes, std::chrono::duration<double>(Reader::Clock::now() - begin).count()};
 }
 
+/// Two of the stretches' first pieces alone, the others whole.
+void measure_depth(std::span<const std::shared_ptr<const File>> files, int n_threads, ReaderSpeeds& speeds) {
+  constexpr uint64_t kDeepBytes = 32 * kPieceBytes;
+  const std::vector<Extent> extents = cold_extents(files, kDeepBytes);
+  if (extents.size() < 4) return;
+  const Buffer into({}, kDeepBytes);
+  std::memset(into.data(), 0, into.size());
+  const auto reader = make_reader({ReaderKind::io_uring, "measured"}, n_threads);
+  Turn lone, deep;
+  for (size_t i = 0; i < extents.size(); ++i) {
+    const Turn turn = read_once(*reader, extents[i], i < 2 ? kPieceBytes : kDeepBytes, into);
+    Turn& sum = i < 2 ? lone : deep;
+    sum.bytes += turn.bytes;
+    sum.seconds += turn.seconds;
+  }
+  if (lone.bytes != 2 * kPieceBytes || deep.bytes == 0) return;  // slower than a turn's time: nothing to plan with
+  speeds.latency_s = lone.seconds / 2;
+  speeds.deep = static_cast<double>(deep.bytes) / deep.seconds;
+}
+
 }  // namespace
 
 std::optional<ReaderSpeeds> measure_readers(std::span<const std::shared_ptr<const File>> files, int n_threads,
                                             const std::stop_token& stop) {
-  const std::vector<Extent> extents = cold_extents(files);
+  const std::vector<Extent> extents = cold_extents(files, kTurnBytes);
   if (extents.size() < 4) return std::nullopt;
+  const Mount mount = mount_of(files[0]->path());
+  for (const auto& file : files) {
+    if (is_nfs(mount)) file->turn_off_read_ahead();  // as a load does
+  }
   const Buffer into({}, kTurnBytes);
   std::memset(into.data(), 0, into.size());  // its pages are not part of the measurement
   // A reader each turn: what one has given up at its deadline is nobody else's burden.
@@ -87,13 +111,16 @@ std::optional<ReaderSpeeds> measure_readers(std::span<const std::shared_ptr<cons
   for (size_t i = 0; i < kOrder.size(); ++i) {
     if (stop.stop_requested()) throw Interrupted();
     const auto reader = make_reader({kOrder[i], "measured"}, n_threads);
-    const Turn turn = read_once(*reader, extents[i], into);
+    const Turn turn = read_once(*reader, extents[i], kTurnBytes, into);
     Turn& sum = kOrder[i] == ReaderKind::pread ? pread : uring;
     sum.bytes += turn.bytes;
     sum.seconds += turn.seconds;
   }
-  return ReaderSpeeds{static_cast<double>(pread.bytes) / pread.seconds,
-                      static_cast<double>(uring.bytes) / uring.seconds};
+  ReaderSpeeds speeds;
+  speeds.pread = static_cast<double>(pread.bytes) / pread.seconds;
+  speeds.io_uring = static_cast<double>(uring.bytes) / uring.seconds;
+  if (is_network(mount)) measure_depth(files, n_threads, speeds);
+  return speeds;
 }
 
 fs::path SpeedMemory::default_path() {
@@ -116,9 +143,13 @@ std::vector<SpeedMemory::Entry> SpeedMemory::read(std::string& why_not) const {
       std::istringstream words(line);
       Entry entry;
       ReaderSpeeds& speeds = entry.speeds.speeds;
-      good = words >> speeds.pread >> speeds.io_uring >> entry.speeds.unix_s && words.get() == ' ' &&
-             std::getline(words, entry.key) && std::isfinite(speeds.pread) && std::isfinite(speeds.io_uring) &&
-             speeds.pread >= 0 && speeds.io_uring >= 0;
+      double latency_us = 0;
+      good = words >> speeds.pread >> speeds.io_uring >> latency_us >> speeds.deep >> entry.speeds.unix_s &&
+             words.get() == ' ' && std::getline(words, entry.key);
+      speeds.latency_s = 1e-6 * latency_us;
+      for (const double each : {speeds.pread, speeds.io_uring, speeds.latency_s, speeds.deep}) {
+        good = good && std::isfinite(each) && each >= 0;
+      }
       entries.push_back(std::move(entry));
     }
     if (good) return entries;
@@ -150,8 +181,9 @@ std::string SpeedMemory::remember(const std::string& key, RememberedSpeeds speed
   std::ofstream out(partial, std::ios::trunc);
   out << kFirstLine << "\n";
   for (const Entry& entry : entries) {
-    out << std::llround(entry.speeds.speeds.pread) << " " << std::llround(entry.speeds.speeds.io_uring) << " "
-        << entry.speeds.unix_s << " " << entry.key << "\n";
+    const ReaderSpeeds& is = entry.speeds.speeds;
+    out << std::llround(is.pread) << " " << std::llround(is.io_uring) << " " << std::llround(1e6 * is.latency_s) << " "
+        << std::llround(is.deep) << " " << entry.speeds.unix_s << " " << entry.key << "\n";
   }
   out.close();
   if (out) fs::rename(partial, path_, failed);

@@ -18,10 +18,15 @@ namespace firstlight {
 struct ReaderSpeeds {
   double pread = 0;
   double io_uring = 0;
+  /// Of storage behind a network (is_network()): the seconds that a lone read of 2 MiB takes, and what comes with 32 of
+  /// them under way; else 0.
+  double latency_s = 0;
+  double deep = 0;
 };
 
 /// Reads four times 16 MiB (io_uring, pread, pread, io_uring), each at most 0.1 s, from places of `files` that are not
-/// in the page cache; nothing if there are not so many. What pread reads stays in the page cache. Throws Interrupted.
+/// in the page cache; nothing if there are not so many. What pread reads stays in the page cache. Behind a network also
+/// a read alone and 64 MiB at once, where there are so many in a row. Throws Interrupted.
 std::optional<ReaderSpeeds> measure_readers(std::span<const std::shared_ptr<const File>> files, int n_threads,
                                             const std::stop_token& stop);
 
