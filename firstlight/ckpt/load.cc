@@ -70,6 +70,7 @@ class RankLoad final : public Load {
   std::vector<RankWeights> weights_;
   std::vector<LoadJob> jobs_;
   std::vector<SmallRead> small_reads_;
+  std::string order_;  // "; reads spread over …", or why not; "" where there is nothing to say
   uint64_t total_bytes_ = 0;
   double begin_s_ = 0, end_s_ = 0;
   std::atomic<uint64_t> done_bytes_{0}, jobs_left_{0};
@@ -164,7 +165,8 @@ void RankLoad::plan_jobs() {
     total_bytes_ += rank->files.manifest->total_bytes();
   }
   const bool staged = lanes_[0].on_device != nullptr;
-  jobs_ = plan_load_jobs(files, staged ? kStagedRequestBytes : kRequestBytes, options_.verify == Verify::full);
+  jobs_ = plan_load_jobs(files, staged ? kStagedRequestBytes : kRequestBytes, options_.verify == Verify::full,
+                         find_spread(files, options_, order_));
   for (const LoadJob& job : jobs_) ranks_[job.rank]->jobs_left.fetch_add(1, std::memory_order_relaxed);
   jobs_left_.store(jobs_.size(), std::memory_order_relaxed);
   weights_.resize(ranks_.size());
@@ -367,7 +369,7 @@ LoadReport RankLoad::wait() {
   report.bytes = total_bytes_;
   report.seconds = end_s_ - lanes_[0].ready_s;
   report.reader = lanes_[0].reader->name();
-  report.why = lanes_[0].reader->why();
+  report.why = lanes_[0].reader->why() + order_;
   report.verify_cpu_seconds = 1e-9 * static_cast<double>(hash_ns_.load());
   for (const LoadLane& lane : lanes_) report.verify_device_seconds += lane.checks ? lane.checks->seconds() : 0;
   uint64_t checked = 0, all = 0;

@@ -14,6 +14,7 @@
 #include "firstlight/device/device.h"
 #include "firstlight/io/device_reader.h"
 #include "firstlight/io/staging.h"
+#include "firstlight/io/stripe_layout.h"
 
 namespace firstlight {
 
@@ -60,6 +61,9 @@ struct LoadOptions {
   std::function<uint64_t()> reserve;  ///< if set, asked instead, once, when the first device stands; may block
   std::optional<DType> dtype;         ///< traditional path only: f32 or bf16; default as `shard`
   std::string checked_before;  ///< traditional path only: what the report says of verification (default: nothing was)
+  int in_flight = 32;          ///< requests under way over all ranks, for their order on a parallel file system
+  /// Asked for the layouts of all parts that are loaded, by path; default find_stripe_layouts(), which asks on Lustre.
+  std::function<FoundLayouts(const std::vector<std::string>&)> find_layouts;
   std::stop_token stop;
   Timeline* timeline = nullptr;
   std::function<void(uint64_t done, uint64_t total)> progress;        ///< from any thread, maybe often

@@ -9,6 +9,7 @@
 #include "firstlight/base/hash.h"
 #include "firstlight/base/str.h"
 #include "firstlight/ckpt/load_lane.h"
+#include "firstlight/io/mount.h"
 
 namespace firstlight {
 
@@ -61,6 +62,8 @@ std::vector<RankFiles> open_ranks(const fs::path& out, const Manifest& manifest,
                                   const LoadOptions& options, Reader& reader, std::vector<SmallRead>& reads) {
   const ManifestTp& tp = stored_tp(manifest, config, out, options.tp);
   check_tensor_list(config, manifest);
+  // Behind NFS read-ahead fetches twice what threads of 4 MiB reads fetch anyway.
+  const bool exact_reads = is_nfs(mount_of(out));
   std::vector<RankFiles> ranks;
   for (size_t i = 0; i < n_loaded_ranks(options); ++i) {
     RankFiles files;
@@ -69,6 +72,7 @@ std::vector<RankFiles> open_ranks(const fs::path& out, const Manifest& manifest,
     files.manifest = &rank;
     for (const ManifestPart& part : rank.parts) {
       files.parts.push_back(open_listed(out, manifest, part.file));
+      if (exact_reads) files.parts.back()->turn_off_read_ahead();
       reads.push_back({files.parts.back(), 0, std::string(part.header_bytes, '\0'), 0});
     }
     if (options.verify != Verify::off) {

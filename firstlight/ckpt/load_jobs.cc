@@ -8,6 +8,7 @@
 #include "firstlight/base/error.h"
 #include "firstlight/base/str.h"
 #include "firstlight/device/copy.h"
+#include "firstlight/io/request_order.h"
 
 namespace firstlight {
 
@@ -20,7 +21,36 @@ uint64_t body_end(const ManifestPart& part) {
   return has_tail(part) ? part.tail_begin / kLeafBytes * kLeafBytes : part.data_bytes;
 }
 
+/// The target of the job's middle byte: behind a header of 2 MiB a request of 16 MiB lies on two stripes, most of it on
+/// the first.
+int target_of(const LoadJob& job, const RankFiles& files, const LoadSpread& spread) {
+  if (spread.layouts.empty()) return -1;
+  const auto found = spread.layouts.find(fs::absolute(files.parts[job.part]->path()).native());
+  return found == spread.layouts.end() ? -1 : found->second.target_of(job.file_begin() + job.size() / 2);
+}
+
+/// A stripe of each target.
+uint64_t ahead_bytes(const LoadSpread& spread) {
+  uint64_t row = 0;
+  for (const auto& [path, layout] : spread.layouts) {
+    for (const StripedExtent& extent : layout.extents) {
+      row = std::max(row, std::min(extent.stripe_bytes, kMostAhead) * extent.targets.size());
+    }
+  }
+  return std::min(row, kMostAhead);
+}
+
 }  // namespace
+
+LoadSpread find_spread(std::span<const RankFiles* const> ranks, const LoadOptions& options, std::string& said) {
+  std::vector<std::string> paths;
+  for (const RankFiles* rank : ranks) {
+    for (const auto& part : rank->parts) paths.push_back(fs::absolute(part->path()).native());
+  }
+  FoundLayouts found = options.find_layouts ? options.find_layouts(paths) : find_stripe_layouts(paths);
+  said = describe(found);
+  return {std::move(found.layouts), options.in_flight};
+}
 
 uint64_t tail_staging_bytes(const ManifestRank& rank) {
   uint64_t bytes = 0;
@@ -28,8 +58,8 @@ uint64_t tail_staging_bytes(const ManifestRank& rank) {
   return bytes;
 }
 
-std::vector<LoadJob> plan_load_jobs(std::span<const RankFiles* const> ranks, uint64_t request_bytes,
-                                    bool with_padding) {
+std::vector<LoadJob> plan_load_jobs(std::span<const RankFiles* const> ranks, uint64_t request_bytes, bool with_padding,
+                                    const LoadSpread& spread) {
   using Kind = LoadJob::Kind;
   std::vector<LoadJob> jobs, paddings;
   std::vector<std::vector<LoadJob>> bodies(ranks.size());
@@ -50,12 +80,13 @@ std::vector<LoadJob> plan_load_jobs(std::span<const RankFiles* const> ranks, uin
       }
     }
   }
-  size_t longest = 0;
-  for (const auto& body : bodies) longest = std::max(longest, body.size());
-  for (size_t i = 0; i < longest; ++i) {
-    for (auto& body : bodies) {
-      if (i < body.size()) jobs.push_back(std::move(body[i]));
-    }
+  std::vector<std::vector<int>> targets(ranks.size());
+  for (size_t r = 0; r < ranks.size(); ++r) {
+    for (const LoadJob& job : bodies[r]) targets[r].push_back(target_of(job, *ranks[r], spread));
+  }
+  const size_t ahead = static_cast<size_t>(ahead_bytes(spread) / request_bytes);
+  for (const TurnOf& turn : spread_over_targets(targets, ahead, static_cast<size_t>(spread.in_flight))) {
+    jobs.push_back(std::move(bodies[turn.rank][turn.request]));
   }
   std::move(paddings.begin(), paddings.end(), std::back_inserter(jobs));
   return jobs;

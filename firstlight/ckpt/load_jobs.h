@@ -7,6 +7,7 @@
 
 #include "firstlight/ckpt/load_files.h"
 #include "firstlight/device/buffer.h"
+#include "firstlight/io/stripe_layout.h"
 
 namespace firstlight {
 
@@ -23,9 +24,22 @@ struct LoadJob {
   uint64_t file_begin() const { return begin + (kind == Kind::padding ? 0 : kDataBegin); }
 };
 
+/// Where the parts lie on a parallel file system; no layouts: not known, or nothing to gain.
+struct LoadSpread {
+  StripeLayouts layouts;  ///< by absolute path
+  int in_flight = 32;     ///< requests under way, over all ranks
+};
+
+/// What the file system of the ranks' parts tells; `said` is for the report, describe(FoundLayouts). What is no Lustre
+/// tells nothing, in 0.1 ms.
+LoadSpread find_spread(std::span<const RankFiles* const> ranks, const LoadOptions& options, std::string& said);
+
 /// Tails first; then one request of each rank in turn, so that all ranks come to the same layer at the same time; what
-/// no tensor needs (paddings, if all is to be verified) at the end.
-std::vector<LoadJob> plan_load_jobs(std::span<const RankFiles* const> ranks, uint64_t request_bytes, bool with_padding);
+/// no tensor needs (paddings, if all is to be verified) at the end. With layouts a rank's requests come in the order of
+/// spread_over_targets(), up to kMostAhead bytes early or late.
+std::vector<LoadJob> plan_load_jobs(std::span<const RankFiles* const> ranks, uint64_t request_bytes, bool with_padding,
+                                    const LoadSpread& spread = {});
+inline constexpr uint64_t kMostAhead = 512u << 20;  ///< a stripe of 16 MiB on each of 32 targets; 40 ms at 12.5 GB/s
 
 /// Which leaves of a body or tail are to be checked, counted from the beginning of the part.
 std::vector<uint64_t> leaves_to_check(const LoadJob& job, Verify verify);

@@ -7,11 +7,11 @@
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
+#include "firstlight/base/child.h"
 #include "firstlight/base/error.h"
 #include "firstlight/base/str.h"
 #include "firstlight/cli/arguments.h"
 #include "firstlight/cli/bench_warm.h"
-#include "firstlight/cli/child.h"
 #include "firstlight/cli/session.h"
 #include "firstlight/cli/spread.h"
 

@@ -9,9 +9,9 @@
 #include <nlohmann/json.hpp>
 #include <string_view>
 
+#include "firstlight/base/child.h"
 #include "firstlight/base/error.h"
 #include "firstlight/base/str.h"
-#include "firstlight/cli/child.h"
 #include "firstlight/cli/session.h"
 #include "firstlight/io/descriptor.h"
 

@@ -5,9 +5,9 @@
 #include <gmock/gmock.h>
 #include <sys/stat.h>
 
+#include "firstlight/base/child.h"
 #include "firstlight/base/error.h"
 #include "firstlight/base/str.h"
-#include "firstlight/cli/child.h"
 
 namespace firstlight::cli {
 namespace {

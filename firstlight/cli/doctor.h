@@ -3,6 +3,7 @@
 // root of their own, so that a test can show them another machine.
 #pragma once
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -46,8 +47,10 @@ Findings check_gpus(const MachineFacts& facts);
 /// The file system of a directory: kind, direct reads, page cache, readers' remembered speeds, and for Lustre and NFS
 /// what they are tuned by. Throws Error{not_found} if there is no `directory`.
 Findings check_storage(const MachineFacts& facts, const fs::path& directory);
-/// Of a directory on Lustre: the client, and the striping that the program `lfs` tells.
-Findings check_lustre(const MachineFacts& facts, const fs::path& directory, const std::string& lfs = "lfs");
+/// Of a directory on Lustre: the client, the striping that the program `lfs` tells, and in which order a load would
+/// read `file`.
+Findings check_lustre(const MachineFacts& facts, const fs::path& directory, const std::string& lfs = "lfs",
+                      const std::optional<fs::path>& file = std::nullopt);
 
 /// First line of a file, without blanks at its ends; "" if it cannot be read.
 std::string first_line(const fs::path& path);

@@ -15,12 +15,12 @@
 
 #include "firstlight/base/error.h"
 #include "firstlight/base/str.h"
-#include "firstlight/cli/child.h"
 #include "firstlight/cli/doctor.h"
 #include "firstlight/io/descriptor.h"
 #include "firstlight/io/direct_file.h"
 #include "firstlight/io/reader_choice.h"
 #include "firstlight/io/residency.h"
+#include "firstlight/io/stripe_layout.h"
 
 namespace firstlight::cli {
 
@@ -84,19 +84,31 @@ void check_reads(const std::shared_ptr<const File>& file, const std::string& sec
                    told ? "" : "auto always reads by pread here; --reader io_uring may be faster for cold files"});
 }
 
-/// What a program prints, or nothing if it cannot be started or fails. Never through a shell.
-std::optional<std::string> output_of(const std::vector<std::string>& command) {
-  try {
-    const ChildEnd end = run_child(command.at(0), command);
-    if (end.exit_code == 0) return end.out;
-  } catch (const Error&) {  // there is no such program
+std::string depth_of(const ReaderSpeeds& speeds) {
+  if (speeds.latency_s == 0) return "";
+  return str(", ", human_bytes(speeds.deep), "/s with 32 reads under way, a lone read ",
+             human_seconds(speeds.latency_s));
+}
+
+/// How a load would order its reads of this file.
+Finding read_order(const std::string& section, const fs::path& file, const std::string& lfs) {
+  const FoundLayouts found = ask_stripe_layouts({file.native()}, lfs);
+  if (!found.why_not.empty()) {
+    return {State::warning, section, "read order", str("plain: ", found.why_not),
+            "reads are then not spread over the targets on purpose"};
   }
-  return std::nullopt;
+  const StripeLayout& layout = found.layouts.begin()->second;
+  const size_t n = layout.n_targets();
+  return {n > 1 ? State::good : State::warning, section, "read order",
+          str("by stripes: '", file.filename().native(), "' lies on ", n, n == 1 ? " target" : " targets"),
+          n > 1 ? "" : "a file on one target comes at that target's rate: set the striping, then shard again"};
 }
 
 void check_network(const Mount& mount, const std::string& section, Findings& found) {
   if (!mount.type.starts_with("nfs")) return;
-  found.push_back({State::info, section, "NFS", mount.source,
+  found.push_back({State::info, section, "NFS",
+                   mount.source + ": cold loads of 1 GiB and more read past the page cache or through it, as measured; "
+                                  "pread goes without read-ahead",
                    "mount with nconnect=8 or more and rsize=1048576: one connection rarely fills a fast link"});
 }
 
@@ -119,20 +131,21 @@ void check_device(const MachineFacts& facts, const fs::path& directory, const st
 }  // namespace
 
 /// `lfs getstripe -d DIR`: "stripe_count:  1 stripe_size:   1048576 …"; −1 as a count is all.
-Findings check_lustre(const MachineFacts& facts, const fs::path& directory, const std::string& lfs) {
+Findings check_lustre(const MachineFacts& facts, const fs::path& directory, const std::string& lfs,
+                      const std::optional<fs::path>& file) {
   const std::string section = section_of(directory);
   Findings found;
   std::string version = first_line(facts.root / "sys/fs/lustre/version");
   found.push_back({State::info, section, "Lustre client", version.empty() ? "mounted" : version, ""});
   const std::string wanted = str("lfs setstripe -c -1 -S 16M ", directory.native(), " before files are written there");
-  const auto told = output_of({lfs, "getstripe", "-d", directory.native()});
-  if (!told) {
+  const std::string told = output_of_program({lfs, "getstripe", "-d", directory.native()});
+  if (told.empty()) {
     found.push_back({State::warning, section, "striping", "not told: lfs is not installed, or failed",
                      "install lustre-client's lfs; then " + wanted});
     return found;
   }
   long count = 0, size = 0;
-  std::istringstream words(*told);
+  std::istringstream words(told);
   for (std::string word; words >> word;) {
     if (word == "stripe_count:") words >> count;
     if (word == "stripe_size:") words >> size;
@@ -142,6 +155,7 @@ Findings check_lustre(const MachineFacts& facts, const fs::path& directory, cons
                    str(count == -1 ? "all targets" : str(count, " target(s)"), ", stripes of ",
                        human_bytes(static_cast<double>(size))),
                    good ? "" : wanted + ": one file is then read from many servers at once"});
+  if (file) found.push_back(read_order(section, *file, lfs));
   return found;
 }
 
@@ -171,11 +185,11 @@ Findings check_storage(const MachineFacts& facts, const fs::path& directory) {
   found.push_back(
       {note.empty() ? State::info : State::warning, section, "measured speeds",
        speeds ? str("io_uring ", human_bytes(speeds->speeds.io_uring), "/s, pread ", human_bytes(speeds->speeds.pread),
-                    "/s, in '", memory.path().native(), "'")
+                    "/s", depth_of(speeds->speeds), ", in '", memory.path().native(), "'")
               : str("none remembered", note.empty() ? "" : "; " + note),
        speeds ? "delete that file to measure anew" : "the first cold load of 1 GiB and more measures them"});
   if (mount.type == "lustre") {
-    const Findings lustre = check_lustre(facts, directory);
+    const Findings lustre = check_lustre(facts, directory, "lfs", some_file(directory));
     found.insert(found.end(), lustre.begin(), lustre.end());
   } else {
     found.push_back({State::info, section, "Lustre striping", "none: the directory is on " + mount.type, ""});

@@ -203,6 +203,19 @@ TEST_F(DoctorTest, StripingIsWhatLfsSays) {
   expect(find(check_lustre(facts_, "/fsx/models", (root_ / "lfs").native()), "striping"), State::warning, "not told");
 }
 
+TEST_F(DoctorTest, TheOrderOfReadsIsToldFromAFilesStripes) {
+  const auto order = [&](const std::string& objects) {
+    write("lfs", "#!/bin/sh\n[ \"$2\" = -d ] && { echo stripe_count: -1 stripe_size: 16777216; exit; }\nprintf '" +
+                     std::string("/fsx/m\nlmm_stripe_count: 2\nlmm_stripe_size: 16777216\nobdidx objid\n") + objects +
+                     "'\n");
+    fs::permissions(root_ / "lfs", fs::perms::owner_all);
+    return find(check_lustre(facts_, "/fsx", (root_ / "lfs").native(), "/fsx/m"), "read order");
+  };
+  expect(order("3 1\n4 2\n"), State::good, "by stripes: 'm' lies on 2 targets");
+  expect(order("3 1\n3 2\n"), State::warning, "lies on 1 target", "shard again");
+  expect(order("3 1\n"), State::warning, "plain: lfs getstripe", "not spread");
+}
+
 TEST_F(DoctorTest, LinesForPeopleMarkWarnings) {
   EXPECT_EQ(describe({{State::good, "a", "x", "1", ""},
                       {State::warning, "a", "longer", "2", "do"},

@@ -11,6 +11,8 @@
 #include "firstlight/cli/load_floor.h"
 #include "firstlight/cli/session.h"
 #include "firstlight/device/buffer.h"
+#include "firstlight/io/mount.h"
+#include "firstlight/io/stripe_layout.h"
 
 namespace firstlight::cli {
 
@@ -66,6 +68,17 @@ void print_floor(const LoadFloor& floor, const LoadHardware& hardware, uint64_t 
             " % of these rates, rank r from context r on, ", human_seconds(kContextSeconds), " each)\n"));
 }
 
+/// What is special about reading from where the parts lie; "" on a local disk.
+std::string order_of(const fs::path& out, int tp) {
+  std::vector<std::string> files;
+  for (const ManifestRank& rank : read_manifest(out).find_tp(tp)->ranks) {
+    for (const ManifestPart& part : rank.parts) files.push_back((out / part.file).native());
+  }
+  const Mount mount = mount_of(out);
+  if (!is_network(mount)) return "";
+  return str("storage: ", mount.type, " ", mount.source, describe(find_stripe_layouts(files)), "\n");
+}
+
 int run_plan(Context& context, const PlanCommand& options) {
   context.json = options.json;
   LoadHardware hardware;
@@ -107,6 +120,7 @@ int run_plan(Context& context, const PlanCommand& options) {
   print(str("tp ", plan.tp, ": ", human_bytes(static_cast<double>(bytes)), " to read; arenas ",
             human_bytes(static_cast<double>(arena)), " of ", human_bytes(static_cast<double>(free)),
             " free memory: ", fits ? "fits" : "does not fit", "\n"));
+  if (!options.out.empty()) print(order_of(options.out, plan.tp));
   print_floor(floor, hardware, bytes, plan.ranks.size());
   return 0;
 }

@@ -235,7 +235,8 @@ Session::Session(Context& context, const SessionOptions& options, bool with_text
                        extra_bytes_;
   if (processes != nullptr) {
     agree(all_weights, load.reserve_bytes, with_runner, reader);
-    load.make_reader = [reader](int n) { return make_reader(reader, n); };
+    load.make_reader = [reader, tp = tp_](int n) { return make_reader(reader, n, tp); };
+    load.in_flight = std::max(1, reader.in_flight / tp_);
     load.rank = processes->rank();
     load.devices.clear();
     load.reserve_bytes /= static_cast<uint64_t>(tp_);
@@ -270,7 +271,9 @@ LoadOptions Session::load_options(const SessionOptions& options, ReaderChoice re
       return make_cufile_reader(device, std::move(host), start, open, why);
     };
   }
-  load.make_reader = [reader = std::move(reader)](int n) { return make_reader(reader, n); };
+  load.in_flight = reader.in_flight;
+  const int n_readers = std::max(1, n_devices(load.devices));
+  load.make_reader = [reader = std::move(reader), n_readers](int n) { return make_reader(reader, n, n_readers); };
   load.stop = context_->stop;
   load.timeline = &context_->timeline;
   auto bar = std::make_shared<ProgressBar>(*context_);

@@ -61,6 +61,7 @@ void Session::agree(uint64_t all_weights, uint64_t reserve, bool with_runner, Re
                             {"max_batch_tokens", runner.max_batch_tokens},
                             {"n_threads", runner.n_threads},
                             {"reader", static_cast<int>(reader.kind)},
+                            {"in_flight", reader.in_flight},
                             {"why", reader.why}};
   std::vector<std::byte> bytes = bytes_of(decides ? mine.dump() : "");
   processes.broadcast(bytes);
@@ -76,7 +77,8 @@ void Session::agree(uint64_t all_weights, uint64_t reserve, bool with_runner, Re
   runner.n_exact_pages = theirs.at("n_exact_pages");
   runner.max_batch_tokens = theirs.at("max_batch_tokens");
   runner.n_threads = theirs.at("n_threads");
-  reader = {static_cast<ReaderKind>(theirs.at("reader").get<int>()), theirs.at("why").get<std::string>()};
+  reader = {static_cast<ReaderKind>(theirs.at("reader").get<int>()), theirs.at("why").get<std::string>(),
+            theirs.at("in_flight").get<int>()};
 }
 
 /// The last that ranks say to each other.

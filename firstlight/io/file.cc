@@ -104,6 +104,8 @@ void File::read(uint64_t offset, std::span<std::byte> into) const {
   }
 }
 
+void File::turn_off_read_ahead() const noexcept { ::posix_fadvise(fd_, 0, 0, POSIX_FADV_RANDOM); }
+
 void File::check_unchanged() const {
   struct stat open_file {
   }, named{};

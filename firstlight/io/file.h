@@ -43,6 +43,8 @@ class File {
   /// Fills all of `into` from `offset`; EINTR and short reads are continued. Throws if the file ends before (it was cut
   /// after it was opened; the kind is its role's), Error{io} otherwise; the message has path and range.
   void read(uint64_t offset, std::span<std::byte> into) const;
+  /// Reads of this open file bring what they ask for and no more: many long reads under way are their own read-ahead.
+  void turn_off_read_ahead() const noexcept;
   /// Throws "… changed while it was read", of its role's kind, if the open file or what its path names is no longer
   /// identity().
   void check_unchanged() const;

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "firstlight/io/mount.h"
 
+#include <algorithm>
 #include <fstream>
+#include <iterator>
 #include <sstream>
 #include <system_error>
 
@@ -46,6 +48,13 @@ Mount find_mount(std::string_view table, std::string_view path) {
     best = {point, unescaped(type), unescaped(source)};
   }
   return best;
+}
+
+bool is_network(const Mount& mount) {
+  constexpr std::string_view kTypes[] = {"lustre", "nfs",    "nfs4", "ceph", "gpfs",
+                                         "beegfs", "wekafs", "cifs", "smb3", "9p"};
+  return mount.type.starts_with("fuse.") ||
+         std::find(std::begin(kTypes), std::end(kTypes), mount.type) != std::end(kTypes);
 }
 
 Mount mount_of(const fs::path& path) {

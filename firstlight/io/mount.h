@@ -15,6 +15,11 @@ struct Mount {
   std::string source;  ///< "/dev/nvme0n1p1", "10.0.0.1@tcp:/fsx"
 };
 
+/// Whether its bytes come over a network, where a read takes milliseconds and many must be under way.
+bool is_network(const Mount& mount);
+
+inline bool is_nfs(const Mount& mount) { return mount.type == "nfs" || mount.type == "nfs4"; }
+
 /// Of `path` (or its nearest existing parent). Never throws for a path that is not there.
 Mount mount_of(const fs::path& path);
 

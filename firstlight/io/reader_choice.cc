@@ -14,6 +14,7 @@
 #include "firstlight/base/str.h"
 #include "firstlight/io/direct_file.h"
 #include "firstlight/io/pread_reader.h"
+#include "firstlight/io/request_order.h"
 #include "firstlight/io/uring_reader.h"
 
 namespace firstlight {
@@ -26,6 +27,9 @@ constexpr uint64_t kWorthMeasuring = 1u << 30;  // 64 MiB of probe are 6 % of it
 // Cold and not measured: io_uring read 1.5 to 2 times as fast as pread on all disks tried so far (docs/performance.md),
 // so that it wins while less than a third is cached.
 constexpr double kUntriedLead = 1.5;
+
+constexpr int kLeastInFlight = 32, kMostInFlight = 256;  // 128 MiB, 1 GiB
+constexpr uint64_t kPlannedRequest = 4u << 20;           // as a load to the CPU asks; one to a GPU has its ring's slots
 
 std::string rate(double bytes_per_s) { return human_bytes(bytes_per_s) + "/s"; }
 
@@ -40,17 +44,22 @@ std::string date(int64_t unix_s) {
 
 /// Of the bytes that are cached pread needs next to no time; the others read them like all.
 ReaderChoice decide(const ReaderSpeeds& speeds, double cached, const std::string& found, const std::string& basis) {
-  ReaderKind kind = ReaderKind::pread;
+  const double uring = speeds.io_uring < 0 ? kNotMeasured : std::max(speeds.io_uring, speeds.deep);
+  ReaderChoice choice;
   double best = speeds.pread;
-  for (const auto& [other, speed] :
-       {std::pair{ReaderKind::io_uring, speeds.io_uring}, {ReaderKind::cufile, speeds.cufile}}) {
+  for (const auto& [other, speed] : {std::pair{ReaderKind::io_uring, uring}, {ReaderKind::cufile, speeds.cufile}}) {
     if (speed * (1 - cached) <= kAhead * best) continue;
-    kind = other;
+    choice.kind = other;
     best = speed * (1 - cached);
   }
   const auto said = [](const char* name, double speed) { return speed < 0 ? "" : str(name, rate(speed), ", "); };
-  return {kind, str(found, "; ", said("cufile ", speeds.cufile), said("io_uring ", speeds.io_uring), "pread ",
-                    rate(speeds.pread), ", ", basis)};
+  choice.why = str(found, "; ", said("cufile ", speeds.cufile), said("io_uring ", uring), "pread ", rate(speeds.pread),
+                   ", ", basis);
+  if (speeds.latency_s == 0) return choice;
+  choice.in_flight =
+      requests_in_flight(std::max(uring, 0.0), speeds.latency_s, kPlannedRequest, kLeastInFlight, kMostInFlight);
+  choice.why += str("; a read takes ", human_seconds(speeds.latency_s), ": ", choice.in_flight, " under way");
+  return choice;
 }
 
 /// "", or why `direct` gives no reader now.
@@ -129,12 +138,16 @@ ReaderChoice ReaderChooser::choose(std::span<const std::shared_ptr<const File>> 
   return decide(*speeds, cached->cached, found, str("measured now on ", where, note));
 }
 
-std::unique_ptr<Reader> make_reader(const ReaderChoice& choice, int n_threads) {
-  if (choice.kind != ReaderKind::io_uring)
+std::unique_ptr<Reader> make_reader(const ReaderChoice& choice, int n_threads, int n_readers) {
+  const int in_flight = std::max(1, choice.in_flight / std::max(1, n_readers));
+  if (choice.kind != ReaderKind::io_uring) {
+    constexpr int kMostThreads = 64;  // asleep in the kernel most of the time
+    if (choice.in_flight > kLeastInFlight) n_threads = std::max(n_threads, std::min(in_flight, kMostThreads));
     return std::make_unique<PreadReader>(n_threads, nullptr, "pread", choice.why);
+  }
   UringOptions options;
   options.n_threads = std::clamp(n_threads, 1, 8);
-  options.depth = 32 / options.n_threads;
+  options.depth = std::max(1, in_flight / options.n_threads);
   options.why = choice.why;
   return make_uring_reader(options);
 }

@@ -20,6 +20,9 @@ enum class ReaderKind { pread, io_uring, cufile };
 struct ReaderChoice {
   ReaderKind kind = ReaderKind::pread;
   std::string why;  ///< one line: what was found and measured
+  /// Requests under way in all, over all readers that are made of this choice; more behind a network, by Little's law
+  /// from what was measured there.
+  int in_flight = 32;
 };
 
 struct ReaderChooser {
@@ -44,8 +47,9 @@ struct ReaderChooser {
 /// shared, and an update changes speeds).
 std::string speed_key(const Mount& mount);
 
-/// With n_threads threads (io_uring: at most 8, and 32 requests under way in all); for cufile that of bytes which end
-/// in host memory, pread. Throws Error{unsupported} for io_uring where it is not to be had.
-std::unique_ptr<Reader> make_reader(const ReaderChoice& choice, int n_threads);
+/// One of `n_readers` that share choice.in_flight. With n_threads threads (io_uring: at most 8; pread has a request a
+/// thread, so more of them where more than 32 are to be under way); for cufile that of bytes which end in host memory,
+/// pread. Throws Error{unsupported} for io_uring where it is not to be had.
+std::unique_ptr<Reader> make_reader(const ReaderChoice& choice, int n_threads, int n_readers = 1);
 
 }  // namespace firstlight

@@ -107,8 +107,9 @@ TEST_F(ReaderChoiceTest, AMemoryThatIsBrokenOrForeignIsIgnoredSaidAndReplaced) {
   const std::string good{std::istreambuf_iterator<char>(in), {}};
   const size_t body = good.find('\n') + 1;
   for (const std::string& bad :
-       {std::string("{\"json\": 1}\n"), "firstlight readers 1\n" + good.substr(body), good + "1e9 nan 12 ext4 x\n",
-        good + "1000\n", good.substr(0, body) + "-5" + good.substr(body), std::string(2 << 20, 'x'), std::string()}) {
+       {std::string("{\"json\": 1}\n"), "firstlight readers 2\n" + good.substr(body),
+        good + "1e9 nan 0 0 0 12 ext4 x\n", good + "1e9 2e9 12 ext4 x\n", good + "1000\n",
+        good.substr(0, body) + "-5" + good.substr(body), std::string(2 << 20, 'x'), std::string()}) {
     SCOPED_TRACE(bad.substr(0, 80));
     n_measured_ = 0;
     write_memory(bad);
@@ -121,9 +122,9 @@ TEST_F(ReaderChoiceTest, AMemoryThatIsBrokenOrForeignIsIgnoredSaidAndReplaced) {
 
 TEST_F(ReaderChoiceTest, AMemoryIsOfOneFileSystemAndGrowsOld) {
   const SpeedMemory memory(chooser_.memory);
-  EXPECT_EQ(memory.remember("ext4 /dev/a host 6", {{1e9, 2e9}, 1000}), "");
-  EXPECT_EQ(memory.remember("lustre x@tcp:/a b host 6", {{3e9, 4e9}, 2000}), "");
-  EXPECT_EQ(memory.remember("ext4 /dev/a host 6", {{5e9, 6e9}, 3000}), "");
+  EXPECT_EQ(memory.remember("ext4 /dev/a host 6", {{.pread = 1e9, .io_uring = 2e9}, 1000}), "");
+  EXPECT_EQ(memory.remember("lustre x@tcp:/a b host 6", {{.pread = 3e9, .io_uring = 4e9}, 2000}), "");
+  EXPECT_EQ(memory.remember("ext4 /dev/a host 6", {{.pread = 5e9, .io_uring = 6e9}, 3000}), "");
   std::string note;
   EXPECT_EQ(memory.recall("ext4 /dev/a host 6", 3001, note)->speeds.io_uring, 6e9);
   EXPECT_EQ(memory.recall("lustre x@tcp:/a b host 6", 3001, note)->speeds.pread, 3e9);
@@ -132,6 +133,20 @@ TEST_F(ReaderChoiceTest, AMemoryIsOfOneFileSystemAndGrowsOld) {
   EXPECT_FALSE(memory.recall("ext4 /dev/a host 6", 3001 + 30 * 86400, note));
   EXPECT_FALSE(memory.recall("ext4 /dev/a host 6", 2999, note)) << "from the future";
   EXPECT_EQ(note, "");
+}
+
+TEST_F(ReaderChoiceTest, BehindANetworkLittlesLawSaysHowManyReadsAreUnderWay) {
+  speeds_ = {2e9, 3e9};
+  EXPECT_EQ(choose().in_flight, 32);
+  fs::remove(chooser_.memory);
+  speeds_ = {2e9, 3e9, 3.5e-3, 50e9};  // 175 MB under way, and as many again: 4 MiB each
+  for (int i = 0; i < 2; ++i) {        // measured, and remembered
+    const ReaderChoice choice = choose();
+    EXPECT_EQ(choice.kind, ReaderKind::io_uring);
+    EXPECT_EQ(choice.in_flight, 84);
+    EXPECT_THAT(choice.why, HasSubstr("io_uring 50.0 GB/s"));
+    EXPECT_THAT(choice.why, HasSubstr("a read takes 3.50 ms: 84 under way"));
+  }
 }
 
 TEST_F(ReaderChoiceTest, AMemoryThatCannotBeWrittenCostsNothingButIsSaid) {
@@ -183,7 +198,7 @@ TEST_F(ReaderChoiceTest, CufileIsTakenWhereItsSpeedIsKnownAndItsDriverOpensNow) 
                        ++n_made;
                        throw Error(ErrorKind::unsupported, "libcufile: the driver is gone");
                      }};
-  speeds_ = ReaderSpeeds{1e9, 2e9, 2.05e9};
+  speeds_ = ReaderSpeeds{.pread = 1e9, .io_uring = 2e9, .cufile = 2.05e9};
   EXPECT_EQ(choose().kind, ReaderKind::io_uring) << "ahead by too little";
   EXPECT_EQ(n_made, 0) << "nothing to open for";
   fs::remove(chooser_.memory);
@@ -211,7 +226,7 @@ TEST_F(ReaderChoiceTest, WhatWasNoCandidateThenIsMeasuredWhenItIsOne) {
   EXPECT_EQ(n_measured_, 2) << "that is remembered, too";
   fs::remove(chooser_.memory);
   why_no_uring_ = "forbidden by somebody";
-  speeds_ = ReaderSpeeds{1e9, kNotMeasured, 4e9};
+  speeds_ = ReaderSpeeds{.pread = 1e9, .io_uring = kNotMeasured, .cufile = 4e9};
   const ReaderChoice choice = choose();
   EXPECT_EQ(choice.kind, ReaderKind::cufile);
   EXPECT_THAT(choice.why, HasSubstr("io_uring: forbidden by somebody"));
@@ -285,6 +300,13 @@ TEST_F(ReaderChoiceTest, BothReadersAreMeasuredOnAColdFileAndSkippedOnAWarmOne) 
   EXPECT_GT(speeds->io_uring, 1e6);
   EXPECT_EQ(speeds->cufile, kNotMeasured);
   EXPECT_EQ(note, "");
+}
+
+TEST(Mount, WhatComesOverANetworkIsKnownByItsType) {
+  for (const char* type : {"lustre", "nfs4", "nfs", "fuse.glusterfs"})
+    EXPECT_TRUE(is_network({"/", type, "x"})) << type;
+  for (const char* type : {"ext4", "xfs", "tmpfs", "overlay", "fuseblk", ""})
+    EXPECT_FALSE(is_network({"/", type, "x"}));
 }
 
 TEST(Mount, TheLongestMountPointThatHoldsThePathWins) {

@@ -30,22 +30,22 @@ constexpr uint64_t kTurnBytes = 16u << 20;
 constexpr uint64_t kPieceBytes = 2u << 20;  // so that a turn keeps eight requests under way
 constexpr auto kTurnTime = std::chrono::milliseconds(100);
 constexpr int64_t kRememberedFor_s = 30 * 24 * 3600;
-constexpr const char* kFirstLine = "firstlight readers 2";
+constexpr const char* kFirstLine = "firstlight readers 3";
 
 struct Extent {
   std::shared_ptr<const File> file;
   uint64_t offset = 0;
 };
 
-/// So many stretches of a turn's length that are not in the page cache, far from each other; fewer if there are not.
-std::vector<Extent> cold_extents(std::span<const std::shared_ptr<const File>> files, size_t wanted) {
+/// So many stretches of so many bytes that are not in the page cache, far from each other; fewer if there are not.
+std::vector<Extent> cold_extents(std::span<const std::shared_ptr<const File>> files, size_t wanted, uint64_t bytes) {
   std::vector<Extent> all, found;
   for (const auto& file : files) {
-    for (uint64_t at = 0; at + kTurnBytes <= file->size(); at += kTurnBytes) all.push_back({file, at});
+    for (uint64_t at = 0; at + bytes <= file->size(); at += bytes) all.push_back({file, at});
   }
   for (size_t part = 0; part < wanted; ++part) {
     for (size_t i = all.size() * part / wanted; i < all.size() * (part + 1) / wanted; ++i) {
-      const auto cached = cached_share(*all[i].file, all[i].offset, kTurnBytes);
+      const auto cached = cached_share(*all[i].file, all[i].offset, bytes);
       if (!cached || *cached > 0.02) continue;
       found.push_back(all[i]);
       break;
@@ -60,9 +60,9 @@ struct Turn {
   double seconds = 0;
 };
 
-Turn read_once(Reader& reader, const Extent& extent, const Buffer& into) {
+Turn read_once(Reader& reader, const Extent& extent, uint64_t size, const Buffer& into) {
   std::vector<ReadRequest> requests;
-  for (uint64_t at = 0; at < kTurnBytes; at += kPieceBytes) {
+  for (uint64_t at = 0; at < size; at += kPieceBytes) {
     requests.push_back({requests.size(), extent.file, extent.offset + at, kPieceBytes, into.data() + at});
   }
   std::atomic<uint64_t> bytes = 0;
@@ -78,15 +78,35 @@ Turn read_once(Reader& reader, const Extent& extent, const Buffer& into) {
 /// A reader each turn: what one has given up at its deadline is nobody else's burden.
 Turn take_turn(ReaderKind kind, const ReaderCandidates& candidates, const Extent& extent, const Buffer& into) {
   if (kind != ReaderKind::cufile) {
-    return read_once(*make_reader({kind, "measured"}, candidates.n_threads), extent, into);
+    return read_once(*make_reader({kind, "measured"}, candidates.n_threads), extent, kTurnBytes, into);
   }
   const std::unique_ptr<DeviceReader> reader = candidates.direct->make();
   reader->wait_until_ready();
   const std::array memory{std::span(into.data(), into.size())};
   reader->use_memory(memory);
-  const Turn turn = read_once(*reader, extent, into);
+  const Turn turn = read_once(*reader, extent, kTurnBytes, into);
   if (reader->failure()) std::rethrow_exception(reader->failure());
   return turn;
+}
+
+/// Two of the stretches' first pieces alone, the others whole.
+void measure_depth(std::span<const std::shared_ptr<const File>> files, int n_threads, ReaderSpeeds& speeds) {
+  constexpr uint64_t kDeepBytes = 32 * kPieceBytes;
+  const std::vector<Extent> extents = cold_extents(files, 4, kDeepBytes);
+  if (extents.size() < 4) return;
+  const Buffer into({}, kDeepBytes);
+  std::memset(into.data(), 0, into.size());
+  const auto reader = make_reader({ReaderKind::io_uring, "measured"}, n_threads);
+  Turn lone, deep;
+  for (size_t i = 0; i < extents.size(); ++i) {
+    const Turn turn = read_once(*reader, extents[i], i < 2 ? kPieceBytes : kDeepBytes, into);
+    Turn& sum = i < 2 ? lone : deep;
+    sum.bytes += turn.bytes;
+    sum.seconds += turn.seconds;
+  }
+  if (lone.bytes != 2 * kPieceBytes || deep.bytes == 0) return;  // slower than a turn's time: nothing to plan with
+  speeds.latency_s = lone.seconds / 2;
+  speeds.deep = static_cast<double>(deep.bytes) / deep.seconds;
 }
 
 }  // namespace
@@ -101,8 +121,12 @@ std::optional<ReaderSpeeds> measure_readers(std::span<const std::shared_ptr<cons
                                         : kind == ReaderKind::pread || candidates.direct != nullptr;
   };
   const auto n_turns = static_cast<size_t>(std::count_if(kOrder.begin(), kOrder.end(), is_candidate));
-  const std::vector<Extent> extents = cold_extents(files, n_turns);
+  const std::vector<Extent> extents = cold_extents(files, n_turns, kTurnBytes);
   if (extents.size() < n_turns) return std::nullopt;
+  const Mount mount = mount_of(files[0]->path());
+  for (const auto& file : files) {
+    if (is_nfs(mount)) file->turn_off_read_ahead();  // as a load does
+  }
   const Buffer in_host({}, kTurnBytes);
   std::memset(in_host.data(), 0, in_host.size());  // its pages are not part of the measurement
   std::map<ReaderKind, Turn> sums;
@@ -130,8 +154,12 @@ std::optional<ReaderSpeeds> measure_readers(std::span<const std::shared_ptr<cons
     const Turn& sum = sums[kind];
     return sum.seconds > 0 ? static_cast<double>(sum.bytes) / sum.seconds : 0;
   };
-  return ReaderSpeeds{speed(ReaderKind::pread), speed(ReaderKind::io_uring),
-                      why_no_cufile.empty() ? speed(ReaderKind::cufile) : 0};
+  ReaderSpeeds speeds;
+  speeds.pread = speed(ReaderKind::pread);
+  speeds.io_uring = speed(ReaderKind::io_uring);
+  speeds.cufile = why_no_cufile.empty() ? speed(ReaderKind::cufile) : 0;
+  if (is_network(mount) && candidates.io_uring) measure_depth(files, candidates.n_threads, speeds);
+  return speeds;
 }
 
 fs::path SpeedMemory::default_path() {
@@ -154,10 +182,16 @@ std::vector<SpeedMemory::Entry> SpeedMemory::read(std::string& why_not) const {
       std::istringstream words(line);
       Entry entry;
       ReaderSpeeds& speeds = entry.speeds.speeds;
-      good = words >> speeds.pread >> speeds.io_uring >> speeds.cufile >> entry.speeds.unix_s && words.get() == ' ' &&
-             std::getline(words, entry.key) && std::isfinite(speeds.pread) && std::isfinite(speeds.io_uring) &&
-             std::isfinite(speeds.cufile) && speeds.pread >= 0 && speeds.io_uring >= kNotMeasured &&
-             speeds.cufile >= kNotMeasured;
+      double latency_us = 0;
+      good = words >> speeds.pread >> speeds.io_uring >> latency_us >> speeds.deep >> speeds.cufile >>
+                 entry.speeds.unix_s &&
+             words.get() == ' ' && std::getline(words, entry.key);
+      speeds.latency_s = 1e-6 * latency_us;
+      for (const double each : {speeds.pread, speeds.latency_s, speeds.deep}) {
+        good = good && std::isfinite(each) && each >= 0;
+      }
+      for (const double each : {speeds.io_uring, speeds.cufile})
+        good = good && std::isfinite(each) && each >= kNotMeasured;
       entries.push_back(std::move(entry));
     }
     if (good) return entries;
@@ -189,9 +223,10 @@ std::string SpeedMemory::remember(const std::string& key, RememberedSpeeds speed
   std::ofstream out(partial, std::ios::trunc);
   out << kFirstLine << "\n";
   for (const Entry& entry : entries) {
-    const ReaderSpeeds& speeds = entry.speeds.speeds;
-    out << std::llround(speeds.pread) << " " << std::llround(speeds.io_uring) << " " << std::llround(speeds.cufile)
-        << " " << entry.speeds.unix_s << " " << entry.key << "\n";
+    const ReaderSpeeds& is = entry.speeds.speeds;
+    out << std::llround(is.pread) << " " << std::llround(is.io_uring) << " " << std::llround(1e6 * is.latency_s) << " "
+        << std::llround(is.deep) << " " << std::llround(is.cufile) << " " << entry.speeds.unix_s << " " << entry.key
+        << "\n";
   }
   out.close();
   if (out) fs::rename(partial, path_, failed);

@@ -23,6 +23,10 @@ constexpr double kNotMeasured = -1;
 struct ReaderSpeeds {
   double pread = 0;
   double io_uring = 0;
+  /// Of storage behind a network (is_network()): the seconds that a lone read of 2 MiB takes, and what comes with 32 of
+  /// them under way; else 0.
+  double latency_s = 0;
+  double deep = 0;
   double cufile = kNotMeasured;
 };
 
@@ -42,7 +46,8 @@ struct ReaderCandidates {
 /// Reads 16 MiB twice by each candidate (io_uring, pread, cufile, cufile, pread, io_uring), each at most 0.1 s, from
 /// places of `files` that are not in the page cache; nothing if there are not so many. What pread reads stays in the
 /// page cache; cufile reads into memory of its device, which is waited for. Why cufile gave nothing is added to `note`.
-/// Throws Interrupted.
+/// Behind a network also io_uring reads a piece alone and 64 MiB at once, where there are so many in a row. Throws
+/// Interrupted.
 std::optional<ReaderSpeeds> measure_readers(std::span<const std::shared_ptr<const File>> files,
                                             const ReaderCandidates& candidates, const std::stop_token& stop,
                                             std::string& note);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "firstlight/cli/child.h"
+#include "firstlight/base/child.h"
 
 #include <fcntl.h>
 #include <poll.h>
@@ -14,7 +14,7 @@
 #include "firstlight/base/error.h"
 #include "firstlight/base/str.h"
 
-namespace firstlight::cli {
+namespace firstlight {
 
 namespace {
 
@@ -90,4 +90,4 @@ ChildEnd run_child(const std::string& program, const std::vector<std::string>& a
   return end;
 }
 
-}  // namespace firstlight::cli
+}  // namespace firstlight

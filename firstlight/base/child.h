@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-namespace firstlight::cli {
+namespace firstlight {
 
 struct ChildEnd {
   int exit_code = 0;   ///< 128 + the signal that ended it
@@ -18,4 +18,4 @@ struct ChildEnd {
 /// Error{io, device, …} as throw_errno() has it if none can be started.
 ChildEnd run_child(const std::string& program, const std::vector<std::string>& arguments, bool with_stderr = false);
 
-}  // namespace firstlight::cli
+}  // namespace firstlight
