@@ -48,6 +48,12 @@ class Layers(unittest.TestCase):
     def test_angle_brackets_do_not_hide_an_include(self):
         self.expect(1, "expected quotes", {"firstlight/io/b.cc": "#include <firstlight/ckpt/a.h>\n"})
 
+    def test_no_spelling_hides_an_include(self):
+        self.expect(1, "without detours", {"firstlight/io/b.cc": '#include "firstlight/io/../ckpt/a.h"\n'})
+        for line in ('/* x */ #include "firstlight/ckpt/a.h"', '#include \\\n"firstlight/ckpt/a.h"', '#define H "a.h"\n#include H', '#import "firstlight/ckpt/a.h"'):
+            self.expect(1, "another spelling", {"firstlight/io/b.cc": line + "\n"})
+        self.expect(1, "not ckpt", {"firstlight/io/b.inl": '#include "firstlight/ckpt/a.h"\n'})
+
     def test_cuda_headers_stay_in_cuda_files(self):
         self.expect(1, "CUDA header", {"firstlight/io/b.cc": "#include <cuda_runtime.h>\n"})
         self.expect(0, "3 layers", {"firstlight/io/b_cuda.cc": "#include <cuda_runtime.h>\n"})

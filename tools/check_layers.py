@@ -11,8 +11,9 @@ import pathlib
 import re
 import sys
 
-SUFFIXES = {".h", ".cc", ".cu", ".cuh", ".inc"}
+SUFFIXES = {".h", ".cc", ".cu", ".cuh", ".inc", ".inl", ".ipp", ".hpp", ".cpp", ".c"}
 INCLUDE = re.compile(r'^\s*#\s*include\s*(["<])([^">]+)[">]')
+DIRECTIVE = re.compile(r"^\s*(?:/\*.*?\*/\s*)*#\s*(?:include|import)\b")  # in whatever spelling
 CUDA_HEADER = re.compile(r"^(cuda|cublas|nccl|cufile|cooperative_groups|mma\.h|cub/|cute/|cutlass/)|\.cuh$")
 
 
@@ -42,6 +43,8 @@ def table_problems(table):
 
 def allowed_headers_problem(file, layer, quote, target, table, is_test):
     """Why this include is wrong, or None."""
+    if ".." in target.split("/") or "//" in target or "/./" in target:
+        return f"includes {target}, expected a path without detours"
     if CUDA_HEADER.search(target) and file.suffix not in {".cu", ".cuh"} and "cuda" not in file.name:
         return f"includes the CUDA header {target}; only .cu, .cuh and *cuda* files may"
     if quote == "<":
@@ -70,6 +73,8 @@ def include_problems(root, table):
         is_test = file.name.endswith("_test.cc") or file.name.startswith("test_")
         for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
             match = INCLUDE.match(line)
+            if not match and DIRECTIVE.match(line):
+                yield f"{'/'.join(parts)}:{number}: an include in another spelling than #include \"…\" or <…>"
             problem = match and allowed_headers_problem(file, layer, *match.groups(), table, is_test)
             if problem:
                 yield f"{'/'.join(parts)}:{number}: {problem}"

@@ -73,6 +73,14 @@ TEST(Utf8, PrintableTextCannotSteerATerminal) {
             "c1 \xEF\xBF\xBD"
             "31m");
   EXPECT_EQ(printable("\xFF"), "\xEF\xBF\xBD");
+  EXPECT_EQ(printable("a\xE2\x80\xAE"
+                      "b\xE2\x81\xA6"
+                      "c\xE2\x80\x94"),
+            "a\xEF\xBF\xBD"
+            "b\xEF\xBF\xBD"
+            "c\xE2\x80\x94");
+  EXPECT_TRUE(has_control("a\nb") && has_control(std::string_view("\0", 1)) && has_control("\x7f"));
+  EXPECT_FALSE(has_control("model.layers.0.ä漢"));
 }
 
 TEST(Half, EveryBf16AndF16SurvivesARoundTripThroughF32) {

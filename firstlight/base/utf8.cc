@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "firstlight/base/utf8.h"
 
+#include <algorithm>
 #include <cstring>
 
 namespace firstlight {
@@ -70,6 +71,24 @@ std::string to_valid_utf8(std::string_view text) {
   return out;
 }
 
+namespace {
+
+/// U+202A to U+202E, U+2066 to U+2069: with them "a<b" can look like another line.
+bool turns_direction(std::string_view text) {
+  if (text.size() < 3 || text[0] != '\xE2') return false;
+  const auto second = static_cast<unsigned char>(text[1]), third = static_cast<unsigned char>(text[2]);
+  return (second == 0x80 && third >= 0xAA && third <= 0xAE) || (second == 0x81 && third >= 0xA6 && third <= 0xA9);
+}
+
+}  // namespace
+
+bool has_control(std::string_view text) noexcept {
+  return std::any_of(text.begin(), text.end(), [](char c) {
+    const auto byte = static_cast<unsigned char>(c);
+    return byte < 0x20 || byte == 0x7F;
+  });
+}
+
 std::string printable(std::string_view text) {
   const std::string valid = to_valid_utf8(text);
   std::string out;
@@ -80,6 +99,9 @@ std::string printable(std::string_view text) {
     if ((byte < 0x20 && byte != '\n' && byte != '\t') || byte == 0x7F || is_c1) {
       out += "\xEF\xBF\xBD";
       i += is_c1 ? 1 : 0;
+    } else if (turns_direction(std::string_view(valid).substr(i))) {
+      out += "\xEF\xBF\xBD";
+      i += 2;
     } else {
       out += valid[i];
     }

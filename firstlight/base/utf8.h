@@ -15,9 +15,11 @@ struct Utf8Step {
 };
 /// `text` must not be empty.
 Utf8Step utf8_step(std::string_view text) noexcept;
-/// For a terminal: ill-formed parts as U+FFFD, and control characters but newline and tab as U+FFFD, too, so that text
-/// from a file cannot steer the terminal.
+/// For a terminal: ill-formed parts as U+FFFD, and control characters but newline and tab as U+FFFD, too, also those
+/// that turn the direction of text: so that text from a file cannot steer the terminal.
 std::string printable(std::string_view text);
+/// Whether there is a byte below 0x20, or DEL.
+bool has_control(std::string_view text) noexcept;
 bool is_utf8(std::string_view text) noexcept;
 /// Each ill-formed part becomes one U+FFFD.
 std::string to_valid_utf8(std::string_view text);

@@ -10,6 +10,7 @@
 
 #include "firstlight/base/error.h"
 #include "firstlight/base/str.h"
+#include "firstlight/base/utf8.h"
 #include "firstlight/ckpt/gguf.h"
 #include "firstlight/ckpt/source_json.h"
 
@@ -211,8 +212,7 @@ class GgufParser {
     GgufTensor tensor;
     where_ = {};
     tensor.name = text(kMostNameBytes, "a tensor's name");
-    if (tensor.name.empty() || tensor.name.find('\0') != std::string::npos)
-      fail("a tensor's name is empty or has a NUL byte");
+    if (tensor.name.empty() || has_control(tensor.name)) fail("a tensor's name is empty or has a control character");
     where_ = head_.substr(at_ - tensor.name.size(), tensor.name.size());
     const auto n_dims = number<uint32_t>("the number of dimensions");
     if (n_dims == 0 || n_dims > kMostDims) fail(str(n_dims, " dimensions, expected 1 to ", kMostDims));

@@ -13,6 +13,7 @@
 
 #include "firstlight/base/error.h"
 #include "firstlight/base/str.h"
+#include "firstlight/base/utf8.h"
 #include "firstlight/ckpt/source_json.h"
 
 namespace firstlight {
@@ -172,6 +173,8 @@ class HeaderParser : public nlohmann::json_sax<nlohmann::json> {
       tensor_ = {};
       tensor_.name = std::move(name);
       if (tensor_.name.empty()) fail("a tensor with an empty name");
+      // Valid for other readers, but no model has one, and it could forge lines of a report.
+      if (has_control(tensor_.name)) fail("a tensor's name has a control character");
     }
     state_ = State::top_value;
     return true;

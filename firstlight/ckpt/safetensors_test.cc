@@ -113,6 +113,9 @@ TEST(Safetensors, RefusesWrongKindsOfValues) {
   refuse(R"({"t":[]})", 0, "is an array, expected an object");
   refuse(R"({"t":null})", 0, "is null, expected an object");
   refuse(R"({"":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}})", 1, "empty name");
+  refuse(R"({"a\n":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}})", 1, "a tensor's name has a control character");
+  refuse(R"({"a\u0000":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}})", 1,
+         "a tensor's name has a control character");
   refuse(R"({"__metadata__":{"k":{"nested":"v"}}})", 0, "expected a string");
   refuse(R"({"__metadata__":{"k":1}})", 0, "expected a string");
   refuse(R"({"__metadata__":"x"})", 0, "__metadata__: is a string");
@@ -187,8 +190,8 @@ TEST(SafetensorsIndex, RefusesNamesThatLeaveTheDirectory) {
   const auto refuse_index = [](std::string_view json, std::string_view part) {
     expect_error(ErrorKind::bad_input, part, [&] { parse_safetensors_index(json, "i.json"); });
   };
-  for (const char* name :
-       {"../x.safetensors", "/x.safetensors", "a/b.safetensors", "..", "", ".x.safetensors", "x.bin"}) {
+  for (const char* name : {"../x.safetensors", "/x.safetensors", "a/b.safetensors", "..", "", ".x.safetensors", "x.bin",
+                           "x\\u0000.safetensors"}) {
     refuse_index(R"({"weight_map":{"t":")" + std::string(name) + "\"}}", "not a plain name");
   }
   refuse_index(R"({"weight_map":{"t":"a.safetensors","t":"b.safetensors"}})", "appears twice");
