@@ -17,12 +17,12 @@ namespace firstlight::cli {
 
 namespace {
 
-constexpr std::string_view kWanted =
+constexpr std::string_view kVariables =
     "one process a rank needs RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, as torchrun sets them";
 
 std::string text_of(const Variables& variables, const char* name) {
   const char* value = variables(name);
-  if (value == nullptr || *value == '\0') throw Error(ErrorKind::bad_input, str(name, " is not set: ", kWanted));
+  if (value == nullptr || *value == '\0') throw Error(ErrorKind::bad_input, str(name, " is not set: ", kVariables));
   return value;
 }
 
@@ -32,7 +32,7 @@ int number_of(const Variables& variables, const char* name, int least, int most)
   const auto [end, wrong] = std::from_chars(text.data(), text.data() + text.size(), number);
   if (wrong != std::errc() || end != text.data() + text.size() || number < least || number > most) {
     throw Error(ErrorKind::bad_input,
-                str(name, " is '", text, "', expected a number from ", least, " to ", most, ": ", kWanted));
+                str(name, " is '", text, "', expected a number from ", least, " to ", most, ": ", kVariables));
   }
   return number;
 }

@@ -23,7 +23,7 @@ struct LoadedRank {
   double seconds, verify_cpu_seconds;
 };
 
-std::vector<std::byte> bytes_of(const std::string& text) {
+std::vector<std::byte> text_bytes(const std::string& text) {
   std::vector<std::byte> bytes(text.size());
   std::memcpy(bytes.data(), text.data(), text.size());
   return bytes;
@@ -63,7 +63,7 @@ void Session::agree(uint64_t all_weights, uint64_t reserve, bool with_runner, Re
                             {"reader", static_cast<int>(reader.kind)},
                             {"in_flight", reader.in_flight},
                             {"why", reader.why}};
-  std::vector<std::byte> bytes = bytes_of(decides ? mine.dump() : "");
+  std::vector<std::byte> bytes = text_bytes(decides ? mine.dump() : "");
   processes.broadcast(bytes);
   if (decides) return;
   const auto theirs = nlohmann::json::parse(std::string(reinterpret_cast<const char*>(bytes.data()), bytes.size()));
