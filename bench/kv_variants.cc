@@ -55,7 +55,6 @@ class VariantOps final : public Ops {
   void gate_up_silu(Matrix<const float> x, const Weight& gate_up, const Weight* bias, Matrix<float> out) override {
     inner_->gate_up_silu(x, gate_up, bias, out);
   }
-  void add(Matrix<const float> y, Matrix<float> x) override { inner_->add(y, x); }
 
   void rope_and_store(Matrix<float> qkv, int n_heads, const Weight* q_norm, const Weight* k_norm, float eps,
                       std::span<const double> inverse_frequencies, std::span<const AttentionSpan> spans,

@@ -114,6 +114,8 @@ TEST(Source, FingerprintsDifferWhenAHeaderOrConfigDiffers) {
   const TempDir dir;
   fs::copy(kData / "qwen3", dir.path(), fs::copy_options::recursive);
   EXPECT_EQ(open_source(dir.path())->fingerprint(), open_source(kData / "qwen3")->fingerprint());
+  fs::copy_file(kData / "qwen3.gguf", dir.path() / "renamed.gguf");
+  EXPECT_EQ(open_source(dir.path() / "renamed.gguf")->fingerprint(), open_source(kData / "qwen3.gguf")->fingerprint());
   dir.put("tokenizer_config.json", "{}");
   EXPECT_NE(open_source(dir.path())->fingerprint(), open_source(kData / "qwen3")->fingerprint());
 }

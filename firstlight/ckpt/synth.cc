@@ -23,6 +23,8 @@ namespace firstlight {
 
 namespace {
 
+constexpr const char* kIndexName = "model.safetensors.index.json";
+
 constexpr uint64_t kPieceBytes = 2u << 20;  // the buffer of for_each_file
 
 struct SynthFile {
@@ -94,27 +96,19 @@ void require_room(const fs::path& out, uint64_t needed) {
                   " bytes), ", human_bytes(static_cast<double>(available)), " are available (", available, " bytes)"));
 }
 
-}  // namespace
-
-uint64_t synth(const fs::path& out, const SynthOptions& options) {
-  if (options.dtype != DType::bf16) {
-    throw Error(ErrorKind::unsupported, str("a directory of ", to_string(options.dtype),
-                                            " weights is not made: it would need scales; name a tp (rank files)"));
-  }
-  const std::string config_json = synth_config(options);
-  const ModelConfig config = parse_hf_config(config_json);
+/// Nothing is written over.
+void require_no_model(const fs::path& out, const std::vector<SynthFile>& files) {
+  std::vector<std::string> names{"config.json", kIndexName};
+  for (const SynthFile& file : files) names.push_back(file.name);
   std::error_code ignored;
-  if (fs::exists(out / "config.json", ignored)) {
-    throw Error(ErrorKind::bad_input, str("'", out.string(), "' holds a model already"));
+  for (const std::string& name : names) {
+    if (fs::exists(fs::symlink_status(out / name, ignored)))
+      throw Error(ErrorKind::bad_input, str("'", (out / name).native(), "' is there already, and is not written over"));
   }
-  const std::vector<SynthFile> files = plan_files(config, options.part_bytes, options.seed);
-  uint64_t total = 0;
-  for (const SynthFile& file : files) total += file.size;
-  require_room(out, total + (uint64_t{1} << 20));
-  std::error_code error;
-  fs::create_directories(out, error);
-  if (error) throw_errno(error.value(), "make", out.native());
+}
 
+void write_files(const fs::path& out, const std::vector<SynthFile>& files, uint64_t total,
+                 const SynthOptions& options) {
   const StepHook no_hook;
   std::atomic<uint64_t> done{0};
   // More threads than cores: while one waits for the disk another makes the next piece.
@@ -134,8 +128,38 @@ uint64_t synth(const fs::path& out, const SynthOptions& options) {
                   });
     file.finish();
   }
-  if (files.size() > 1) write_durably(out / "model.safetensors.index.json", std::string_view(index_of(files)));
-  write_durably(out / "config.json", std::string_view(config_json));  // last: without it there is no model
+}
+
+}  // namespace
+
+uint64_t synth(const fs::path& out, const SynthOptions& options) {
+  if (options.dtype != DType::bf16) {
+    throw Error(ErrorKind::unsupported, str("a directory of ", to_string(options.dtype),
+                                            " weights is not made: it would need scales; name a tp (rank files)"));
+  }
+  const std::string config_json = synth_config(options);
+  const ModelConfig config = parse_hf_config(config_json);
+  const std::vector<SynthFile> files = plan_files(config, options.part_bytes, options.seed);
+  require_no_model(out, files);
+  uint64_t total = 0;
+  for (const SynthFile& file : files) total += file.size;
+  require_room(out, total + (uint64_t{1} << 20));
+  std::error_code error;
+  fs::create_directories(out, error);
+  if (error) throw_errno(error.value(), "make", out.native());
+
+  try {
+    write_files(out, files, total, options);
+    if (files.size() > 1) write_durably(out / kIndexName, std::string_view(index_of(files)));
+    write_durably(out / "config.json", std::string_view(config_json));  // last: without it there is no model
+  } catch (...) {  // random weights are no loss, and in the way of the next attempt
+    for (const SynthFile& file : files) {
+      fs::remove(out / file.name, error);
+      fs::remove(out / (file.name + ".partial"), error);
+    }
+    fs::remove(out / kIndexName, error);
+    throw;
+  }
   return total;
 }
 

@@ -2,6 +2,8 @@
 // Synthetic models have the real shapes, sane values, and the same bytes on every machine.
 #include <gmock/gmock.h>
 
+#include <fstream>
+
 #include "firstlight/base/error.h"
 #include "firstlight/ckpt/shard_testing.h"
 #include "firstlight/ckpt/synth_models.h"
@@ -70,6 +72,26 @@ TEST(SourceFingerprint, TellsModelsOfEqualShapesApartAndShardRefusesToMixThem) {
   shard_options.force = true;
   shard(*other, scratch.path() / "out", shard_options);
   EXPECT_THAT(verify(scratch.path() / "out", 1, {}, nullptr).problems, ::testing::IsEmpty());
+}
+
+TEST(Synth, WritesOverNothingAndLeavesNothingHalfDone) {
+  const ScratchDirectory scratch;
+  SynthOptions options;
+  options.config_json = family("mistral").config;
+  const fs::path out = scratch.path() / "a";
+  fs::create_directories(out);
+  std::ofstream(out / "model.safetensors") << "precious";
+  EXPECT_THROW(synth(out, options), Error);
+  EXPECT_EQ(fs::file_size(out / "model.safetensors"), 8u);
+  fs::remove(out / "model.safetensors");
+  std::stop_source stopped;
+  stopped.request_stop();
+  options.stop = stopped.get_token();
+  EXPECT_THROW(synth(out, options), Interrupted);
+  EXPECT_TRUE(fs::is_empty(out));
+  options.stop = {};
+  synth(out, options);
+  EXPECT_THROW(synth(out, options), Error);
 }
 
 TEST(Synth, WeightsAreNormalAndNormsAreOne) {

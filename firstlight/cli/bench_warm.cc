@@ -12,7 +12,10 @@ namespace {
 
 WarmStart start_once(const Context& outer, const SessionOptions& options, const std::string& prompt,
                      const std::string& ids_file) {
-  Context context{outer.stop, {}, outer.json, /*quiet=*/true};
+  Context context;
+  context.stop = outer.stop;
+  context.json = outer.json;
+  context.quiet = true;
   const double begin = seconds_since_exec();
   Session session(context, options);
   const ModelText& text = session.text();

@@ -184,6 +184,7 @@ int chat(Context& context, const ChatOptions& options) {
   engine_options.share_prefixes = true;  // a turn's prompt begins with the one before
   Chat chat(context, options, session, engine_options);
   const bool by_hand = ::isatty(STDIN_FILENO) == 1;
+  if (by_hand) session.wait();  // else the load's bar would write over the prompt and what is typed
   converse(context, chat, options.json, by_hand);
   return by_hand ? 0 : chat.code();  // who types has seen it
 }

@@ -22,6 +22,7 @@ struct PlanCommand {
   std::string out, like, dtype = "bf16", part_size = "4GiB", links;
   double storage_gb_per_s = 0;
   int tp = 0, n_layers = 0;
+  bool of_like = false;  ///< an option was given that goes with --like
   bool json = false;
 };
 
@@ -32,6 +33,8 @@ double share(uint64_t part, uint64_t whole) {
 LoadPlan plan_of(const PlanCommand& options) {
   if (options.out.empty() == options.like.empty())
     throw Error(ErrorKind::bad_input, "plan: give one of OUT and --like NAME");
+  if (options.like.empty() && options.of_like)
+    throw Error(ErrorKind::bad_input, "plan: --dtype, --layers and --part-size go with --like: OUT has its own");
   if (options.like.empty()) {
     const Manifest manifest = read_manifest(options.out);
     return plan_load(options.out, options.tp != 0 ? options.tp : default_tp(manifest, 1));
@@ -148,8 +151,12 @@ void add_plan(CLI::App& app, Action& chosen) {
   command->footer(
       "Examples:\n  firstlight plan llama-ranks --tp 8\n  firstlight plan --like llama-3.1-405b --dtype fp8 --tp 8 "
       "--storage-gbs 100.9 --links 8x55");
-  command->callback(
-      [options, &chosen] { chosen = [options](Context& context) { return run_plan(context, *options); }; });
+  command->callback([options, command, &chosen] {
+    for (const char* name : {"--dtype", "--layers", "--part-size"}) {
+      options->of_like = options->of_like || command->count(name) > 0;
+    }
+    chosen = [options](Context& context) { return run_plan(context, *options); };
+  });
 }
 
 }  // namespace firstlight::cli

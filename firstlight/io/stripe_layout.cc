@@ -5,6 +5,7 @@
 #include <charconv>
 #include <optional>
 #include <set>
+#include <utility>
 
 #include "firstlight/base/child.h"
 #include "firstlight/base/error.h"

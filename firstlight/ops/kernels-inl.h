@@ -33,7 +33,8 @@ constexpr CpuKernels table(std::string_view name) {
           .merge_parts = merge_parts,
           .rms_norm = rms_norm,
           .rope_and_store = rope_and_store,
-          .widen = widen};
+          .widen = widen,
+          .add = add};
 }
 
 }  // namespace firstlight::FIRSTLIGHT_SIMD

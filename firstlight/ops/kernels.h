@@ -88,6 +88,7 @@ struct CpuKernels {
   void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, float* out);
   void (*rope_and_store)(const RopeRow&, const KvLayer&);
   void (*widen)(const uint16_t* x, int64_t n, float* out);
+  void (*add)(const float* y, int64_t n, float* x);
 };
 
 /// Null where the compiler's target has no such instructions. Whether the machine has them: cpu_level_works().

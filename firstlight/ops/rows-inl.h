@@ -21,6 +21,10 @@ inline void rms_norm(const float* x, const float* weight, float eps, int64_t n, 
     store_upto(out + i, load_upto(x + i, n - i) * scale * load_upto(weight + i, n - i), n - i);
 }
 
+inline void add(const float* y, int64_t n, float* x) {
+  for (int64_t i = 0; i < n; i += kLanes) store_upto(x + i, load_upto(x + i, n - i) + load_upto(y + i, n - i), n - i);
+}
+
 FIRSTLIGHT_INLINE void rotate(float* head, const float* cos, const float* sin, int64_t half) {
   for (int64_t i = 0; i < half; i += kLanes) {
     const int64_t n = half - i;
