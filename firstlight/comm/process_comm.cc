@@ -192,9 +192,9 @@ class SharedComm final : public ProcessComm {
       std::vector<pollfd> polled{{wake_.get(), POLLIN, 0}};
       for (const Handle& each : met_.ranks) polled.push_back({each.get(), POLLIN, 0});  // −1 is passed over
       if (::poll(polled.data(), polled.size(), -1) < 0 && errno != EINTR) return;
-      if (stopping_.load()) return;
       uint64_t woken = 0;
       static_cast<void>(!::read(wake_.get(), &woken, sizeof woken));
+      if (stopping_.load()) return;  // after the read: it must not swallow the word that comes with this wish
       for (size_t i = 0; i < met_.ranks.size(); ++i) {
         if (polled[i + 1].revents != 0) listen_to(i);
       }
