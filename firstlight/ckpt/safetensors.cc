@@ -171,10 +171,10 @@ class HeaderParser : public nlohmann::json_sax<nlohmann::json> {
     if (!in_metadata_) {
       if (out_.tensors.size() == kMostTensors) fail(str("more than ", kMostTensors, " tensors"));
       tensor_ = {};
+      // Valid for other readers, but no model has one, and it could forge lines of a report.
+      if (has_control(name)) fail("a tensor's name has a control character");
       tensor_.name = std::move(name);
       if (tensor_.name.empty()) fail("a tensor with an empty name");
-      // Valid for other readers, but no model has one, and it could forge lines of a report.
-      if (has_control(tensor_.name)) fail("a tensor's name has a control character");
     }
     state_ = State::top_value;
     return true;

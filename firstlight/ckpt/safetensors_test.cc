@@ -165,7 +165,7 @@ TEST(Safetensors, RefusesFilesWithImpossibleHeaderLengths) {
 
 TEST(Safetensors, WrittenHeadersArePaddedToSizeAndReadBack) {
   std::vector<SafetensorsTensor> tensors{
-      {"b\"\\\n", DType::bf16, {3, 2}, 0, 0}, {"é", DType::f32, {}, 0, 0}, {"empty", DType::f32, {0}, 0, 0}};
+      {"b\"\\", DType::bf16, {3, 2}, 0, 0}, {"é", DType::f32, {}, 0, 0}, {"empty", DType::f32, {0}, 0, 0}};
   const std::map<std::string, std::string> metadata{{"format", "pt"}, {"k", "\x01"}};
   for (const uint64_t padded : {uint64_t{0}, uint64_t{4096}}) {
     const std::string header = make_safetensors_header(tensors, metadata, padded);

@@ -30,7 +30,9 @@ class IndexParser : public nlohmann::json_sax<nlohmann::json> {
     if (!(in_map_ && depth_ == 2)) return other();
     const bool plain = !value.empty() && value.find('/') == value.npos && value.find('\\') == value.npos &&
                        value[0] != '.' && value.find('\0') == value.npos && value.ends_with(".safetensors");
-    if (!plain) fail("file name '" + value.substr(0, 200) + "' is not a plain name of a .safetensors file");
+    if (!plain)
+      fail("file name '" + value.substr(0, std::min<size_t>(200, value.find('\0'))) +
+           "' is not a plain name of a .safetensors file");
     if (!out_.emplace(key_, std::move(value)).second) fail("tensor '" + key_.substr(0, 200) + "' appears twice");
     return true;
   }
