@@ -74,7 +74,8 @@ void print_floor(const LoadFloor& floor, const LoadHardware& hardware, uint64_t 
 /// What is special about reading from where the parts lie; "" on a local disk.
 std::string order_of(const fs::path& out, int tp) {
   std::vector<std::string> files;
-  for (const ManifestRank& rank : read_manifest(out).find_tp(tp)->ranks) {
+  const Manifest manifest = read_manifest(out);
+  for (const ManifestRank& rank : manifest.find_tp(tp)->ranks) {
     for (const ManifestPart& part : rank.parts) files.push_back((out / part.file).native());
   }
   const Mount mount = mount_of(out);
