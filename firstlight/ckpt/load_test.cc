@@ -334,48 +334,5 @@ TEST_F(LoadTest, ALoadMayBeDroppedAtAnyMoment) {
   }
 }
 
-size_t n_lines(const char* path) {
-  std::ifstream file(path);
-  return static_cast<size_t>(std::count(std::istreambuf_iterator<char>(file), {}, '\n'));
-}
-
-size_t n_descriptors() {
-  return static_cast<size_t>(std::distance(fs::directory_iterator("/proc/self/fd"), fs::directory_iterator()));
-}
-
-#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
-constexpr int kLoads = 200;  // these builds are ten times slower
-#else
-constexpr int kLoads = 1000;
-#endif
-
-TEST_F(LoadTest, AThousandLoadsLeakNothing) {
-  std::string small = kTinyConfig;
-  for (const auto& [from, to] : std::map<std::string, std::string>{{"\"hidden_size\": 256", "\"hidden_size\": 64"},
-                                                                   {"\"head_dim\": 32", "\"head_dim\": 8"},
-                                                                   {"_size\": 512", "_size\": 64"}}) {
-    ASSERT_NE(small.find(from), std::string::npos);
-    small.replace(small.find(from), from.size(), to);
-  }
-  const fs::path out = make_checkpoint("small", DTypeChoice::bf16, 1u << 30, small);
-  LoadOptions options;
-  size_t descriptors = 0, mappings = 0;
-  for (int i = 0; i < kLoads; ++i) {
-    options.tp = i % 3 == 0 ? 2 : 1;
-    if (i % 10 == 9) {
-      load_rank_checkpoint(out, options);  // dropped in flight
-    } else {
-      load_rank_checkpoint(out, options)->wait();
-    }
-    if (i == kLoads / 5) {
-      descriptors = n_descriptors();
-      mappings = n_lines("/proc/self/maps");
-    }
-  }
-  EXPECT_EQ(n_descriptors(), descriptors);
-  EXPECT_LE(n_lines("/proc/self/maps"), mappings + 20);  // the allocator's own arenas and thread stacks come and go
-  fs::remove_all(out);
-}
-
 }  // namespace
 }  // namespace firstlight
