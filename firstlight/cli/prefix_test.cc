@@ -118,9 +118,14 @@ TEST_P(RestoredPrefix, GivesTheLogitsOfTheWholePromptToTheBit) {
   }
 }
 
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)  // half a minute each
+INSTANTIATE_TEST_SUITE_P(Kinds, RestoredPrefix,
+                         testing::Combine(testing::Values(KvKind::bf16, KvKind::tq4), testing::Values(2)));
+#else
 INSTANTIATE_TEST_SUITE_P(Kinds, RestoredPrefix,
                          testing::Combine(testing::Values(KvKind::f32, KvKind::bf16, KvKind::tq4, KvKind::k3v2),
                                           testing::Values(1, 2)));
+#endif
 
 /// A prompt after another, with sharing and without: the CPU's arithmetic, so every bit counts.
 TEST_P(RestoredPrefix, AndSoDoOnesThatAnEngineShares) {
