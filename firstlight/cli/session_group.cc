@@ -2,8 +2,8 @@
 // A session whose ranks are processes: what rank 0 has chosen becomes all ranks' choice, and what all have loaded rank
 // 0's report.
 #include <algorithm>
-#include <cstring>
 #include <nlohmann/json.hpp>
+#include <span>
 
 #include "firstlight/base/error.h"
 #include "firstlight/base/hash.h"
@@ -24,9 +24,8 @@ struct LoadedRank {
 };
 
 std::vector<std::byte> text_bytes(const std::string& text) {
-  std::vector<std::byte> bytes(text.size());
-  std::memcpy(bytes.data(), text.data(), text.size());
-  return bytes;
+  const auto bytes = std::as_bytes(std::span(text));
+  return {bytes.begin(), bytes.end()};
 }
 
 }  // namespace
@@ -58,6 +57,7 @@ void Session::agree(uint64_t all_weights, uint64_t reserve, bool with_runner, Re
                             {"kv", static_cast<int>(runner.kv)},
                             {"n_pages", runner.n_pages},
                             {"n_exact_pages", runner.n_exact_pages},
+                            {"centring", runner.means ? runner.means->hash() : ""},
                             {"max_batch_tokens", runner.max_batch_tokens},
                             {"n_threads", runner.n_threads},
                             {"reader", static_cast<int>(reader.kind)},
@@ -72,6 +72,8 @@ void Session::agree(uint64_t all_weights, uint64_t reserve, bool with_runner, Re
                 str("this rank was started with ", theirs.at("model") != model ? "another model" : "another command",
                     " than rank 0: all ranks have the same command line"));
   }
+  if (theirs.at("centring") != mine.at("centring"))
+    throw Error(ErrorKind::bad_input, "this rank's --kv-calibration is another one than rank 0's");
   runner.kv = static_cast<KvKind>(theirs.at("kv").get<int>());
   runner.n_pages = theirs.at("n_pages");
   runner.n_exact_pages = theirs.at("n_exact_pages");
