@@ -37,11 +37,7 @@ class Recorder final : public Runner {
 
 struct PrefixFixture : Fixture {
   static ModelConfig config() {
-    ModelConfig config = small_config();
-    config.n_heads = 4;
-    config.n_kv_heads = 2;
-    config.head_dim = 64;
-    config.dim = 64;
+    ModelConfig config = small_code_config();
     config.max_context = 2048;
     return config;
   }

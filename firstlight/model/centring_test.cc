@@ -12,11 +12,7 @@ namespace {
 /// A model like Qwen2: keys have a bias, and nothing normalises them. The bias stands in rotary pairs [first, last).
 struct BiasedModel : Fixture {
   static ModelConfig config() {
-    ModelConfig config = small_config();
-    config.n_heads = 4;
-    config.n_kv_heads = 2;
-    config.head_dim = 64;
-    config.dim = 64;
+    ModelConfig config = small_code_config();
     config.qk_norm = false;
     return config;
   }

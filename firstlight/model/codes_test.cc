@@ -10,15 +10,7 @@ namespace {
 
 /// A model whose heads codes come in, with the CPU's own arithmetic.
 struct CodeFixture : Fixture {
-  static ModelConfig config() {
-    ModelConfig config = small_config();
-    config.n_heads = 4;
-    config.n_kv_heads = 2;
-    config.head_dim = 64;
-    config.dim = 64;
-    return config;
-  }
-  explicit CodeFixture(KvKind kind, int tp = 1) : Fixture(tp, config()) {
+  explicit CodeFixture(KvKind kind, int tp = 1) : Fixture(tp, small_code_config()) {
     options.kv = kind;
     options.n_exact_pages = is_compressed(kind) ? exact_pages_for(1, options.max_batch_tokens, options.n_pages) : 0;
     options.make_ops = nullptr;

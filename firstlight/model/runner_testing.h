@@ -32,6 +32,16 @@ inline ModelConfig small_config() {
   return config;
 }
 
+/// The same with heads of 64, which codes come in.
+inline ModelConfig small_code_config() {
+  ModelConfig config = small_config();
+  config.n_heads = 4;
+  config.n_kv_heads = 2;
+  config.head_dim = 64;
+  config.dim = 64;
+  return config;
+}
+
 inline std::vector<int> tokens_of(int n, int seed = 0) {
   std::vector<int> ids;
   for (int i = 0; i < n; ++i) ids.push_back((i * 17 + i * i * 5 + seed * 23) % 61);
