@@ -63,7 +63,7 @@ std::vector<RankFiles> open_ranks(const fs::path& out, const Manifest& manifest,
   const ManifestTp& tp = stored_tp(manifest, config, out, options.tp);
   check_tensor_list(config, manifest);
   // Behind NFS read-ahead fetches twice what threads of 4 MiB reads fetch anyway.
-  const bool exact_reads = is_nfs(mount_of(out));
+  const bool exact_reads = lies_on_nfs(out);
   std::vector<RankFiles> ranks;
   for (size_t i = 0; i < n_loaded_ranks(options); ++i) {
     RankFiles files;

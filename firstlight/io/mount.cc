@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "firstlight/io/mount.h"
 
+#include <sys/vfs.h>
+
 #include <algorithm>
 #include <fstream>
 #include <iterator>
@@ -65,5 +67,17 @@ Mount mount_of(const fs::path& path) {
   table << file.rdbuf();
   return find_mount(table.str(), at.native());
 }
+
+namespace {
+
+bool has_magic(const fs::path& path, uint32_t magic) noexcept {
+  struct statfs about {};
+  return ::statfs(path.c_str(), &about) == 0 && static_cast<uint32_t>(about.f_type) == magic;
+}
+
+}  // namespace
+
+bool lies_on_nfs(const fs::path& path) noexcept { return has_magic(path, 0x6969); }
+bool lies_on_lustre(const fs::path& path) noexcept { return has_magic(path, 0x0BD00BD0); }
 
 }  // namespace firstlight

@@ -26,4 +26,9 @@ Mount mount_of(const fs::path& path);
 /// The mount of `table` (lines of mountinfo) that holds the absolute path; the last one mounted wins.
 Mount find_mount(std::string_view table, std::string_view path);
 
+/// The same by one system call, for the path of a start: the table of mounts takes 55 us to read, and longer in a host
+/// of many containers. False for what is not there.
+bool lies_on_nfs(const fs::path& path) noexcept;
+bool lies_on_lustre(const fs::path& path) noexcept;
+
 }  // namespace firstlight

@@ -309,6 +309,11 @@ TEST(Mount, WhatComesOverANetworkIsKnownByItsType) {
     EXPECT_FALSE(is_network({"/", type, "x"}));
 }
 
+TEST(Mount, ALocalDiskIsNeitherNfsNorLustre) {
+  EXPECT_FALSE(lies_on_nfs(testing::TempDir()) != is_nfs(mount_of(testing::TempDir())));
+  EXPECT_FALSE(lies_on_lustre("/proc") || lies_on_nfs("/proc") || lies_on_nfs("/not/there/at/all"));
+}
+
 TEST(Mount, TheLongestMountPointThatHoldsThePathWins) {
   const std::string table =
       "22 1 254:0 / / rw,relatime - ext4 /dev/vda rw\n"

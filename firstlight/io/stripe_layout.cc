@@ -195,7 +195,7 @@ FoundLayouts ask_stripe_layouts(const std::vector<std::string>& files, const std
 }
 
 FoundLayouts find_stripe_layouts(const std::vector<std::string>& files, const std::string& lfs) {
-  if (files.empty() || mount_of(files[0]).type != "lustre") return {};
+  if (files.empty() || !lies_on_lustre(files[0])) return {};
   return ask_stripe_layouts(files, lfs);
 }
 
