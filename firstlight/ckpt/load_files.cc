@@ -15,29 +15,41 @@ namespace firstlight {
 
 namespace {
 
-void read_all(Reader& reader, std::vector<SmallRead>& reads, const LoadOptions& options) {
-  std::vector<ReadRequest> requests;
-  for (SmallRead& read : reads) {
-    requests.push_back(
-        {requests.size(), read.file, read.offset, read.into.size(), reinterpret_cast<std::byte*>(read.into.data())});
-    read.result = -EINPROGRESS;
-  }
-  reader.submit(requests, [&reads](const ReadCompletion& done) { reads[done.id].result = done.result; });
-  reader.wait();
-  if (options.stop.stop_requested()) throw Interrupted();
-  for (const SmallRead& read : reads) {
-    if (read.result == static_cast<int64_t>(read.into.size())) continue;
-    std::rethrow_exception(read_failure(read.result,
-                                        range_text(read.file->path(), read.offset, read.offset + read.into.size()),
-                                        read.file->size(), options.deadline_s));
+void use(SmallRead& read) noexcept {
+  try {
+    read.use({read.into.get(), read.size});
+  } catch (...) {
+    read.failure = std::current_exception();
   }
 }
 
-void check_hash(const SmallRead& read, const std::string& expected) {
-  const std::string found = xxh3_128_hex(std::as_bytes(std::span(read.into)));
+void read_all(Reader& reader, std::vector<SmallRead>& reads, const LoadOptions& options) {
+  std::vector<ReadRequest> requests;
+  for (SmallRead& read : reads) {
+    read.into = std::make_unique_for_overwrite<char[]>(read.size);
+    read.result = -EINPROGRESS;
+    requests.push_back({requests.size(), read.file, 0, read.size, reinterpret_cast<std::byte*>(read.into.get())});
+  }
+  reader.submit(requests, [&reads](const ReadCompletion& done) {
+    SmallRead& read = reads[done.id];
+    read.result = done.result;
+    if (done.result == static_cast<int64_t>(read.size)) use(read);
+  });
+  reader.wait();
+  if (options.stop.stop_requested()) throw Interrupted();
+  for (const SmallRead& read : reads) {
+    if (read.failure) std::rethrow_exception(read.failure);
+    if (read.result == static_cast<int64_t>(read.size)) continue;
+    const std::string what = range_text(read.file->path(), 0, read.size);
+    std::rethrow_exception(read_failure(read.result, what, read.file->size(), options.deadline_s));
+  }
+}
+
+void check_hash(std::string_view bytes, const std::string& path, const std::string& expected) {
+  const std::string found = xxh3_128_hex(std::as_bytes(std::span(bytes)));
   if (found == expected) return;
-  throw Error(ErrorKind::damaged, str(range_text(read.file->path(), read.offset, read.offset + read.into.size()),
-                                      ": XXH3-128 is ", found, ", the manifest says ", expected));
+  throw Error(ErrorKind::damaged,
+              str(range_text(path, 0, bytes.size()), ": XXH3-128 is ", found, ", the manifest says ", expected));
 }
 
 }  // namespace
@@ -64,40 +76,36 @@ std::vector<RankFiles> open_ranks(const fs::path& out, const Manifest& manifest,
   check_tensor_list(config, manifest);
   // Behind NFS read-ahead fetches twice what threads of 4 MiB reads fetch anyway.
   const bool exact_reads = lies_on_nfs(out);
-  std::vector<RankFiles> ranks;
-  for (size_t i = 0; i < n_loaded_ranks(options); ++i) {
-    RankFiles files;
+  std::vector<RankFiles> ranks(n_loaded_ranks(options));
+  std::vector<std::vector<SafetensorsHeader>> headers(ranks.size());
+  for (size_t i = 0; i < ranks.size(); ++i) {
+    RankFiles& files = ranks[i];
     files.rank = loaded_rank(options, i);
     const ManifestRank& rank = tp.ranks[static_cast<size_t>(files.rank)];
     files.manifest = &rank;
-    for (const ManifestPart& part : rank.parts) {
-      files.parts.push_back(open_listed(out, manifest, part.file));
-      if (exact_reads) files.parts.back()->turn_off_read_ahead();
-      reads.push_back({files.parts.back(), 0, std::string(part.header_bytes, '\0'), 0});
+    headers[i].resize(rank.parts.size());
+    for (size_t k = 0; k < rank.parts.size(); ++k) {
+      const ManifestPart& part = rank.parts[k];
+      const auto file = files.parts.emplace_back(open_listed(out, manifest, part.file));
+      if (exact_reads) file->turn_off_read_ahead();
+      reads.push_back({file, part.header_bytes});
+      reads.back().use = [&part, &header = headers[i][k], &path = file->path()](std::string_view bytes) {
+        header = parse_part_header(bytes, part, path);
+      };
     }
-    if (options.verify != Verify::off) {
-      files.leaves_file = open_listed(out, manifest, rank.directory + "/leaves.xxh3");
-      reads.push_back({files.leaves_file, 0, std::string(files.leaves_file->size(), '\0'), 0});
-    }
-    ranks.push_back(std::move(files));
+    if (options.verify == Verify::off) continue;
+    const std::string name = rank.directory + "/leaves.xxh3";
+    files.leaves_file = open_listed(out, manifest, name);
+    reads.push_back({files.leaves_file, files.leaves_file->size()});
+    reads.back().use = [&files, &listed = manifest.files.at(name)](std::string_view bytes) {
+      check_hash(bytes, files.leaves_file->path(), listed.xxh3_128);
+      files.leaves.resize(bytes.size() / sizeof(uint64_t));  // as many as the manifest's sizes demand
+      std::memcpy(files.leaves.data(), bytes.data(), bytes.size());
+    };
   }
   read_all(reader, reads, options);
-
-  size_t next = 0;
-  for (RankFiles& files : ranks) {
-    const ManifestRank& rank = *files.manifest;
-    std::vector<SafetensorsHeader> headers;
-    for (const ManifestPart& part : rank.parts) {
-      headers.push_back(parse_part_header(reads[next].into, part, reads[next].file->path()));
-      ++next;
-    }
-    files.layout = lay_out_arena(config, manifest, rank, options.tp, files.rank, headers);
-    if (options.verify != Verify::off) {
-      const SmallRead& leaves = reads[next++];
-      check_hash(leaves, manifest.files.at(rank.directory + "/leaves.xxh3").xxh3_128);
-      files.leaves.resize(leaves.into.size() / sizeof(uint64_t));  // as many as the manifest's sizes demand
-      std::memcpy(files.leaves.data(), leaves.into.data(), leaves.into.size());
-    }
+  for (size_t i = 0; i < ranks.size(); ++i) {
+    ranks[i].layout = lay_out_arena(config, manifest, *ranks[i].manifest, options.tp, ranks[i].rank, headers[i]);
   }
   return ranks;
 }

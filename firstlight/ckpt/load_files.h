@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // The small bytes of a load: part headers and leaf hashes, read all at once, each checked against the manifest.
 #pragma once
+#include <exception>
+#include <functional>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "firstlight/ckpt/arena.h"
@@ -33,12 +36,14 @@ struct RankFiles {
   uint64_t expected_leaf(size_t part, uint64_t leaf) const { return leaves[manifest->parts[part].first_leaf + leaf]; }
 };
 
-/// Where a read into `into` may still be written to by a reader that gave it up: outlives the reader.
+/// The first bytes of a file. `into` may still be written to by a reader that gave a read up: it outlives the reader.
 struct SmallRead {
   std::shared_ptr<const File> file;
-  uint64_t offset = 0;
-  std::string into;  ///< of the size that is wanted
+  uint64_t size = 0;
+  std::unique_ptr<char[]> into = {};  ///< not zeroed: the thread that reads also touches (a part's header takes 2 MiB)
+  std::function<void(std::string_view)> use = {};  ///< checks and keeps the bytes, on the thread that has read them
   int64_t result = 0;
+  std::exception_ptr failure = {};  ///< what `use` threw
 };
 
 /// Turns a completion that is no success into the error that says so. `what` names the bytes: "'x' bytes [0, 4096)".
