@@ -48,13 +48,15 @@ std::vector<std::shared_ptr<const File>> part_files(const fs::path& out, const M
   return files;
 }
 
-double load_once(const Benched& bench, ReaderKind kind, Verify verify) {
+double load_once(const Benched& bench, ReaderKind kind, Verify verify, bool is_cold) {
   LoadOptions options;
   options.tp = bench.report.tp;
   options.verify = verify;
   options.n_threads = bench.report.threads;
   options.stop = bench.context.stop;
-  options.make_reader = [kind](int n_threads) { return make_reader({kind, "measured"}, n_threads); };
+  options.make_reader = [kind, is_cold](int n_threads) {
+    return make_reader({.kind = kind, .why = "measured", .cold = is_cold}, n_threads);
+  };
   const auto begin = std::chrono::steady_clock::now();
   const std::unique_ptr<Load> load = load_rank_checkpoint(bench.options.model, options);
   load->wait();
@@ -104,7 +106,7 @@ void bench_loads(Benched& bench) {
   for (const Verify verify : {Verify::full, Verify::off}) {
     const std::string verified = verify == Verify::full ? "full" : "off";
     report.loads.push_back({"load by pread", "warm", verified, false, bytes,
-                            warm([&bench, verify] { return load_once(bench, ReaderKind::pread, verify); })});
+                            warm([&bench, verify] { return load_once(bench, ReaderKind::pread, verify, false); })});
   }
   if (bench.has_cold) {
     for (const int threads : {8, 16, 32}) {  // a thread for each request under way
@@ -120,7 +122,7 @@ void bench_loads(Benched& bench) {
       if (kind == ReaderKind::pread && verify == Verify::off) continue;  // one such pair says enough
       report.loads.push_back({kind == ReaderKind::pread ? "load by pread" : "load by io_uring", "cold",
                               verify == Verify::full ? "full" : "off", false, bytes,
-                              cold([&bench, kind, verify] { return load_once(bench, kind, verify); })});
+                              cold([&bench, kind, verify] { return load_once(bench, kind, verify, true); })});
     }
   }
   std::optional<Peers> peers;

@@ -40,7 +40,6 @@ std::unique_ptr<DeviceReader> make_cufile_reader(Device device, std::unique_ptr<
 
 ReaderChoice choose_reader(Context& context, const SessionOptions& options, const Manifest& manifest, int tp,
                            int n_threads, const OpenCufile& open_direct) {
-  if (options.reader == "pread") return {ReaderKind::pread, "--reader pread"};
   if (options.reader == "io_uring") {
     if (!why_no_io_uring().empty())
       throw Error(ErrorKind::unsupported, str("--reader io_uring: ", why_no_io_uring(), "; auto and pread do without"));
@@ -54,6 +53,7 @@ ReaderChoice choose_reader(Context& context, const SessionOptions& options, cons
       for (const ManifestPart& part : rank.parts) files.push_back(open_listed(options.model, manifest, part.file));
     }
   }
+  if (options.reader == "pread") return {.kind = ReaderKind::pread, .why = "--reader pread", .cold = is_cold(files)};
   ReaderChooser chooser;
   chooser.n_threads = n_threads;
   chooser.stop = context.stop;

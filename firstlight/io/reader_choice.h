@@ -23,7 +23,12 @@ struct ReaderChoice {
   /// Requests under way in all, over all readers that are made of this choice; more behind a network, by Little's law
   /// from what was measured there.
   int in_flight = 32;
+  bool cold = false;  ///< storage will be read, not the page cache: pread takes a thread for each request under way
 };
+
+/// Whether storage will be read: less than nine tenths of samples are in the page cache. False where the kernel does
+/// not tell.
+bool is_cold(std::span<const std::shared_ptr<const File>> files);
 
 struct ReaderChooser {
   int n_threads = 1;
@@ -41,14 +46,18 @@ struct ReaderChooser {
   /// driver opens now. Takes 0.1 ms without a probe, at most 0.5 s with one, and with `direct` as long as the device's
   /// start and the driver's take. Throws Interrupted.
   ReaderChoice choose(std::span<const std::shared_ptr<const File>> files) const;
+
+ private:
+  ReaderChoice choose_cold(std::span<const std::shared_ptr<const File>> files, double cached,
+                           const std::string& found) const;
 };
 
 /// Under which speeds are remembered: the file system, on this machine, under this kernel (a home directory may be
 /// shared, and an update changes speeds).
 std::string speed_key(const Mount& mount);
 
-/// One of `n_readers` that share choice.in_flight. With n_threads threads (io_uring: at most 8; pread has a request a
-/// thread, so more of them where more than 32 are to be under way); for cufile that of bytes which end in host memory,
+/// One of `n_readers` that share choice.in_flight. With n_threads threads (io_uring: at most 8; pread of cold files: at
+/// least one for each request under way, which sleeps meanwhile); for cufile that of bytes which end in host memory,
 /// pread. Throws Error{unsupported} for io_uring where it is not to be had.
 std::unique_ptr<Reader> make_reader(const ReaderChoice& choice, int n_threads, int n_readers = 1);
 

@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <fstream>
+#include <iterator>
 #include <vector>
 
 #include "firstlight/base/error.h"
@@ -57,7 +58,7 @@ class ReaderChoiceTest : public testing::Test {
   ReaderChooser chooser_;
   std::vector<std::shared_ptr<const File>> files_;
   std::optional<Residency> residency_ = Residency{32, 0.0};
-  std::string why_no_uring_;
+  std::string why_no_uring_, why_;
   std::optional<ReaderSpeeds> speeds_ = ReaderSpeeds{1.0e9, 2.0e9};
   int n_measured_ = 0;
 };
@@ -147,6 +148,24 @@ TEST_F(ReaderChoiceTest, BehindANetworkLittlesLawSaysHowManyReadsAreUnderWay) {
     EXPECT_THAT(choice.why, HasSubstr("io_uring 50.0 GB/s"));
     EXPECT_THAT(choice.why, HasSubstr("a read takes 3.50 ms: 84 under way"));
   }
+}
+
+int64_t n_threads_now() { return std::distance(fs::directory_iterator("/proc/self/task"), fs::directory_iterator()); }
+
+TEST_F(ReaderChoiceTest, PreadOfColdFilesHasAThreadForEachRequestUnderWay) {
+  why_no_uring_ = "not here";
+  const auto n_threads = [&](int n_readers) {
+    const int64_t before = n_threads_now();
+    const std::unique_ptr<Reader> reader = make_reader(choose(), 2, n_readers);
+    why_ = reader->why();
+    return n_threads_now() - before;
+  };
+  EXPECT_EQ(n_threads(1), 32);
+  EXPECT_THAT(why_, HasSubstr("32 threads wait for storage"));
+  EXPECT_EQ(n_threads(4), 8);
+  residency_->cached = 0.95;
+  EXPECT_EQ(n_threads(1), 2);
+  EXPECT_THAT(why_, Not(HasSubstr("wait for storage")));
 }
 
 TEST_F(ReaderChoiceTest, AMemoryThatCannotBeWrittenCostsNothingButIsSaid) {

@@ -30,7 +30,7 @@ constexpr uint64_t kTurnBytes = 16u << 20;
 constexpr uint64_t kPieceBytes = 2u << 20;  // so that a turn keeps eight requests under way
 constexpr auto kTurnTime = std::chrono::milliseconds(100);
 constexpr int64_t kRememberedFor_s = 30 * 24 * 3600;
-constexpr const char* kFirstLine = "firstlight readers 3";
+constexpr const char* kFirstLine = "firstlight readers 4";
 
 struct Extent {
   std::shared_ptr<const File> file;
@@ -78,7 +78,8 @@ Turn read_once(Reader& reader, const Extent& extent, uint64_t size, const Buffer
 /// A reader each turn: what one has given up at its deadline is nobody else's burden.
 Turn take_turn(ReaderKind kind, const ReaderCandidates& candidates, const Extent& extent, const Buffer& into) {
   if (kind != ReaderKind::cufile) {
-    return read_once(*make_reader({kind, "measured"}, candidates.n_threads), extent, kTurnBytes, into);
+    return read_once(*make_reader({.kind = kind, .why = "measured", .cold = true}, candidates.n_threads), extent,
+                     kTurnBytes, into);
   }
   const std::unique_ptr<DeviceReader> reader = candidates.direct->make();
   reader->wait_until_ready();
