@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <functional>
 #include <nlohmann/json.hpp>
 #include <numeric>
 
@@ -66,8 +67,10 @@ std::vector<TopToken> likeliest(std::span<const float> logits, double norm, int 
   return top;
 }
 
-/// One window: ids[begin, end) as a sequence of its own, `chunk` tokens a step so that the logits stay small.
-void score_window(Context& context, Runner& runner, std::span<const int> ids, int n_top, int chunk, Score& score) {
+/// One window: ids[begin, end) as a sequence of its own, `chunk` tokens a step so that the logits stay small. `scored`
+/// hears how many of them are done.
+void score_window(Context& context, Runner& runner, std::span<const int> ids, int n_top, int chunk, Score& score,
+                  const std::function<void(size_t)>& scored) {
   PageTable pages(runner.pool(), runner.exact_pool());
   if (!pages.try_reserve(static_cast<int64_t>(ids.size()))) {
     throw Error(ErrorKind::out_of_memory,
@@ -91,6 +94,7 @@ void score_window(Context& context, Runner& runner, std::span<const int> ids, in
         score.logprobs.emplace_back(finite(static_cast<double>(row[static_cast<size_t>(ids[next])]) - norm));
       if (n_top > 0) score.top.push_back(likeliest(row, norm, n_top));
     }
+    scored(begin + tokens.size());
   }
 }
 
@@ -133,8 +137,8 @@ int run_score(Context& context, ScoreOptions options) {
   ProgressBar bar(context);
   for (size_t begin = 0; begin < ids.size(); begin += static_cast<size_t>(window)) {
     const size_t n = std::min(static_cast<size_t>(window), ids.size() - begin);
-    score_window(context, session.runner(), std::span(ids).subspan(begin, n), options.top, kChunk, score);
-    bar.update("scoring", (begin + n) * sizeof(int), ids.size() * sizeof(int));
+    score_window(context, session.runner(), std::span(ids).subspan(begin, n), options.top, kChunk, score,
+                 [&](size_t k) { bar.update("scoring", (begin + k) * sizeof(int), ids.size() * sizeof(int)); });
   }
   bar.clear();
   const LoadReport load = session.wait();
