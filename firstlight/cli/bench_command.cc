@@ -22,6 +22,7 @@ namespace {
 struct BenchStart {
   std::string model, traditional_model, prompt = "Why is the sky blue?", ids_file, device = "auto", reader = "auto";
   int n = 15, tp = 0, threads = 0;
+  int64_t max_context = 0;
   bool warm = false, json = false;
 };
 
@@ -120,6 +121,7 @@ int run_warm(Context& context, const BenchStart& options) {
   session.reader = options.reader;
   session.tp = options.tp;
   session.threads = options.threads;
+  session.max_context = options.max_context;
   session.text_optional = !options.ids_file.empty();
   const std::vector<WarmStart> starts =
       measure_warm_starts(context, session, options.prompt, options.ids_file, options.n);
@@ -160,6 +162,7 @@ int run_bench_start(Context& context, const BenchStart& options) {
   }
   if (options.threads > 0) common.insert(common.end(), {"--threads", str(options.threads)});
   if (options.tp > 0) common.insert(common.end(), {"--tp", str(options.tp)});
+  if (options.max_context > 0) common.insert(common.end(), {"--max-context", str(options.max_context)});
   std::vector<std::string> first = {"firstlight", "run", options.model};
   std::vector<std::string> second = {
       "firstlight",    "run",      options.traditional_model.empty() ? options.model : options.traditional_model,
@@ -215,6 +218,8 @@ void add_bench(CLI::App& app, Action& chosen) {
                       "File with the prompt as a JSON list of token ids: for a model without tokenizer");
   command->add_option("--tp", options->tp, "Tensor-parallel ranks")->check(whole_number(1, 1024));
   command->add_option("--threads", options->threads, "CPU threads")->check(whole_number(1, 4096));
+  command->add_option("--max-context", options->max_context, "Tokens of context (default: as run)")
+      ->check(whole_number(1, int64_t{1} << 40));
   command
       ->add_option("--device", options->device, "auto, cpu, cuda (ranks on GPUs 0, 1, …) or cuda:N (all on that one)")
       ->capture_default_str();
