@@ -79,7 +79,12 @@ namespace {
 DeviceChoice prepare_device(Context& context, const std::string& wanted) {
   static const Gpus kNotAsked;
   const double begin = seconds_since_exec();
-  const DeviceChoice choice = choose_device(wanted, wanted == "cpu" ? kNotAsked : gpus());
+  const Gpus& found = wanted == "cpu" ? kNotAsked : gpus();
+  DeviceChoice choice = choose_device(wanted, found);
+  if (const ProcessComm* processes = context.processes.get()) {
+    const int rank = processes->rank();
+    choice.device = rank_devices(wanted, choice.device, processes->size(), found)[static_cast<size_t>(rank)];
+  }
   start_device(choice.device);
   if (choice.device.kind != Device::Kind::cpu) {
     context.timeline.add(str("context ", to_string(choice.device)), begin, seconds_since_exec());
@@ -193,7 +198,6 @@ Session::Session(Context& context, const SessionOptions& options, bool with_text
   if (!source_ && !load.devices.empty() && processes == nullptr) early.emplace(options.model, load);
   const DeviceChoice choice = device.get();
   device_ = choice.device;
-  if (processes != nullptr) require_joinable(device_);
   if (options.reader == "cufile" && device_.kind == Device::Kind::cpu)
     throw Error(ErrorKind::bad_input, str("--reader cufile reads into a GPU's memory, the device is the CPU",
                                           choice.why.empty() ? "" : str(" (", choice.why, ")")));
@@ -224,7 +228,7 @@ Session::Session(Context& context, const SessionOptions& options, bool with_text
   // What a GPU's arithmetic keeps for itself: cuBLASLt's workspace, logits of 64 rows, inputs rounded to bf16.
   // Inboxes of ranks that exchange sums.
   if (device_.kind == Device::Kind::cuda) extra_bytes_ += (uint64_t{256} << 20) * static_cast<uint64_t>(tp_);
-  if (processes != nullptr) extra_bytes_ *= 3;  // each rank's columns of the logits, and all ranks' at rank 0
+  else if (processes != nullptr) extra_bytes_ *= 3;  // each rank's columns of the logits, and all ranks' at rank 0
   const uint64_t all_weights = weight_bytes(config, tp_, weights_dtype);
   if (decides) choose_context(config, all_weights, options, kv);
 
@@ -240,7 +244,8 @@ Session::Session(Context& context, const SessionOptions& options, bool with_text
     load.rank = processes->rank();
     load.devices.clear();
     load.reserve_bytes /= static_cast<uint64_t>(tp_);
-    load.n_threads = std::max(1, runner_options_.n_threads / tp_);
+    load.n_processes = tp_;
+    if (device_.kind == Device::Kind::cpu) load.n_threads = runner_options_.n_threads;
     runner_options_.processes = processes;
   }
   load_ = source_ ? load_traditionally(*source_, load)

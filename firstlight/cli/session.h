@@ -85,7 +85,7 @@ class Session {
   const Manifest* manifest() const { return manifest_ ? &*manifest_ : nullptr; }
   /// Null where MODEL is read as a rank checkpoint.
   const Source* source() const { return source_.get(); }
-  Device device() const { return device_; }                        ///< of rank 0
+  Device device() const { return device_; }                        ///< of rank 0, or of the rank that this process is
   const std::vector<Device>& devices() const { return devices_; }  ///< of each rank
   int n_threads() const { return n_threads_; }
   KvUse kv_use() const;
@@ -99,7 +99,6 @@ class Session {
   void start_text(TextFiles files);
   void start_small_files(const fs::path& out, int tp, bool with_text);
   static void require_joinable(const SessionOptions& options, ModelKind kind);
-  static void require_joinable(Device device);
   void agree(uint64_t all_weights, uint64_t reserve, bool with_runner, ReaderChoice& reader);
   LoadReport end_group(LoadReport report);
 

@@ -37,23 +37,20 @@ void Session::require_joinable(const SessionOptions& options, ModelKind kind) {
   }
 }
 
-void Session::require_joinable(Device device) {
-  if (device.kind == Device::Kind::cpu) return;
-  throw Error(ErrorKind::unsupported,
-              str("one process a rank is done on the CPU only (--device cpu), and this is ", to_string(device),
-                  "; without RANK and WORLD_SIZE one process fills all GPUs at once"));
-}
-
-/// The memory is the host's, and all ranks' weights come out of it: rank 0 looks before any of them is there.
+/// Where all ranks' weights come out of one memory (the host's, or a GPU's that ranks share), rank 0 looks before any of
+/// them is there; each rank looks at its own GPU when it loads.
 void Session::agree(uint64_t all_weights, uint64_t reserve, bool with_runner, ReaderChoice& reader) {
   ProcessComm& processes = *context_->processes;
   const bool decides = processes.rank() == 0;
-  if (decides) require_fits(all_weights, reserve, free_memory(device_), device_);
+  const bool share = std::all_of(devices_.begin(), devices_.end(), [&](Device each) { return each == devices_[0]; });
+  if (decides && share) require_fits(all_weights, reserve, free_memory(device_), device_);
   const std::string manifest = firstlight::to_json(*manifest_),
                     model = xxh3_128_hex(std::as_bytes(std::span(manifest)));
   RunnerOptions& runner = runner_options_;
   const nlohmann::json mine{{"model", model},
                             {"with_runner", with_runner},
+                            {"on_gpu", device_.kind == Device::Kind::cuda},
+                            {"device", to_string(device_)},
                             {"kv", static_cast<int>(runner.kv)},
                             {"n_pages", runner.n_pages},
                             {"n_exact_pages", runner.n_exact_pages},
@@ -72,6 +69,10 @@ void Session::agree(uint64_t all_weights, uint64_t reserve, bool with_runner, Re
                 str("this rank was started with ", theirs.at("model") != model ? "another model" : "another command",
                     " than rank 0: all ranks have the same command line"));
   }
+  if (theirs.at("on_gpu") != mine.at("on_gpu"))
+    throw Error(ErrorKind::bad_input,
+                str("this rank's device is ", to_string(device_), ", rank 0's ", theirs.at("device").get<std::string>(),
+                    ": all ranks are on the CPU or all on GPUs (--device)"));
   if (theirs.at("centring") != mine.at("centring"))
     throw Error(ErrorKind::bad_input, "this rank's --kv-calibration is another one than rank 0's");
   runner.kv = static_cast<KvKind>(theirs.at("kv").get<int>());
@@ -93,7 +94,7 @@ LoadReport Session::end_group(LoadReport report) {
   processes.gather(std::as_bytes(std::span(&mine, 1)), std::as_writable_bytes(std::span(all)));
   for (size_t r = 1; r < all.size(); ++r) {
     report.ranks.push_back(
-        {static_cast<int>(all[r].rank), device_, all[r].bytes, all[r].seconds, all[r].leaves_checked});
+        {static_cast<int>(all[r].rank), devices_[r], all[r].bytes, all[r].seconds, all[r].leaves_checked});
     report.bytes += all[r].bytes;
     report.seconds = std::max(report.seconds, all[r].seconds);
     report.verify_cpu_seconds += all[r].verify_cpu_seconds;

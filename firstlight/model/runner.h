@@ -40,7 +40,7 @@ struct RunnerOptions {
   int n_threads = 0;                                          ///< over all ranks; 0: usable cores
   std::function<std::unique_ptr<Ops>(ThreadPool&)> make_ops;  ///< one a rank; default: by the weights' device
   /// Null: every rank is a thread of this process. Else each is a process of its own, which has this end of their group
-  /// and the weights of its rank alone; on the CPU only. Outlives the runner.
+  /// and the weights of its rank alone, on the CPU or on a GPU. Outlives the runner.
   ProcessComm* processes = nullptr;
 };
 
@@ -78,7 +78,7 @@ class Runner {
   virtual std::string_view ops_name() const = 0;  ///< of rank 0: "cpu: avx512_bf16, 2 threads"
   /// How ranks exchange sums: Comm::path().
   virtual std::string_view comm_path() const { return "one rank"; }
-  /// Ranks in other processes return from follow_passes(). No pass may follow.
+  /// Ranks in other processes return from follow_passes(); blocks until they do. No pass may follow.
   virtual void finish() {}
 };
 
