@@ -59,6 +59,12 @@ void SessionOptions::add_to(CLI::App& command) {
       ->check(one_of({"auto", "pread", "io_uring", "cufile"}))
       ->capture_default_str();
   command
+      .add_option("--comm", comm,
+                  "How ranks that are processes add up on GPUs: auto (by what there is), ipc (peer access between "
+                  "processes), nccl, or host (through host memory)")
+      ->check(one_of({"auto", "ipc", "nccl", "host"}))
+      ->capture_default_str();
+  command
       .add_option(
           "--verify", verify,
           "full: every byte of a rank checkpoint against its hash; sample: every 16th leaf (1 MiB); off: headers "
@@ -223,6 +229,7 @@ Session::Session(Context& context, const SessionOptions& options, bool with_text
   if (!options.kv.empty()) kv = *kv_kind_from(options.kv);
   if (!options.kv_calibration.empty()) read_means(config, options.kv_calibration, kv);
   runner_options_.n_threads = n_threads_;
+  choose_sums(options);
   extra_bytes_ =
       static_cast<uint64_t>(options.logit_rows - 1) * static_cast<uint64_t>(config.vocab_size) * sizeof(float);
   // What a GPU's arithmetic keeps for itself: cuBLASLt's workspace, logits of 64 rows, inputs rounded to bf16.

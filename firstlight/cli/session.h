@@ -32,6 +32,7 @@ struct SessionOptions {
   double deadline_s = 0;
   std::string kv_memory;
   std::string reader = "auto";
+  std::string comm = "auto";
   int64_t max_context = 0;
   int threads = 0;
   int logit_rows = 1;  ///< no option: rows of logits that the command asks for at once, counted in the memory needed
@@ -99,6 +100,7 @@ class Session {
   void start_text(TextFiles files);
   void start_small_files(const fs::path& out, int tp, bool with_text);
   static void require_joinable(const SessionOptions& options, ModelKind kind);
+  void choose_sums(const SessionOptions& options);
   void agree(uint64_t all_weights, uint64_t reserve, bool with_runner, ReaderChoice& reader);
   LoadReport end_group(LoadReport report);
 

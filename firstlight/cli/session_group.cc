@@ -10,7 +10,7 @@
 #include "firstlight/base/str.h"
 #include "firstlight/ckpt/arena.h"
 #include "firstlight/cli/session.h"
-#include "firstlight/comm/process_comm.h"
+#include "firstlight/comm/cuda_process_comm.h"
 
 namespace firstlight::cli {
 
@@ -37,6 +37,16 @@ void Session::require_joinable(const SessionOptions& options, ModelKind kind) {
   }
 }
 
+void Session::choose_sums(const SessionOptions& options) {
+  if (options.comm == "auto") return;
+  if (context_->processes == nullptr || device_.kind == Device::Kind::cpu)
+    throw Error(ErrorKind::bad_input, str("--comm ", options.comm, " is for one process a rank on GPUs, and this is ",
+                                          context_->processes ? "the CPU" : "one process for all ranks"));
+  runner_options_.sums_by = options.comm == "ipc"    ? SumsBy::ipc
+                            : options.comm == "nccl" ? SumsBy::nccl
+                                                     : SumsBy::host;
+}
+
 /// Where all ranks' weights come out of one memory (the host's, or a GPU's that ranks share), rank 0 looks before any of
 /// them is there; each rank looks at its own GPU when it loads.
 void Session::agree(uint64_t all_weights, uint64_t reserve, bool with_runner, ReaderChoice& reader) {
@@ -56,6 +66,7 @@ void Session::agree(uint64_t all_weights, uint64_t reserve, bool with_runner, Re
                             {"n_exact_pages", runner.n_exact_pages},
                             {"centring", runner.means ? runner.means->hash() : ""},
                             {"max_batch_tokens", runner.max_batch_tokens},
+                            {"sums_by", static_cast<int>(runner.sums_by)},
                             {"n_threads", runner.n_threads},
                             {"reader", static_cast<int>(reader.kind)},
                             {"in_flight", reader.in_flight},
@@ -79,6 +90,7 @@ void Session::agree(uint64_t all_weights, uint64_t reserve, bool with_runner, Re
   runner.n_pages = theirs.at("n_pages");
   runner.n_exact_pages = theirs.at("n_exact_pages");
   runner.max_batch_tokens = theirs.at("max_batch_tokens");
+  runner.sums_by = static_cast<SumsBy>(theirs.at("sums_by").get<int>());
   runner.n_threads = theirs.at("n_threads");
   reader = {static_cast<ReaderKind>(theirs.at("reader").get<int>()), theirs.at("why").get<std::string>(),
             theirs.at("in_flight").get<int>()};

@@ -12,6 +12,7 @@
 #include "firstlight/base/error.h"
 #include "firstlight/base/str.h"
 #include "firstlight/comm/ipc_memory_cuda.h"
+#include "firstlight/comm/nccl_comm_cuda.h"
 #include "firstlight/comm/peer_queue_cuda.h"
 #include "firstlight/comm/through_host_cuda.h"
 #include "firstlight/device/buffer.h"
@@ -60,28 +61,33 @@ int index_of(const GpuUuid& gpu) {
   return -1;
 }
 
+/// The first reason that a rank has, the same on all of them; "" if none has one.
+std::string first_why(ProcessComm& processes, std::string_view mine) {
+  for (const Why& each : tell_all(processes, why_of(mine))) {
+    if (each[0] != '\0') return each.data();
+  }
+  return "";
+}
+
+/// Sums by kernels that read and write all ranks' memory.
 class IpcComm final : public CudaProcessComm {
  public:
-  IpcComm(ProcessComm& processes, Device device, const CudaProcessCommOptions& options)
-      : host_(processes), device_(device) {
+  IpcComm(ProcessComm& processes, Device device) : host_(processes), device_(device) {
     cuda::use(device_);
-    const Hello mine = introduce(options);
-    const std::vector<Hello> all = tell_all(host_, mine);
-    std::string why = why_not_peers(all, options);
-    if (why.empty()) {  // all ranks agree so far
-      for (const Why& theirs : tell_all(host_, open(all))) {
-        if (why.empty()) why = theirs.data();
-      }
+    const std::vector<Hello> all = tell_all(host_, introduce());
+    for (const Hello& each : all) {
+      if (why_not_.empty()) why_not_ = each.why.data();
     }
-    peers_ = why.empty();
-    path_ = peers_ ? "peer access between processes" : str("host memory (", why, ")");
+    if (why_not_.empty()) why_not_ = first_why(host_, open(all));
   }
   ~IpcComm() override { wait_for_device(); }
 
+  /// "" if it can be used: on all ranks, or on none.
+  const std::string& why_not() const { return why_not_; }
   int rank() const override { return host_.rank(); }
   int size() const override { return host_.size(); }
-  std::string_view path() const override { return path_; }
-  bool recordable() const override { return peers_; }
+  std::string_view path() const override { return "peer access between processes"; }
+  bool recordable() const override { return true; }
   int least(int mine) override { return host_.least(mine); }
   void fail(std::exception_ptr cause) override { host_.fail(cause); }
   void reset() override {}
@@ -91,28 +97,24 @@ class IpcComm final : public CudaProcessComm {
   void leave() override;
 
  private:
-  Hello introduce(const CudaProcessCommOptions& options);
-  std::string why_not_peers(std::span<const Hello> all, const CudaProcessCommOptions& options) const;
-  Why open(std::span<const Hello> all);
+  Hello introduce();
+  std::string open(std::span<const Hello> all);
   Call meet(float* data, size_t n, bool in_place);
   void wait_for_device() noexcept;
 
   ProcessComm& host_;
   const Device device_;
-  bool peers_ = false;
-  std::string path_;
+  std::string why_not_;
   Buffer memory_;  // the inbox, the signals behind
   cuda::RegisteredMemory stop_;
   cuda::ImportedMemory theirs_;  // closed before memory_ is freed
-  Call call_;                    // what is the same in all of them
-  ThroughHost through_host_;
+  Call call_;                    // what is the same in all collectives
 };
 
-Hello IpcComm::introduce(const CudaProcessCommOptions& options) {
+Hello IpcComm::introduce() {
   Hello mine;
   mine.gpu = gpu_uuid(device_);
   try {
-    if (!options.ipc) throw Error(ErrorKind::unsupported, "as asked");
     if (size() > peer::kMaxRanks)
       throw Error(ErrorKind::unsupported, str(size(), " ranks; peers are at most ", peer::kMaxRanks));
     const uint64_t inbox = peer::inbox_bytes(size());
@@ -124,25 +126,13 @@ Hello IpcComm::introduce(const CudaProcessCommOptions& options) {
     stop_.add(host_.stop_page());
     mine.memory = cuda::export_memory(memory_.data());
   } catch (const Error& e) {
-    mine.why = why_of(e.what());
+    mine.why = why_of(str("rank ", rank(), ": ", e.what()));
   }
   return mine;
 }
 
-/// The same on all ranks, but for what this process can see of the others' GPUs.
-std::string IpcComm::why_not_peers(std::span<const Hello> all, const CudaProcessCommOptions& options) const {
-  for (const Hello& each : all) {
-    if (each.why[0] != '\0') return each.why.data();
-  }
-  for (size_t i = 0; i < all.size() && !options.share_gpu; ++i) {
-    for (size_t j = 0; j < i; ++j) {
-      if (all[i].gpu == all[j].gpu) return str("ranks ", j, " and ", i, " share a GPU");
-    }
-  }
-  return "";
-}
-
-Why IpcComm::open(std::span<const Hello> all) {
+/// "", or why this rank cannot.
+std::string IpcComm::open(std::span<const Hello> all) {
   try {
     call_.rank = rank();
     call_.size = size();
@@ -151,24 +141,24 @@ Why IpcComm::open(std::span<const Hello> all) {
       const bool own = static_cast<int>(r) == rank();
       const int index = index_of(all[r].gpu);
       if (index < 0)
-        return why_of(str("the GPU of rank ", r, " is hidden from rank ", rank(), ": CUDA_VISIBLE_DEVICES is to have "
-                          "the GPUs of all ranks"));
+        return str("the GPU of rank ", r, " is hidden from rank ", rank(),
+                   ": CUDA_VISIBLE_DEVICES is to have those of all ranks");
       int can = index == device_.index ? 1 : 0;
       if (can == 0) cuda::check(cudaDeviceCanAccessPeer(&can, device_.index, index), "ask for peer access");
-      if (can == 0) return why_of(str("rank ", rank(), "'s GPU cannot reach the memory of rank ", r, "'s"));
+      if (can == 0) return str("rank ", rank(), "'s GPU cannot reach the memory of rank ", r, "'s");
       std::byte* const at = own ? memory_.data() : theirs_.at(all[r].memory);
       call_.inbox[r] = reinterpret_cast<peer::Words*>(at);
       call_.signals[r] = reinterpret_cast<peer::Signals*>(at + peer::inbox_bytes(size()));
     }
   } catch (const Error& e) {
-    return why_of(str("rank ", rank(), ": ", e.what()));
+    return str("rank ", rank(), ": ", e.what());
   }
-  return {};
+  return "";
 }
 
 void IpcComm::check() {
   host_.check();
-  if (!peers_ || *const_cast<volatile uint32_t*>(host_.stop_word()) == 0) return;
+  if (*const_cast<volatile uint32_t*>(host_.stop_word()) == 0) return;
   fail(std::make_exception_ptr(
       Error(ErrorKind::device, str("a collective of rank ", rank(), " waited 10 s and more for another rank's GPU"))));
   host_.check();
@@ -182,7 +172,6 @@ void IpcComm::wait_for_device() noexcept {
 void IpcComm::leave() {
   wait_for_device();
   theirs_.close();
-  peers_ = false;
   host_.barrier();
 }
 
@@ -211,7 +200,6 @@ Call IpcComm::meet(float* data, size_t n, bool in_place) {
 }
 
 void IpcComm::all_reduce_sum(std::span<float> data, const Stream& stream) {
-  if (!peers_) return through_host_.all_reduce_sum(host_, device_, data, stream);
   const bool in_place = peer::is_in_place(static_cast<int64_t>(data.size()), size());
   peer::queue_sum(meet(data.data(), data.size(), in_place), static_cast<cudaStream_t>(stream.handle()));
   host_.barrier();
@@ -221,18 +209,85 @@ void IpcComm::all_gather(std::span<const float> mine, std::span<float> out, cons
   if (out.size() != mine.size() * static_cast<size_t>(size())) {
     throw Error(ErrorKind::bug, str("all_gather: ", size(), " pieces of ", mine.size(), " floats into ", out.size()));
   }
-  if (!peers_) return through_host_.all_gather(host_, device_, mine, out, stream);
   Call call = meet(out.data(), mine.size(), /*in_place=*/true);
   call.mine = mine.data();
   peer::queue_gather(call, static_cast<cudaStream_t>(stream.handle()));
   host_.barrier();
 }
 
+/// Sums by the processes' ends on the CPU.
+class HostComm final : public CudaProcessComm {
+ public:
+  HostComm(ProcessComm& processes, Device device, std::string_view why)
+      : host_(processes), device_(device), path_(str("host memory (", why, ")")) {}
+
+  int rank() const override { return host_.rank(); }
+  int size() const override { return host_.size(); }
+  std::string_view path() const override { return path_; }
+  int least(int mine) override { return host_.least(mine); }
+  void check() override { host_.check(); }
+  void fail(std::exception_ptr cause) override { host_.fail(cause); }
+  void reset() override {}
+  void leave() override { host_.barrier(); }
+  void all_reduce_sum(std::span<float> data, const Stream& stream) override {
+    through_host_.all_reduce_sum(host_, device_, data, stream);
+  }
+  void all_gather(std::span<const float> mine, std::span<float> out, const Stream& stream) override {
+    through_host_.all_gather(host_, device_, mine, out, stream);
+  }
+
+ private:
+  ProcessComm& host_;
+  const Device device_;
+  const std::string path_;
+  ThroughHost through_host_;
+};
+
+std::string why_shared(ProcessComm& processes, Device device) {
+  const std::vector<GpuUuid> all = tell_all(processes, gpu_uuid(device));
+  for (size_t i = 0; i < all.size(); ++i) {
+    const auto first = static_cast<size_t>(std::find(all.begin(), all.end(), all[i]) - all.begin());
+    if (first != i) return str("ranks ", first, " and ", i, " share a GPU");
+  }
+  return "";
+}
+
+/// Null if NCCL cannot be used, and why not.
+std::unique_ptr<CudaProcessComm> nccl_comm(ProcessComm& processes, Device device, std::string_view why,
+                                           std::string& why_not) {
+  cuda::NcclApi api;
+  try {
+    api = cuda::NcclApi::open();
+  } catch (const Error& e) {
+    why_not = str("rank ", processes.rank(), ": ", e.what());
+  }
+  why_not = first_why(processes, why_not);
+  return why_not.empty() ? make_nccl_comm(processes, device, api, why) : nullptr;
+}
+
 }  // namespace
 
 std::unique_ptr<CudaProcessComm> make_cuda_process_comm(ProcessComm& processes, Device device,
                                                         const CudaProcessCommOptions& options) {
-  return std::make_unique<IpcComm>(processes, device, options);
+  const auto asked_for = [&](SumsBy by) { return options.by == by || options.by == SumsBy::automatic; };
+  if (options.by == SumsBy::host) return std::make_unique<HostComm>(processes, device, "as asked");
+  std::string why = options.share_gpu ? "" : why_shared(processes, device);
+  if (why.empty() && asked_for(SumsBy::ipc)) {
+    auto ipc = std::make_unique<IpcComm>(processes, device);
+    why = ipc->why_not();
+    if (why.empty()) return ipc;
+    ipc->leave();
+    if (options.by == SumsBy::automatic) {
+      std::string why_no_nccl;
+      if (auto nccl = nccl_comm(processes, device, why, why_no_nccl)) return nccl;
+      why += str("; no NCCL: ", why_no_nccl);
+    }
+  } else if (why.empty()) {
+    if (auto nccl = nccl_comm(processes, device, "as asked", why)) return nccl;
+  }
+  if (options.by == SumsBy::automatic) return std::make_unique<HostComm>(processes, device, why);
+  throw Error(ErrorKind::unsupported,
+              str("sums between processes by ", options.by == SumsBy::ipc ? "CUDA IPC" : "NCCL", ": ", why));
 }
 
 }  // namespace firstlight

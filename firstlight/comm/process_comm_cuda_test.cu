@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Ranks that are processes, each with a context of its own: this program once a rank, started anew, since a context
 // does not outlive a fork. On one GPU as on two; on one its processes take turns.
+#include <dlfcn.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
@@ -160,19 +161,24 @@ TEST(OneCudaProcess, DISABLED_IsARank) {
   if (what.empty()) GTEST_SKIP() << "for the tests that start it";
   const ProcessRank rank{std::stoi(variable("RANK")), std::stoi(variable("WORLD_SIZE")), variable("MASTER_ADDR")};
   const bool one_gpu = gpus().names.size() < static_cast<size_t>(rank.size);
-  OneRank me(rank, {.ipc = what != "through host memory", .share_gpu = what != "sharing"});
+  OneRank me(rank, {.by = what == "through host memory" ? SumsBy::host
+                          : what.starts_with("nccl")    ? SumsBy::nccl
+                                                        : SumsBy::automatic,
+                    .share_gpu = what != "sharing"});
   if (what == "through host memory") {
     EXPECT_EQ(me.comm->path(), "host memory (as asked)");
+  } else if (what.starts_with("nccl")) {
+    EXPECT_THAT(std::string(me.comm->path()), testing::StartsWith("NCCL 2."));
   } else if (what == "sharing" && one_gpu) {
     EXPECT_EQ(me.comm->path(), "host memory (ranks 0 and 1 share a GPU)");
   } else {
     ASSERT_EQ(me.comm->path(), "peer access between processes");
   }
-  EXPECT_EQ(me.comm->recordable(), me.comm->path().starts_with("peer"));
-  if (what == "a rank is killed") return lose_a_rank(me);
+  EXPECT_EQ(me.comm->recordable(), !me.comm->path().starts_with("host"));
+  if (what.ends_with("a rank is killed")) return lose_a_rank(me);
   add_up(me);
   gather_pieces(me);
-  if (what == "recorded") replay(me, one_gpu ? 10 : 100);
+  if (what.ends_with("recorded")) replay(me, one_gpu ? 10 : 100);
   me.comm->leave();
   me.processes->leave();
 }
@@ -236,6 +242,24 @@ TEST_F(CudaProcesses, ThatShareAGpuSayWhyTheyGoThroughHostMemory) {
 
 TEST_F(CudaProcesses, EndWhenTheOtherIsKilledWhileAGpuWaitsForIt) {
   EXPECT_EQ(codes_of_ranks(2, "a rank is killed"), (std::vector<int>{0, -SIGKILL}));
+}
+
+class NcclProcesses : public CudaProcesses {
+ protected:
+  void SetUp() override {
+    CudaProcesses::SetUp();
+    if (IsSkipped()) return;
+    if (gpus().names.size() < 2) GTEST_SKIP() << "NCCL wants a GPU for each rank, here is one";
+    if (dlopen("libnccl.so.2", RTLD_LAZY | RTLD_LOCAL) == nullptr) GTEST_SKIP() << dlerror();
+  }
+};
+
+TEST_F(NcclProcesses, AddUpToTheBitsOfRankOrderGatherAndCountOn) {
+  EXPECT_EQ(codes_of_ranks(2, "nccl recorded"), (std::vector<int>{0, 0}));
+}
+
+TEST_F(NcclProcesses, EndWhenTheOtherIsKilledWhileAGpuWaitsForIt) {
+  EXPECT_EQ(codes_of_ranks(2, "nccl, a rank is killed"), (std::vector<int>{0, -SIGKILL}));
 }
 
 TEST_F(CudaProcesses, AreThreeWhereTheGpusAreTwo) {

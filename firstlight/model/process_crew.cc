@@ -20,10 +20,11 @@ namespace {
 /// Where a GPU computes, its thread has a core to itself between two passes: as ThreadPool's polls.
 constexpr int kDeviceSpin = 4000;
 
-std::unique_ptr<CudaProcessComm> sums_on(Device device, ProcessComm& processes) {
+std::unique_ptr<CudaProcessComm> sums_on(Device device, const RunnerOptions& options) {
+  ProcessComm& processes = *options.processes;
   if (device.kind == Device::Kind::cpu) return nullptr;
   if (usable_cores() > processes.size()) processes.set_spin(kDeviceSpin);
-  return make_cuda_process_comm(processes, device);
+  return make_cuda_process_comm(processes, device, {.by = options.sums_by});
 }
 
 /// One rank and its end of the group.
@@ -31,7 +32,7 @@ class ProcessRankRunner {
  public:
   ProcessRankRunner(const ModelConfig& config, std::vector<RankWeights>& weights, const RunnerOptions& options)
       : comm_(*options.processes),
-        on_device_(sums_on(weights[0].arena.device(), comm_)),
+        on_device_(sums_on(weights[0].arena.device(), options)),
         vocab_begin_(weights[0].vocab_begin),
         vocab_rows_(weights[0].vocab_rows),
         rank_(config, weights[0], options, sums(), on_device_ ? 1 : threads_a_rank(options, weights[0].tp),

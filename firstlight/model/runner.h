@@ -18,6 +18,7 @@
 namespace firstlight {
 
 class ProcessComm;
+enum class SumsBy : int;
 
 /// Some consecutive tokens of one sequence.
 struct SequenceChunk {
@@ -42,6 +43,7 @@ struct RunnerOptions {
   /// Null: every rank is a thread of this process. Else each is a process of its own, which has this end of their group
   /// and the weights of its rank alone, on the CPU or on a GPU. Outlives the runner.
   ProcessComm* processes = nullptr;
+  SumsBy sums_by{};  ///< of processes on GPUs (comm/cuda_process_comm.h)
 };
 
 /// Owns each rank's KV pages and scratch, and the rank threads. The weights must outlive it. One forward() at a time.
