@@ -199,9 +199,10 @@ Session::Session(Context& context, const SessionOptions& options, bool with_text
   const OpenCufile open_direct = open_cufile_once();
   ReaderChoice reader;  // made while the device's context comes up
   if (!source_ && decides) reader = choose_reader(context, options, *manifest_, tp_, n_threads_, open_direct);
+  if (processes != nullptr) share(reader);
   LoadOptions load = load_options(options, reader, open_direct);
   std::optional<EarlyLoad> early;
-  if (!source_ && !load.devices.empty() && processes == nullptr) early.emplace(options.model, load);
+  if (!source_ && !load.devices.empty()) early.emplace(options.model, load);
   const DeviceChoice choice = device.get();
   device_ = choice.device;
   if (options.reader == "cufile" && device_.kind == Device::Kind::cpu)
@@ -245,14 +246,9 @@ Session::Session(Context& context, const SessionOptions& options, bool with_text
                        exact_bytes(config, tp_, runner_options_) + scratch_bytes(config, tp_, runner_options_) +
                        extra_bytes_;
   if (processes != nullptr) {
-    agree(all_weights, load.reserve_bytes, with_runner, reader);
-    load.make_reader = [reader, tp = tp_](int n) { return make_reader(reader, n, tp); };
-    load.in_flight = std::max(1, reader.in_flight / tp_);
-    load.rank = processes->rank();
-    load.devices.clear();
+    agree(all_weights, load.reserve_bytes, with_runner);
+    load.devices = {device_};
     load.reserve_bytes /= static_cast<uint64_t>(tp_);
-    load.n_processes = tp_;
-    if (device_.kind == Device::Kind::cpu) load.n_threads = runner_options_.n_threads;
     runner_options_.processes = processes;
   }
   load_ = source_ ? load_traditionally(*source_, load)
@@ -283,8 +279,14 @@ LoadOptions Session::load_options(const SessionOptions& options, ReaderChoice re
       return make_cufile_reader(device, std::move(host), start, open, why);
     };
   }
+  int n_readers = std::max(1, n_devices(load.devices));
   load.in_flight = reader.in_flight;
-  const int n_readers = std::max(1, n_devices(load.devices));
+  if (const ProcessComm* processes = context_->processes.get()) {
+    load.rank = processes->rank();
+    load.n_processes = n_readers = tp_;
+    load.in_flight = std::max(1, reader.in_flight / tp_);
+    if (!load.devices.empty()) load.devices = {load.devices[static_cast<size_t>(processes->rank())]};
+  }
   load.make_reader = [reader = std::move(reader), n_readers](int n) { return make_reader(reader, n, n_readers); };
   load.stop = context_->stop;
   load.timeline = &context_->timeline;

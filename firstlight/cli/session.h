@@ -101,7 +101,8 @@ class Session {
   void start_small_files(const fs::path& out, int tp, bool with_text);
   static void require_joinable(const SessionOptions& options, ModelKind kind);
   void choose_sums(const SessionOptions& options);
-  void agree(uint64_t all_weights, uint64_t reserve, bool with_runner, ReaderChoice& reader);
+  void share(ReaderChoice& reader);
+  void agree(uint64_t all_weights, uint64_t reserve, bool with_runner);
   LoadReport end_group(LoadReport report);
 
   Context* context_;

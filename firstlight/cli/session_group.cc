@@ -23,9 +23,13 @@ struct LoadedRank {
   double seconds, verify_cpu_seconds;
 };
 
-std::vector<std::byte> text_bytes(const std::string& text) {
-  const auto bytes = std::as_bytes(std::span(text));
-  return {bytes.begin(), bytes.end()};
+/// Rank 0's, on all ranks.
+nlohmann::json from_rank_0(ProcessComm& processes, const nlohmann::json& mine) {
+  const std::string text = processes.rank() == 0 ? mine.dump() : "";
+  const auto own = std::as_bytes(std::span(text));
+  std::vector<std::byte> bytes(own.begin(), own.end());
+  processes.broadcast(bytes);
+  return nlohmann::json::parse(std::string(reinterpret_cast<const char*>(bytes.data()), bytes.size()));
 }
 
 }  // namespace
@@ -35,6 +39,15 @@ void Session::require_joinable(const SessionOptions& options, ModelKind kind) {
     throw Error(ErrorKind::unsupported, str("one process a rank reads rank checkpoints only: firstlight shard ",
                                             options.model, " -o OUT --tp ", options.tp));
   }
+}
+
+/// Before there is a device: on GPUs all ranks begin to read while contexts come up.
+void Session::share(ReaderChoice& reader) {
+  const nlohmann::json theirs = from_rank_0(
+      *context_->processes,
+      {{"kind", static_cast<int>(reader.kind)}, {"in_flight", reader.in_flight}, {"why", reader.why}});
+  reader = {static_cast<ReaderKind>(theirs.at("kind").get<int>()), theirs.at("why").get<std::string>(),
+            theirs.at("in_flight").get<int>()};
 }
 
 void Session::choose_sums(const SessionOptions& options) {
@@ -49,7 +62,7 @@ void Session::choose_sums(const SessionOptions& options) {
 
 /// Where all ranks' weights come out of one memory (the host's, or a GPU's that ranks share), rank 0 looks before any of
 /// them is there; each rank looks at its own GPU when it loads.
-void Session::agree(uint64_t all_weights, uint64_t reserve, bool with_runner, ReaderChoice& reader) {
+void Session::agree(uint64_t all_weights, uint64_t reserve, bool with_runner) {
   ProcessComm& processes = *context_->processes;
   const bool decides = processes.rank() == 0;
   const bool share = std::all_of(devices_.begin(), devices_.end(), [&](Device each) { return each == devices_[0]; });
@@ -67,14 +80,9 @@ void Session::agree(uint64_t all_weights, uint64_t reserve, bool with_runner, Re
                             {"centring", runner.means ? runner.means->hash() : ""},
                             {"max_batch_tokens", runner.max_batch_tokens},
                             {"sums_by", static_cast<int>(runner.sums_by)},
-                            {"n_threads", runner.n_threads},
-                            {"reader", static_cast<int>(reader.kind)},
-                            {"in_flight", reader.in_flight},
-                            {"why", reader.why}};
-  std::vector<std::byte> bytes = text_bytes(decides ? mine.dump() : "");
-  processes.broadcast(bytes);
+                            {"n_threads", runner.n_threads}};
+  const nlohmann::json theirs = from_rank_0(processes, mine);
   if (decides) return;
-  const auto theirs = nlohmann::json::parse(std::string(reinterpret_cast<const char*>(bytes.data()), bytes.size()));
   if (theirs.at("model") != model || theirs.at("with_runner") != with_runner) {
     throw Error(ErrorKind::bad_input,
                 str("this rank was started with ", theirs.at("model") != model ? "another model" : "another command",
@@ -92,8 +100,6 @@ void Session::agree(uint64_t all_weights, uint64_t reserve, bool with_runner, Re
   runner.max_batch_tokens = theirs.at("max_batch_tokens");
   runner.sums_by = static_cast<SumsBy>(theirs.at("sums_by").get<int>());
   runner.n_threads = theirs.at("n_threads");
-  reader = {static_cast<ReaderKind>(theirs.at("reader").get<int>()), theirs.at("why").get<std::string>(),
-            theirs.at("in_flight").get<int>()};
 }
 
 /// The last that ranks say to each other.
