@@ -86,7 +86,8 @@ bool is_exact(CudaProcessComm& comm, const Stream& stream, const Buffer& memory,
   std::vector<float> terms[2], sum(n);
   for (size_t r = 0; r < 2; ++r) {
     for (size_t i = 0; i < n; ++i)
-      terms[r].push_back(static_cast<float>(static_cast<int32_t>(i * 2654435761u + r * 7919u)) * (r == 0 ? 1e-3f : 1e3f));
+      terms[r].push_back(static_cast<float>(static_cast<int32_t>(i * 2654435761u + r * 7919u)) *
+                         (r == 0 ? 1e-3f : 1e3f));
   }
   const std::vector<float>& mine = terms[static_cast<size_t>(comm.rank())];
   copy(memory.data(), memory.device(), reinterpret_cast<const std::byte*>(mine.data()), {}, 4 * n);
@@ -117,8 +118,8 @@ int run(const ProcessRank& me) {
       comm->all_reduce_sum({reinterpret_cast<float*>(memory.data()), 64}, stream);
       stream.wait();
       if (me.rank == 0)
-        std::printf("%s: made in %.1f ms, first sum after %.1f ms; %s\n", name, 1e3 * made,
-                    1e3 * since(begin), std::string(comm->path()).c_str());
+        std::printf("%s: made in %.1f ms, first sum after %.1f ms; %s\n", name, 1e3 * made, 1e3 * since(begin),
+                    std::string(comm->path()).c_str());
       ways.push_back({name, std::move(comm)});
     } catch (const Error& e) {
       if (me.rank == 0) std::printf("%s: %s\n", name, e.what());
@@ -129,8 +130,8 @@ int run(const ProcessRank& me) {
     for (const size_t n : {size_t{4099}, size_t{1'200'003}}) exact = is_exact(*way.comm, stream, memory, n) && exact;
     if (me.rank == 0) std::printf("%s: sums are those of rank order to the bit: %s\n", way.name, exact ? "yes" : "NO");
   }
-  if (me.rank == 0) std::printf("%6s %-6s %9s %20s %9s %10s\n", "rows", "way", "us", "least-most", "GB/s/way",
-                "queued, us");
+  if (me.rank == 0)
+    std::printf("%6s %-6s %9s %20s %9s %10s\n", "rows", "way", "us", "least-most", "GB/s/way", "queued, us");
   for (const int64_t rows : {1, 8, 32, 64, 128, 256, 512, 2048}) {
     for (Way& way : ways) {
       const auto n = static_cast<size_t>(rows * kWidth);

@@ -50,7 +50,7 @@ struct LoadOptions {
   /// one.
   std::optional<int> rank;
   int n_processes = 1;  ///< that load on this host at once, each to devices of its own, and share its cores and caches
-  Device device;  ///< of all ranks, …
+  Device device;        ///< of all ranks, …
   std::vector<Device>
       devices;  ///< … or of each rank that is loaded: all are filled at once, each by threads of its own
   Verify verify = Verify::full;

@@ -150,7 +150,7 @@ Session::Session(Context& context, const SessionOptions& options, bool with_text
       with_runner_(with_runner) {
   ProcessComm* const processes = context.processes.get();
   const bool decides = processes == nullptr || processes->rank() == 0;
-  const int gpus_ahead = show_used_gpus(options);
+  const int gpus_ahead = processes != nullptr ? 0 : show_used_gpus(options);  // join_launched() has shown them
   const auto prepare = [&] { return prepare_device(context, options.device); };
   std::future<DeviceChoice> device =
       options.device == "cpu" ? std::async(std::launch::deferred, prepare) : start_future("the device", prepare);
@@ -224,7 +224,9 @@ Session::Session(Context& context, const SessionOptions& options, bool with_text
               tp_ <= n_gpus ? "the largest" : "the smallest, more than one rank a GPU,", " for ", n_gpus, " GPUs)"));
   }
   if (manifest_ && decides) start_small_files(options.model, options.traditional ? 1 : tp_, with_text);
-  devices_ = rank_devices(options.device, device_, tp_, device_.kind == Device::Kind::cpu ? Gpus() : gpus());
+  devices_ = processes != nullptr
+                 ? devices_of_processes()
+                 : rank_devices(options.device, device_, tp_, device_.kind == Device::Kind::cpu ? Gpus() : gpus());
 
   KvKind kv = weights_dtype == DType::f32 ? KvKind::f32 : KvKind::bf16;
   if (!options.kv.empty()) kv = *kv_kind_from(options.kv);
@@ -235,8 +237,10 @@ Session::Session(Context& context, const SessionOptions& options, bool with_text
       static_cast<uint64_t>(options.logit_rows - 1) * static_cast<uint64_t>(config.vocab_size) * sizeof(float);
   // What a GPU's arithmetic keeps for itself: cuBLASLt's workspace, logits of 64 rows, inputs rounded to bf16.
   // Inboxes of ranks that exchange sums.
-  if (device_.kind == Device::Kind::cuda) extra_bytes_ += (uint64_t{256} << 20) * static_cast<uint64_t>(tp_);
-  else if (processes != nullptr) extra_bytes_ *= 3;  // each rank's columns of the logits, and all ranks' at rank 0
+  if (device_.kind == Device::Kind::cuda)
+    extra_bytes_ += (uint64_t{256} << 20) * static_cast<uint64_t>(tp_);
+  else if (processes != nullptr)
+    extra_bytes_ *= 3;  // each rank's columns of the logits, and all ranks' at rank 0
   const uint64_t all_weights = weight_bytes(config, tp_, weights_dtype);
   if (decides) choose_context(config, all_weights, options, kv);
 

@@ -86,8 +86,10 @@ class Session {
   const Manifest* manifest() const { return manifest_ ? &*manifest_ : nullptr; }
   /// Null where MODEL is read as a rank checkpoint.
   const Source* source() const { return source_.get(); }
-  Device device() const { return device_; }                        ///< of rank 0, or of the rank that this process is
-  const std::vector<Device>& devices() const { return devices_; }  ///< of each rank
+  Device device() const { return device_; }  ///< of rank 0, or of the rank that this process is
+  /// Of each rank; where ranks are processes, GPUs count in rank order from rank 0's on, whatever each process calls
+  /// its own.
+  const std::vector<Device>& devices() const { return devices_; }
   int n_threads() const { return n_threads_; }
   KvUse kv_use() const;
   /// Source::fingerprint() of what the weights come from.
@@ -102,6 +104,7 @@ class Session {
   static void require_joinable(const SessionOptions& options, ModelKind kind);
   void choose_sums(const SessionOptions& options);
   void share(ReaderChoice& reader);
+  std::vector<Device> devices_of_processes() const;
   void agree(uint64_t all_weights, uint64_t reserve, bool with_runner);
   LoadReport end_group(LoadReport report);
 

@@ -11,6 +11,7 @@
 #include "firstlight/ckpt/arena.h"
 #include "firstlight/cli/session.h"
 #include "firstlight/comm/cuda_process_comm.h"
+#include "firstlight/device/gpus.h"
 
 namespace firstlight::cli {
 
@@ -43,11 +44,34 @@ void Session::require_joinable(const SessionOptions& options, ModelKind kind) {
 
 /// Before there is a device: on GPUs all ranks begin to read while contexts come up.
 void Session::share(ReaderChoice& reader) {
-  const nlohmann::json theirs = from_rank_0(
-      *context_->processes,
-      {{"kind", static_cast<int>(reader.kind)}, {"in_flight", reader.in_flight}, {"why", reader.why}});
+  const nlohmann::json theirs =
+      from_rank_0(*context_->processes,
+                  {{"kind", static_cast<int>(reader.kind)}, {"in_flight", reader.in_flight}, {"why", reader.why}});
   reader = {static_cast<ReaderKind>(theirs.at("kind").get<int>()), theirs.at("why").get<std::string>(),
             theirs.at("in_flight").get<int>()};
+}
+
+std::vector<Device> Session::devices_of_processes() const {
+  struct Own {
+    Device device;
+    GpuUuid gpu;
+  };
+  ProcessComm& processes = *context_->processes;
+  const Own mine{device_, device_.kind == Device::Kind::cuda ? gpu_uuid(device_) : GpuUuid{}};
+  std::vector<Own> all(static_cast<size_t>(processes.size()));
+  processes.exchange(std::as_bytes(std::span(&mine, 1)), std::as_writable_bytes(std::span(all)));
+  std::vector<Device> devices;
+  int n_gpus = 0;
+  for (size_t r = 0; r < all.size(); ++r) {
+    if (all[r].device.kind != all[0].device.kind)
+      throw Error(ErrorKind::bad_input,
+                  str("rank ", r, " is on ", to_string(all[r].device), ", rank 0 on ", to_string(all[0].device),
+                      ": all are on the CPU or all on GPUs (--device)"));
+    const auto same = std::find_if(all.begin(), all.end(), [&](const Own& each) { return each.gpu == all[r].gpu; });
+    const auto first = static_cast<size_t>(same - all.begin());
+    devices.push_back(first < r ? devices[first] : Device{all[r].device.kind, all[0].device.index + n_gpus++});
+  }
+  return devices;
 }
 
 void Session::choose_sums(const SessionOptions& options) {
@@ -55,13 +79,11 @@ void Session::choose_sums(const SessionOptions& options) {
   if (context_->processes == nullptr || device_.kind == Device::Kind::cpu)
     throw Error(ErrorKind::bad_input, str("--comm ", options.comm, " is for one process a rank on GPUs, and this is ",
                                           context_->processes ? "the CPU" : "one process for all ranks"));
-  runner_options_.sums_by = options.comm == "ipc"    ? SumsBy::ipc
-                            : options.comm == "nccl" ? SumsBy::nccl
-                                                     : SumsBy::host;
+  runner_options_.sums_by = options.comm == "ipc" ? SumsBy::ipc : options.comm == "nccl" ? SumsBy::nccl : SumsBy::host;
 }
 
-/// Where all ranks' weights come out of one memory (the host's, or a GPU's that ranks share), rank 0 looks before any of
-/// them is there; each rank looks at its own GPU when it loads.
+/// Where all ranks' weights come out of one memory (the host's, or a GPU's that ranks share), rank 0 looks before any
+/// of them is there; each rank looks at its own GPU when it loads.
 void Session::agree(uint64_t all_weights, uint64_t reserve, bool with_runner) {
   ProcessComm& processes = *context_->processes;
   const bool decides = processes.rank() == 0;
@@ -72,8 +94,6 @@ void Session::agree(uint64_t all_weights, uint64_t reserve, bool with_runner) {
   RunnerOptions& runner = runner_options_;
   const nlohmann::json mine{{"model", model},
                             {"with_runner", with_runner},
-                            {"on_gpu", device_.kind == Device::Kind::cuda},
-                            {"device", to_string(device_)},
                             {"kv", static_cast<int>(runner.kv)},
                             {"n_pages", runner.n_pages},
                             {"n_exact_pages", runner.n_exact_pages},
@@ -88,10 +108,6 @@ void Session::agree(uint64_t all_weights, uint64_t reserve, bool with_runner) {
                 str("this rank was started with ", theirs.at("model") != model ? "another model" : "another command",
                     " than rank 0: all ranks have the same command line"));
   }
-  if (theirs.at("on_gpu") != mine.at("on_gpu"))
-    throw Error(ErrorKind::bad_input,
-                str("this rank's device is ", to_string(device_), ", rank 0's ", theirs.at("device").get<std::string>(),
-                    ": all ranks are on the CPU or all on GPUs (--device)"));
   if (theirs.at("centring") != mine.at("centring"))
     throw Error(ErrorKind::bad_input, "this rank's --kv-calibration is another one than rank 0's");
   runner.kv = static_cast<KvKind>(theirs.at("kv").get<int>());

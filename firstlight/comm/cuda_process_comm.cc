@@ -139,11 +139,8 @@ std::string IpcComm::open(std::span<const Hello> all) {
     call_.stop = stop_.on_gpu(host_.stop_word());
     for (size_t r = 0; r < all.size(); ++r) {
       const bool own = static_cast<int>(r) == rank();
-      const int index = index_of(all[r].gpu);
-      if (index < 0)
-        return str("the GPU of rank ", r, " is hidden from rank ", rank(),
-                   ": CUDA_VISIBLE_DEVICES is to have those of all ranks");
-      int can = index == device_.index ? 1 : 0;
+      const int index = index_of(all[r].gpu);  // memory of a GPU that is hidden from this process opens, too
+      int can = index < 0 || index == device_.index ? 1 : 0;
       if (can == 0) cuda::check(cudaDeviceCanAccessPeer(&can, device_.index, index), "ask for peer access");
       if (can == 0) return str("rank ", rank(), "'s GPU cannot reach the memory of rank ", r, "'s");
       std::byte* const at = own ? memory_.data() : theirs_.at(all[r].memory);
@@ -185,9 +182,9 @@ Call IpcComm::meet(float* data, size_t n, bool in_place) {
   call.n = static_cast<int64_t>(n);
   for (size_t r = 0; r < all.size(); ++r) {
     if (all[r].n != n || all[r].alignment != 0) {
-      fail(std::make_exception_ptr(Error(
-          ErrorKind::bug, str("collective: rank ", r, " has ", all[r].n, " floats at 16 k + ", all[r].alignment,
-                              ", rank ", rank(), " has ", n, "; expected as many at multiples of 16 bytes"))));
+      fail(std::make_exception_ptr(
+          Error(ErrorKind::bug, str("collective: rank ", r, " has ", all[r].n, " floats at 16 k + ", all[r].alignment,
+                                    ", rank ", rank(), " has ", n, "; expected as many at multiples of 16 bytes"))));
       host_.check();
     }
     if (static_cast<int>(r) == rank()) {

@@ -10,7 +10,7 @@ namespace {
 
 /// cuMemGetAddressRange() of the driver, whose library is not linked.
 uintptr_t allocation_of(const void* at) {
-  using AddressRange = int (*)(uintptr_t* base, size_t* size, uintptr_t at);
+  using AddressRange = int (*)(uintptr_t * base, size_t * size, uintptr_t at);
   static void* const found = [] {
     void* function = nullptr;
     cudaDriverEntryPointQueryResult result{};

@@ -26,8 +26,8 @@ struct NcclApi {
   int (*destroy)(void* comm) = nullptr;
   const char* (*error_string)(int status) = nullptr;
 
-  /// Opens libnccl.so.2, for good, with its NVLink multicast off (it sets NCCL_NVLS_ENABLE=0 in the environment). Throws
-  /// Error{not_found} with the loader's reason, or Error{unsupported} naming what the library lacks.
+  /// Opens libnccl.so.2, for good, with its NVLink multicast off (it sets NCCL_NVLS_ENABLE=0 in the environment).
+  /// Throws Error{not_found} with the loader's reason, or Error{unsupported} naming what the library lacks.
   static NcclApi open();
   std::string version() const;  ///< "2.27.7"
   /// Throws Error{device} unless `status` is success.

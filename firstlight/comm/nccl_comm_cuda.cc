@@ -101,8 +101,7 @@ class NcclComm final : public CudaProcessComm {
 
   void all_gather(std::span<const float> mine, std::span<float> out, const Stream& stream) override {
     if (out.size() != mine.size() * static_cast<size_t>(size())) {
-      throw Error(ErrorKind::bug,
-                  str("all_gather: ", size(), " pieces of ", mine.size(), " floats into ", out.size()));
+      throw Error(ErrorKind::bug, str("all_gather: ", size(), " pieces of ", mine.size(), " floats into ", out.size()));
     }
     queue("a gather", [&](void* comm) {
       return api_.all_gather(mine.data(), out.data(), mine.size(), api_.kF32, comm, queue_of(stream));

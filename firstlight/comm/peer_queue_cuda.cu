@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "firstlight/comm/peer_queue_cuda.h"
-
 #include <algorithm>
 
 #include "firstlight/comm/peer_cuda.cuh"
+#include "firstlight/comm/peer_queue_cuda.h"
 #include "firstlight/device/cuda.h"
 
 namespace firstlight::peer {

@@ -132,9 +132,7 @@ class SharedComm final : public ProcessComm {
   }
 
   uint32_t* stop_word() override { return reinterpret_cast<uint32_t*>(&map_.words().stop); }
-  std::span<std::byte> stop_page() override {
-    return {reinterpret_cast<std::byte*>(&map_.words()), kSlotsBegin};
-  }
+  std::span<std::byte> stop_page() override { return {reinterpret_cast<std::byte*>(&map_.words()), kSlotsBegin}; }
   void set_spin(int polls) override { meeting_.set_spin(polls); }
 
   void tell_of_failure(std::function<void()> fn) override {

@@ -23,9 +23,9 @@ struct ProcessCommOptions {
   std::function<void(const std::exception_ptr& cause)> on_failure = {};
 };
 
-/// This process's end of the group, on the CPU; of ranks on GPUs cuda_process_comm.h is built on it. Sums are added in rank order, as threads of one process add them:
-/// the same bits. Collectives sleep at their barriers (set_spin()). Memory: (size + 1) * 4 MiB, shared; larger collectives go
-/// through it piece by piece.
+/// This process's end of the group, on the CPU; of ranks on GPUs cuda_process_comm.h is built on it. Sums are added in
+/// rank order, as threads of one process add them: the same bits. Collectives sleep at their barriers (set_spin()).
+/// Memory: (size + 1) * 4 MiB, shared; larger collectives go through it piece by piece.
 ///
 /// Each process keeps a connection to rank 0. One whose process ends without leave() (killed, crashed) is a failure of
 /// that rank, which its peers see at once. A failed group stays failed: reset() does nothing.

@@ -244,7 +244,7 @@ TEST_F(CudaProcesses, EndWhenTheOtherIsKilledWhileAGpuWaitsForIt) {
   EXPECT_EQ(codes_of_ranks(2, "a rank is killed"), (std::vector<int>{0, -SIGKILL}));
 }
 
-class NcclProcesses : public CudaProcesses {
+class CudaNcclProcesses : public CudaProcesses {
  protected:
   void SetUp() override {
     CudaProcesses::SetUp();
@@ -254,17 +254,15 @@ class NcclProcesses : public CudaProcesses {
   }
 };
 
-TEST_F(NcclProcesses, AddUpToTheBitsOfRankOrderGatherAndCountOn) {
+TEST_F(CudaNcclProcesses, AddUpToTheBitsOfRankOrderGatherAndCountOn) {
   EXPECT_EQ(codes_of_ranks(2, "nccl recorded"), (std::vector<int>{0, 0}));
 }
 
-TEST_F(NcclProcesses, EndWhenTheOtherIsKilledWhileAGpuWaitsForIt) {
+TEST_F(CudaNcclProcesses, EndWhenTheOtherIsKilledWhileAGpuWaitsForIt) {
   EXPECT_EQ(codes_of_ranks(2, "nccl, a rank is killed"), (std::vector<int>{0, -SIGKILL}));
 }
 
-TEST_F(CudaProcesses, AreThreeWhereTheGpusAreTwo) {
-  EXPECT_EQ(codes_of_ranks(3, "sums"), (std::vector<int>{0, 0, 0}));
-}
+TEST_F(CudaProcesses, AreThreeWhereTheGpusAreTwo) { EXPECT_EQ(codes_of_ranks(3, "sums"), (std::vector<int>{0, 0, 0})); }
 
 }  // namespace
 }  // namespace firstlight

@@ -22,7 +22,7 @@ struct MeetingWords {
   std::atomic<uint32_t> state{0};                     ///< one futex for both: no failure is slept over
   std::atomic<uint32_t> arrived{0};
   std::atomic<uint32_t> cause_taken{0};  ///< whose exchange finds 0 writes the cause
-  std::atomic<uint32_t> stop{0};  ///< set behind the bit kFailed, for devices that wait; they may set it, too
+  std::atomic<uint32_t> stop{0};         ///< set behind the bit kFailed, for devices that wait; they may set it, too
   int32_t cause_rank = 0;
   int32_t cause_kind = 0;  ///< an ErrorKind; −1: interrupted
   std::array<char, 2048> cause{};
@@ -40,8 +40,8 @@ class SharedMeeting {
  public:
   SharedMeeting(MeetingWords& words, int rank, int size) : words_(words), rank_(rank), size_(size) {}
 
-  /// Blocks, asleep in the kernel after spin polls, until every rank has come. A round that is complete returns even if a rank fails
-  /// right after it; else throws the cause as check() does.
+  /// Blocks, asleep in the kernel after spin polls, until every rank has come. A round that is complete returns even if
+  /// a rank fails right after it; else throws the cause as check() does.
   void barrier();
   /// The same; the least of the ranks' numbers.
   int least(int mine);
