@@ -12,7 +12,7 @@ namespace firstlight::cuda {
 
 namespace {
 
-constexpr const char* kLibrary = "libnccl.so.2";
+constexpr const char *kLibrary = "libnccl.so.2", *kMulticast = "NCCL_NVLS_ENABLE";
 
 template <class Function>
 void find(void* library, const char* name, Function*& function) {
@@ -25,7 +25,8 @@ void find(void* library, const char* name, Function*& function) {
 NcclApi NcclApi::open() {
   // Multicast belongs to all users of a host's switches: a program that ends badly while it holds some can take it from
   // the others. Between few ranks it gains nothing.
-  ::setenv("NCCL_NVLS_ENABLE", "0", 1);
+  const char* is = std::getenv(kMulticast);
+  if (is == nullptr || std::string_view(is) != "0") ::setenv(kMulticast, "0", 1);
   void* library = dlopen(kLibrary, RTLD_NOW | RTLD_LOCAL);
   if (library == nullptr) {
     const char* why = dlerror();
