@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "firstlight/comm/nccl_comm_cuda.h"
 
+#include <atomic>
+#include <chrono>
 #include <cstring>
 #include <future>
 #include <mutex>
@@ -30,13 +32,14 @@ class Communicator {
     api_.check(api_.init_rank(&made, size, id, rank), str("rank ", rank, " of ", size, ": bring up NCCL"));
     const std::lock_guard lock(mutex_);
     comm_ = made;
-    if (given_up_) end_by(api_.abort);
+    if (given_up_.load()) end_by(api_.abort);
   }
-  /// Kernels that wait for other ranks end.
+  /// Kernels that wait for other ranks end; at the latest when the call that is under way returns, which is not waited
+  /// for, since it may wait for a rank that is gone.
   void give_up() {
-    const std::lock_guard lock(mutex_);
-    given_up_ = true;
-    end_by(api_.abort);
+    given_up_.store(true);
+    std::unique_lock lock(mutex_, std::chrono::milliseconds(100));
+    if (lock.owns_lock()) end_by(api_.abort);
   }
   void end() {
     const std::lock_guard lock(mutex_);
@@ -46,7 +49,9 @@ class Communicator {
   template <class Fn>
   void use(std::string_view what, Fn fn) {
     const std::lock_guard lock(mutex_);
-    if (comm_ != nullptr) api_.check(fn(comm_), what);
+    const int status = comm_ != nullptr ? fn(comm_) : 0;  // given up: the group's check() says why
+    if (given_up_.load()) end_by(api_.abort);
+    api_.check(status, what);
   }
 
  private:
@@ -55,9 +60,9 @@ class Communicator {
   }
 
   const cuda::NcclApi api_;
-  std::mutex mutex_;
+  std::timed_mutex mutex_;
   void* comm_ = nullptr;
-  bool given_up_ = false;
+  std::atomic<bool> given_up_{false};
 };
 
 class NcclComm final : public CudaProcessComm {
