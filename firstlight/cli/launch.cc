@@ -72,7 +72,7 @@ void end_with(const std::exception_ptr& cause) {
 void show_own_gpu(const std::string& device, const ProcessRank& me) {
   const std::vector<Device> likely = likely_devices(device, me.size);
   if (likely.empty() || (device != "auto" && device != "cuda")) return;  // who names one has it for all ranks
-  ::setenv("NCCL_NVLS_ENABLE", "0", 1);  // NcclApi::open() would, among threads
+  ::setenv("NCCL_NVLS_ENABLE", "0", 1);                                  // NcclApi::open() would, among threads
   show_gpus(1, likely[static_cast<size_t>(me.rank)].index);
   if (std::count(likely.begin(), likely.end(), likely[0]) == 1) use_few_queues();
 }

@@ -38,8 +38,6 @@ NcclApi NcclApi::open() {
   find(library, "ncclCommInitRank", api.init_rank);
   find(library, "ncclAllReduce", api.all_reduce);
   find(library, "ncclAllGather", api.all_gather);
-  find(library, "ncclCommAbort", api.abort);
-  find(library, "ncclCommDestroy", api.destroy);
   find(library, "ncclGetErrorString", api.error_string);
   return api;
 }

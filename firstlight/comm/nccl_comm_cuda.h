@@ -9,10 +9,11 @@
 
 namespace firstlight {
 
-/// This process's end; a collective of `processes`. Returns at once: NCCL comes up (seconds) on a thread of its own,
-/// and the first collective waits for it. Of two ranks the sums are those of rank order to the bit, a + b being b + a;
-/// of more they are added in NCCL's order. A GPU that waits for a rank that fails or is killed is told; for one that
-/// hangs alive it waits. `why`: why not otherwise, for path().
+/// This process's end; a collective of `processes`. Returns at once: NCCL comes up (0.5 s) on a thread of its own, and
+/// the first collective waits for it. Of two ranks the sums are those of rank order to the bit, a + b being b + a; of
+/// more they are added in NCCL's order. Nothing tells a GPU that waits for a rank that has failed or hangs: it waits
+/// until its process ends (ProcessCommOptions::on_failure). NCCL itself stays up until then, too. `why`: why not
+/// otherwise, for path().
 std::unique_ptr<CudaProcessComm> make_nccl_comm(ProcessComm& processes, Device device, const cuda::NcclApi& api,
                                                 std::string_view why);
 

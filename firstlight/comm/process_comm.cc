@@ -11,7 +11,6 @@
 #include <atomic>
 #include <cerrno>
 #include <cstring>
-#include <mutex>
 #include <system_error>
 #include <thread>
 #include <utility>
@@ -135,12 +134,6 @@ class SharedComm final : public ProcessComm {
   std::span<std::byte> stop_page() override { return {reinterpret_cast<std::byte*>(&map_.words()), kSlotsBegin}; }
   void set_spin(int polls) override { meeting_.set_spin(polls); }
 
-  void tell_of_failure(std::function<void()> fn) override {
-    const std::lock_guard lock(listener_mutex_);
-    listener_ = std::move(fn);
-    if (told_ && listener_) listener_();
-  }
-
   void leave() override {
     meeting_.barrier();
     map_.words().ranks[static_cast<size_t>(me_.rank)].ended.store(1, std::memory_order_release);
@@ -219,15 +212,8 @@ class SharedComm final : public ProcessComm {
       for (const Handle& each : met_.ranks) {
         if (each) ::send(each.get(), &word, 1, MSG_NOSIGNAL | MSG_DONTWAIT);
       }
-      tell_listener();
       if (!failed_here_.load() && on_failure_) on_failure_(cause());
     }
-  }
-
-  void tell_listener() {
-    const std::lock_guard lock(listener_mutex_);
-    told_ = true;
-    if (listener_) listener_();
   }
 
   void listen_to(size_t i) {
@@ -257,9 +243,6 @@ class SharedComm final : public ProcessComm {
   const Handle wake_;
   const std::function<void(const std::exception_ptr&)> on_failure_;
   std::atomic<bool> failed_here_{false}, stopping_{false};
-  std::mutex listener_mutex_;
-  std::function<void()> listener_;
-  bool told_ = false;
   std::thread watcher_;
 };
 

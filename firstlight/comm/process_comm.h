@@ -47,9 +47,6 @@ class ProcessComm : public Comm {
   virtual std::span<std::byte> stop_page() = 0;
   /// Polls of this process before it sleeps where ranks meet; 0 at first. For ranks that do not compute on cores.
   virtual void set_spin(int polls) = 0;
-  /// Told once when any rank has failed, this one too, on a thread of the comm's own; at once if that has been. For
-  /// what waits on a device; one at a time, `{}` ends it, and no call is under way when this returns.
-  virtual void tell_of_failure(std::function<void()> fn) = 0;
   /// The good end: blocks until all ranks are here. From then on this process may end and nobody fails.
   virtual void leave() = 0;
 };

@@ -20,7 +20,7 @@ TEXT = "Rain fell on the harbour all night, and in the morning the boats lay low
 class Ranks:
     """The program, once a rank, each with a launcher's variables; outputs go to files."""
 
-    def __init__(self, suite, *arguments, n=TP, changed=None):
+    def __init__(self, suite, *arguments, n=TP, changed=None, changed_of_rank=lambda rank: {}):
         self.suite, self.arguments = suite, [str(a) for a in arguments]
         port = free_port()
         self.out = [tempfile.TemporaryFile(dir=suite.tmp) for _ in range(n)]
@@ -28,7 +28,7 @@ class Ranks:
         self.processes = []
         for rank in reversed(range(n)):  # rank 0 comes last
             variables = {"RANK": str(rank), "WORLD_SIZE": str(n), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1",
-                         "MASTER_PORT": str(port), **(changed or {})}
+                         "MASTER_PORT": str(port), **(changed or {}), **changed_of_rank(rank)}
             environment = {**os.environ, **{name: value for name, value in variables.items() if value is not None}}
             self.processes.insert(0, subprocess.Popen([suite.binary, *self.arguments], stdin=subprocess.DEVNULL,
                                                       stdout=self.out[rank], stderr=self.err[rank], env=environment))

@@ -3,7 +3,9 @@
 ends one rank ends the other, with its cause. Random weights in a real model's shapes."""
 import json
 import os
+import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -40,9 +42,44 @@ def same_answers(suite, model):
 def same_log_probabilities(suite, model):
     arguments = ["score", model, "--device", "cuda", "--ids", ids(suite, 700), "--top", 5]
     one = suite.run(*arguments, "--tp", TP, "--json").json()
-    many = json_of(suite, *arguments, n=TP)
     assert len(one["logprobs"]) > 600
-    assert many == one, "JSON of both, to the last digit"
+    for way in ("ipc", "host"):
+        assert json_of(suite, *arguments, "--comm", way, n=TP) == one, f"JSON of both, to the last digit, by {way}"
+
+
+def by_nccl(suite, model):
+    score = ["score", model, "--device", "cuda", "--ids", ids(suite, 700), "--top", 5]
+    ranks = Ranks(suite, *score, "--comm", "nccl", "--json", n=TP)
+    codes = ranks.end()
+    if codes == [2] * TP and "libnccl.so.2" in ranks.stderr(0):
+        raise Skip(ranks.stderr(0).strip())
+    assert codes == [0] * TP, f"{codes} {ranks.stderr(0)}"
+    one = suite.run(*score, "--tp", TP, "--json").json()
+    assert json.loads(ranks.stdout(0)) == one, "of two ranks sums are the same in any order"
+    many = json_of(suite, "run", model, "--device", "cuda", "--ids", ids(suite, 64), "-n", 60, "--ignore-eos", "--greedy",
+                   "--comm", "nccl", n=TP)
+    assert many["sums"].startswith("NCCL 2."), many["sums"]
+    return f"{many['sums']}; {many['tokens_per_s']:.0f} tokens/s, first token {many['ttft_s']:.3f} s"
+
+
+def hidden_by_the_launcher(suite, model):
+    """Some launchers leave each process its own GPU alone."""
+    arguments = ["run", model, "--ids", ids(suite, 64), "-n", 20, "--ignore-eos", "--greedy", "--json"]
+    ranks = Ranks(suite, *arguments, n=TP, changed_of_rank=lambda rank: {"CUDA_VISIBLE_DEVICES": str(rank)})
+    assert ranks.end() == [0] * TP, ranks.stderr(0) + ranks.stderr(1)
+    many = json.loads(ranks.stdout(0))
+    assert many["sums"] == "peer access between processes" and many["devices"] == ["cuda:0", "cuda:1"], many
+
+
+def by_torchrun(suite, model):
+    torchrun = shutil.which("torchrun")
+    if torchrun is None:
+        raise Skip("no torchrun")
+    ended = subprocess.run([torchrun, "--no-python", "--nproc-per-node", str(TP), suite.binary, "run", model, "--ids",
+                            ids(suite, 64), "-n", "20", "--ignore-eos", "--greedy", "--json"], capture_output=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr.decode()[-2000:]
+    many = json.loads(ended.stdout)
+    assert many["sums"] == "peer access between processes" and len(many["ids"]) == 20, many
 
 
 def sharing(suite, model):
@@ -59,10 +96,10 @@ def loads(suite, model):
     return f"{one['gb_per_s']:.1f} and {many['gb_per_s']:.1f} GB/s"
 
 
-def killed(suite, model, victim):
+def killed(suite, model, victim, way):
     """In mid-generation: ranks compute a few seconds at least, and are seen to."""
     ranks = Ranks(suite, "run", model, "--device", "cuda", "--ids", ids(suite, 64), "-n", 100000, "--ignore-eos",
-                  "--greedy", n=TP)
+                  "--greedy", "--comm", way, n=TP)
     try:
         time.sleep(4)  # ids come all at once, so nothing tells that it has begun; a first token takes 0.7 s
         assert all(p.poll() is None for p in ranks.processes), ranks.stderr(0)
@@ -90,8 +127,7 @@ def damaged(suite, model):
         flip_bit(part, part.stat().st_size // 2)
 
 
-def hidden(suite, model):
-    """A GPU of another rank that this one does not see is said, and done without."""
+def sharing_is_said(suite, model):
     arguments = ["run", model, "--device", "cuda:0", "--ids", ids(suite, 64), "-n", 5, "--greedy", "--ignore-eos"]
     many = json_of(suite, *arguments, n=TP)
     assert many["sums"] == "host memory (ranks 0 and 1 share a GPU)", many["sums"]
@@ -115,9 +151,13 @@ def main():
         suite.check("the answers of one process", same_answers, suite, model)
         suite.check("the log-probabilities of one process, to the bit", same_log_probabilities, suite, model)
         suite.check("the log-probabilities of ranks that share a GPU", sharing, suite, model)
-        suite.check("ranks that share a GPU say so", hidden, suite, model)
+        suite.check("ranks that share a GPU say so", sharing_is_said, suite, model)
+        suite.check("the same by NCCL", by_nccl, suite, model)
+        suite.check("GPUs that the launcher hides", hidden_by_the_launcher, suite, model)
+        suite.check("torchrun", by_torchrun, suite, model)
         for victim in range(TP):
-            suite.check(f"rank {victim} killed ends the other, which says so", killed, suite, model, victim)
+            suite.check(f"rank {victim} killed ends the other, which says so", killed, suite, model, victim, "ipc")
+        suite.check("rank 1 killed ends the other, which waits in NCCL", killed, suite, model, 1, "nccl")
         suite.check("a damaged rank ends both with its cause", damaged, suite, model)
     folder.cleanup()
     return suite.end()
