@@ -49,7 +49,8 @@ struct LoadOptions {
   /// Rank checkpoints only: this one of the tp ranks and no other, where each rank is a process. weights() then has
   /// one.
   std::optional<int> rank;
-  Device device;  ///< of all ranks, …
+  int n_processes = 1;  ///< that load on this host at once, each to devices of its own, and share its cores and caches
+  Device device;        ///< of all ranks, …
   std::vector<Device>
       devices;  ///< … or of each rank that is loaded: all are filled at once, each by threads of its own
   Verify verify = Verify::full;

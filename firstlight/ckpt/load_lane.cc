@@ -86,7 +86,7 @@ std::vector<LoadLane> make_lanes(const LoadOptions& options, const LeafChecks::D
     lane->ranks.push_back(rank);
   }
   const int n_threads = options.n_threads > 0 ? options.n_threads : usable_cores();
-  const int n_lanes = static_cast<int>(lanes.size());
+  const int n_lanes = static_cast<int>(lanes.size()) * options.n_processes;
   const int n = std::max(1, n_threads / n_lanes);
   for (LoadLane& lane : lanes) fill(lane, options, n, staging_size(n_lanes), checked);
   return lanes;

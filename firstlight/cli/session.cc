@@ -59,6 +59,12 @@ void SessionOptions::add_to(CLI::App& command) {
       ->check(one_of({"auto", "pread", "io_uring", "cufile"}))
       ->capture_default_str();
   command
+      .add_option("--comm", comm,
+                  "How ranks that are processes add up on GPUs: auto (by what there is), ipc (peer access between "
+                  "processes), nccl, or host (through host memory)")
+      ->check(one_of({"auto", "ipc", "nccl", "host"}))
+      ->capture_default_str();
+  command
       .add_option(
           "--verify", verify,
           "full: every byte of a rank checkpoint against its hash; sample: every 16th leaf (1 MiB); off: headers "
@@ -79,7 +85,12 @@ namespace {
 DeviceChoice prepare_device(Context& context, const std::string& wanted) {
   static const Gpus kNotAsked;
   const double begin = seconds_since_exec();
-  const DeviceChoice choice = choose_device(wanted, wanted == "cpu" ? kNotAsked : gpus());
+  const Gpus& found = wanted == "cpu" ? kNotAsked : gpus();
+  DeviceChoice choice = choose_device(wanted, found);
+  if (const ProcessComm* processes = context.processes.get()) {
+    const int rank = processes->rank();
+    choice.device = rank_devices(wanted, choice.device, processes->size(), found)[static_cast<size_t>(rank)];
+  }
   start_device(choice.device);
   if (choice.device.kind != Device::Kind::cpu) {
     context.timeline.add(str("context ", to_string(choice.device)), begin, seconds_since_exec());
@@ -139,7 +150,7 @@ Session::Session(Context& context, const SessionOptions& options, bool with_text
       with_runner_(with_runner) {
   ProcessComm* const processes = context.processes.get();
   const bool decides = processes == nullptr || processes->rank() == 0;
-  const int gpus_ahead = show_used_gpus(options);
+  const int gpus_ahead = processes != nullptr ? 0 : show_used_gpus(options);  // join_launched() has shown them
   const auto prepare = [&] { return prepare_device(context, options.device); };
   std::future<DeviceChoice> device =
       options.device == "cpu" ? std::async(std::launch::deferred, prepare) : start_future("the device", prepare);
@@ -188,12 +199,12 @@ Session::Session(Context& context, const SessionOptions& options, bool with_text
   const OpenCufile open_direct = open_cufile_once();
   ReaderChoice reader;  // made while the device's context comes up
   if (!source_ && decides) reader = choose_reader(context, options, *manifest_, tp_, n_threads_, open_direct);
+  if (processes != nullptr) share(reader);
   LoadOptions load = load_options(options, reader, open_direct);
   std::optional<EarlyLoad> early;
-  if (!source_ && !load.devices.empty() && processes == nullptr) early.emplace(options.model, load);
+  if (!source_ && !load.devices.empty()) early.emplace(options.model, load);
   const DeviceChoice choice = device.get();
   device_ = choice.device;
-  if (processes != nullptr) require_joinable(device_);
   if (options.reader == "cufile" && device_.kind == Device::Kind::cpu)
     throw Error(ErrorKind::bad_input, str("--reader cufile reads into a GPU's memory, the device is the CPU",
                                           choice.why.empty() ? "" : str(" (", choice.why, ")")));
@@ -213,18 +224,23 @@ Session::Session(Context& context, const SessionOptions& options, bool with_text
               tp_ <= n_gpus ? "the largest" : "the smallest, more than one rank a GPU,", " for ", n_gpus, " GPUs)"));
   }
   if (manifest_ && decides) start_small_files(options.model, options.traditional ? 1 : tp_, with_text);
-  devices_ = rank_devices(options.device, device_, tp_, device_.kind == Device::Kind::cpu ? Gpus() : gpus());
+  devices_ = processes != nullptr
+                 ? devices_of_processes()
+                 : rank_devices(options.device, device_, tp_, device_.kind == Device::Kind::cpu ? Gpus() : gpus());
 
   KvKind kv = weights_dtype == DType::f32 ? KvKind::f32 : KvKind::bf16;
   if (!options.kv.empty()) kv = *kv_kind_from(options.kv);
   if (!options.kv_calibration.empty()) read_means(config, options.kv_calibration, kv);
   runner_options_.n_threads = n_threads_;
+  choose_sums(options);
   extra_bytes_ =
       static_cast<uint64_t>(options.logit_rows - 1) * static_cast<uint64_t>(config.vocab_size) * sizeof(float);
   // What a GPU's arithmetic keeps for itself: cuBLASLt's workspace, logits of 64 rows, inputs rounded to bf16.
   // Inboxes of ranks that exchange sums.
-  if (device_.kind == Device::Kind::cuda) extra_bytes_ += (uint64_t{256} << 20) * static_cast<uint64_t>(tp_);
-  if (processes != nullptr) extra_bytes_ *= 3;  // each rank's columns of the logits, and all ranks' at rank 0
+  if (device_.kind == Device::Kind::cuda)
+    extra_bytes_ += (uint64_t{256} << 20) * static_cast<uint64_t>(tp_);
+  else if (processes != nullptr)
+    extra_bytes_ *= 3;  // each rank's columns of the logits, and all ranks' at rank 0
   const uint64_t all_weights = weight_bytes(config, tp_, weights_dtype);
   if (decides) choose_context(config, all_weights, options, kv);
 
@@ -234,13 +250,9 @@ Session::Session(Context& context, const SessionOptions& options, bool with_text
                        exact_bytes(config, tp_, runner_options_) + scratch_bytes(config, tp_, runner_options_) +
                        extra_bytes_;
   if (processes != nullptr) {
-    agree(all_weights, load.reserve_bytes, with_runner, reader);
-    load.make_reader = [reader, tp = tp_](int n) { return make_reader(reader, n, tp); };
-    load.in_flight = std::max(1, reader.in_flight / tp_);
-    load.rank = processes->rank();
-    load.devices.clear();
+    agree(all_weights, load.reserve_bytes, with_runner);
+    load.devices = {device_};
     load.reserve_bytes /= static_cast<uint64_t>(tp_);
-    load.n_threads = std::max(1, runner_options_.n_threads / tp_);
     runner_options_.processes = processes;
   }
   load_ = source_ ? load_traditionally(*source_, load)
@@ -271,8 +283,14 @@ LoadOptions Session::load_options(const SessionOptions& options, ReaderChoice re
       return make_cufile_reader(device, std::move(host), start, open, why);
     };
   }
+  int n_readers = std::max(1, n_devices(load.devices));
   load.in_flight = reader.in_flight;
-  const int n_readers = std::max(1, n_devices(load.devices));
+  if (const ProcessComm* processes = context_->processes.get()) {
+    load.rank = processes->rank();
+    load.n_processes = n_readers = tp_;
+    load.in_flight = std::max(1, reader.in_flight / tp_);
+    if (!load.devices.empty()) load.devices = {load.devices[static_cast<size_t>(processes->rank())]};
+  }
   load.make_reader = [reader = std::move(reader), n_readers](int n) { return make_reader(reader, n, n_readers); };
   load.stop = context_->stop;
   load.timeline = &context_->timeline;

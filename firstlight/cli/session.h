@@ -32,6 +32,7 @@ struct SessionOptions {
   double deadline_s = 0;
   std::string kv_memory;
   std::string reader = "auto";
+  std::string comm = "auto";
   int64_t max_context = 0;
   int threads = 0;
   int logit_rows = 1;  ///< no option: rows of logits that the command asks for at once, counted in the memory needed
@@ -85,8 +86,10 @@ class Session {
   const Manifest* manifest() const { return manifest_ ? &*manifest_ : nullptr; }
   /// Null where MODEL is read as a rank checkpoint.
   const Source* source() const { return source_.get(); }
-  Device device() const { return device_; }                        ///< of rank 0
-  const std::vector<Device>& devices() const { return devices_; }  ///< of each rank
+  Device device() const { return device_; }  ///< of rank 0, or of the rank that this process is
+  /// Of each rank; where ranks are processes, GPUs count in rank order from rank 0's on, whatever each process calls
+  /// its own.
+  const std::vector<Device>& devices() const { return devices_; }
   int n_threads() const { return n_threads_; }
   KvUse kv_use() const;
   /// Source::fingerprint() of what the weights come from.
@@ -99,8 +102,10 @@ class Session {
   void start_text(TextFiles files);
   void start_small_files(const fs::path& out, int tp, bool with_text);
   static void require_joinable(const SessionOptions& options, ModelKind kind);
-  static void require_joinable(Device device);
-  void agree(uint64_t all_weights, uint64_t reserve, bool with_runner, ReaderChoice& reader);
+  void choose_sums(const SessionOptions& options);
+  void share(ReaderChoice& reader);
+  std::vector<Device> devices_of_processes() const;
+  void agree(uint64_t all_weights, uint64_t reserve, bool with_runner);
   LoadReport end_group(LoadReport report);
 
   Context* context_;

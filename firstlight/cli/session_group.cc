@@ -10,7 +10,8 @@
 #include "firstlight/base/str.h"
 #include "firstlight/ckpt/arena.h"
 #include "firstlight/cli/session.h"
-#include "firstlight/comm/process_comm.h"
+#include "firstlight/comm/cuda_process_comm.h"
+#include "firstlight/device/gpus.h"
 
 namespace firstlight::cli {
 
@@ -23,9 +24,13 @@ struct LoadedRank {
   double seconds, verify_cpu_seconds;
 };
 
-std::vector<std::byte> text_bytes(const std::string& text) {
-  const auto bytes = std::as_bytes(std::span(text));
-  return {bytes.begin(), bytes.end()};
+/// Rank 0's, on all ranks.
+nlohmann::json from_rank_0(ProcessComm& processes, const nlohmann::json& mine) {
+  const std::string text = processes.rank() == 0 ? mine.dump() : "";
+  const auto own = std::as_bytes(std::span(text));
+  std::vector<std::byte> bytes(own.begin(), own.end());
+  processes.broadcast(bytes);
+  return nlohmann::json::parse(std::string(reinterpret_cast<const char*>(bytes.data()), bytes.size()));
 }
 
 }  // namespace
@@ -37,18 +42,53 @@ void Session::require_joinable(const SessionOptions& options, ModelKind kind) {
   }
 }
 
-void Session::require_joinable(Device device) {
-  if (device.kind == Device::Kind::cpu) return;
-  throw Error(ErrorKind::unsupported,
-              str("one process a rank is done on the CPU only (--device cpu), and this is ", to_string(device),
-                  "; without RANK and WORLD_SIZE one process fills all GPUs at once"));
+/// Before there is a device: on GPUs all ranks begin to read while contexts come up.
+void Session::share(ReaderChoice& reader) {
+  const nlohmann::json theirs =
+      from_rank_0(*context_->processes,
+                  {{"kind", static_cast<int>(reader.kind)}, {"in_flight", reader.in_flight}, {"why", reader.why}});
+  reader = {static_cast<ReaderKind>(theirs.at("kind").get<int>()), theirs.at("why").get<std::string>(),
+            theirs.at("in_flight").get<int>()};
 }
 
-/// The memory is the host's, and all ranks' weights come out of it: rank 0 looks before any of them is there.
-void Session::agree(uint64_t all_weights, uint64_t reserve, bool with_runner, ReaderChoice& reader) {
+std::vector<Device> Session::devices_of_processes() const {
+  struct Own {
+    Device device;
+    GpuUuid gpu;
+  };
+  ProcessComm& processes = *context_->processes;
+  const Own mine{device_, device_.kind == Device::Kind::cuda ? gpu_uuid(device_) : GpuUuid{}};
+  std::vector<Own> all(static_cast<size_t>(processes.size()));
+  processes.exchange(std::as_bytes(std::span(&mine, 1)), std::as_writable_bytes(std::span(all)));
+  std::vector<Device> devices;
+  int n_gpus = 0;
+  for (size_t r = 0; r < all.size(); ++r) {
+    if (all[r].device.kind != all[0].device.kind)
+      throw Error(ErrorKind::bad_input,
+                  str("rank ", r, " is on ", to_string(all[r].device), ", rank 0 on ", to_string(all[0].device),
+                      ": all are on the CPU or all on GPUs (--device)"));
+    const auto same = std::find_if(all.begin(), all.end(), [&](const Own& each) { return each.gpu == all[r].gpu; });
+    const auto first = static_cast<size_t>(same - all.begin());
+    devices.push_back(first < r ? devices[first] : Device{all[r].device.kind, all[0].device.index + n_gpus++});
+  }
+  return devices;
+}
+
+void Session::choose_sums(const SessionOptions& options) {
+  if (options.comm == "auto") return;
+  if (context_->processes == nullptr || device_.kind == Device::Kind::cpu)
+    throw Error(ErrorKind::bad_input, str("--comm ", options.comm, " is for one process a rank on GPUs, and this is ",
+                                          context_->processes ? "the CPU" : "one process for all ranks"));
+  runner_options_.sums_by = options.comm == "ipc" ? SumsBy::ipc : options.comm == "nccl" ? SumsBy::nccl : SumsBy::host;
+}
+
+/// Where all ranks' weights come out of one memory (the host's, or a GPU's that ranks share), rank 0 looks before any
+/// of them is there; each rank looks at its own GPU when it loads.
+void Session::agree(uint64_t all_weights, uint64_t reserve, bool with_runner) {
   ProcessComm& processes = *context_->processes;
   const bool decides = processes.rank() == 0;
-  if (decides) require_fits(all_weights, reserve, free_memory(device_), device_);
+  const bool share = std::all_of(devices_.begin(), devices_.end(), [&](Device each) { return each == devices_[0]; });
+  if (decides && share) require_fits(all_weights, reserve, free_memory(device_), device_);
   const std::string manifest = firstlight::to_json(*manifest_),
                     model = xxh3_128_hex(std::as_bytes(std::span(manifest)));
   RunnerOptions& runner = runner_options_;
@@ -59,14 +99,10 @@ void Session::agree(uint64_t all_weights, uint64_t reserve, bool with_runner, Re
                             {"n_exact_pages", runner.n_exact_pages},
                             {"centring", runner.means ? runner.means->hash() : ""},
                             {"max_batch_tokens", runner.max_batch_tokens},
-                            {"n_threads", runner.n_threads},
-                            {"reader", static_cast<int>(reader.kind)},
-                            {"in_flight", reader.in_flight},
-                            {"why", reader.why}};
-  std::vector<std::byte> bytes = text_bytes(decides ? mine.dump() : "");
-  processes.broadcast(bytes);
+                            {"sums_by", static_cast<int>(runner.sums_by)},
+                            {"n_threads", runner.n_threads}};
+  const nlohmann::json theirs = from_rank_0(processes, mine);
   if (decides) return;
-  const auto theirs = nlohmann::json::parse(std::string(reinterpret_cast<const char*>(bytes.data()), bytes.size()));
   if (theirs.at("model") != model || theirs.at("with_runner") != with_runner) {
     throw Error(ErrorKind::bad_input,
                 str("this rank was started with ", theirs.at("model") != model ? "another model" : "another command",
@@ -78,9 +114,8 @@ void Session::agree(uint64_t all_weights, uint64_t reserve, bool with_runner, Re
   runner.n_pages = theirs.at("n_pages");
   runner.n_exact_pages = theirs.at("n_exact_pages");
   runner.max_batch_tokens = theirs.at("max_batch_tokens");
+  runner.sums_by = static_cast<SumsBy>(theirs.at("sums_by").get<int>());
   runner.n_threads = theirs.at("n_threads");
-  reader = {static_cast<ReaderKind>(theirs.at("reader").get<int>()), theirs.at("why").get<std::string>(),
-            theirs.at("in_flight").get<int>()};
 }
 
 /// The last that ranks say to each other.
@@ -93,7 +128,7 @@ LoadReport Session::end_group(LoadReport report) {
   processes.gather(std::as_bytes(std::span(&mine, 1)), std::as_writable_bytes(std::span(all)));
   for (size_t r = 1; r < all.size(); ++r) {
     report.ranks.push_back(
-        {static_cast<int>(all[r].rank), device_, all[r].bytes, all[r].seconds, all[r].leaves_checked});
+        {static_cast<int>(all[r].rank), devices_[r], all[r].bytes, all[r].seconds, all[r].leaves_checked});
     report.bytes += all[r].bytes;
     report.seconds = std::max(report.seconds, all[r].seconds);
     report.verify_cpu_seconds += all[r].verify_cpu_seconds;

@@ -75,9 +75,9 @@ void Session::choose_context(const ModelConfig& config, uint64_t arena_bytes, co
     // memory stays for others.
     const uint64_t scratch = scratch_bytes(config, tp_, runner_options_) + extra_bytes_;
     // Each GPU as much as the first: the others' contexts are not waited for here, and the load asks every one.
-    int last = device_.index;
+    int last = devices_[0].index;
     for (const Device device : devices_) last = std::max(last, device.index);
-    const double n = last + 1 - device_.index;
+    const double n = last + 1 - devices_[0].index;
     const uint64_t free = free_memory(device_), later = std::min(free, mapped_by_threads(device_, n_threads_));
     const auto room = static_cast<uint64_t>(0.9 * n * static_cast<double>(free - later));
     const int64_t fits = room > arena_bytes + scratch ? pages_in(room - arena_bytes - scratch) : 1;

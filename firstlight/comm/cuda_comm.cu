@@ -11,7 +11,8 @@
 #include "firstlight/base/str.h"
 #include "firstlight/comm/comm.h"
 #include "firstlight/comm/meeting.h"
-#include "firstlight/comm/peer_cuda.cuh"
+#include "firstlight/comm/peer_queue_cuda.h"
+#include "firstlight/comm/through_host_cuda.h"
 #include "firstlight/device/buffer.h"
 #include "firstlight/device/copy.h"
 #include "firstlight/device/cuda.h"
@@ -21,48 +22,6 @@ namespace {
 
 using cuda::check;
 using peer::Call;
-
-__global__ void sum_by_inbox_kernel(const __grid_constant__ Call call) {
-  peer::enter();
-  sum_by_inbox(peer::OnGpu{}, call);
-}
-template <int kMost>
-__global__ void __launch_bounds__(256) sum_in_place_kernel(const __grid_constant__ Call call) {
-  peer::enter();
-  peer::sum_in_place<kMost>(peer::OnGpu{}, call);
-}
-__global__ void gather_kernel(const __grid_constant__ Call call) {
-  peer::enter();
-  gather(peer::OnGpu{}, call);
-}
-
-/// Pinned host memory that every GPU sees.
-class Pinned {
- public:
-  Pinned() = default;
-  Pinned(const Pinned&) = delete;
-  Pinned& operator=(const Pinned&) = delete;
-  ~Pinned() { cudaFreeHost(data_); }
-  /// Waits for `stream` before it moves.
-  void reserve(size_t bytes, const Stream& stream) {
-    if (bytes <= bytes_) return;
-    check(cudaStreamSynchronize(static_cast<cudaStream_t>(stream.handle())), "wait before pinned memory grows");
-    check(cudaFreeHost(data_), "free pinned memory");
-    data_ = nullptr;
-    bytes_ = 0;
-    check(cudaHostAlloc(&data_, bytes, cudaHostAllocPortable | cudaHostAllocMapped),
-          str("allocate ", bytes, " bytes of pinned memory"));
-    bytes_ = bytes;
-  }
-  template <class T>
-  T* as() const {
-    return static_cast<T*>(data_);
-  }
-
- private:
-  void* data_ = nullptr;
-  size_t bytes_ = 0;
-};
 
 /// "" if each of these GPUs can be made to see all others' memory.
 std::string why_not_peers(std::span<const Device> devices, const CudaCommOptions& options) {
@@ -94,15 +53,6 @@ std::string why_not_peers(std::span<const Device> devices, const CudaCommOptions
   return "";
 }
 
-/// The kernels' code is brought to the current GPU now, not in a pass.
-void load_kernels() {
-  cudaFuncAttributes attributes{};
-  for (void (*kernel)(Call) : {&sum_by_inbox_kernel, &gather_kernel, &sum_in_place_kernel<2>, &sum_in_place_kernel<4>,
-                               &sum_in_place_kernel<8>}) {
-    check(cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel)), "load a collective's kernel");
-  }
-}
-
 /// What the ends of one group share.
 struct Group {
   Group(std::span<const Device> gpus, const CudaCommOptions& options)
@@ -113,13 +63,10 @@ struct Group {
     peers = why.empty();
     path = devices.size() == 1 ? "one rank" : peers ? "peer access" : str("host memory (", why, ")");
     if (peers && devices.size() > 1) {
-      const size_t inbox_bytes = 2 * devices.size() *
-                                 static_cast<size_t>(peer::place_floats(static_cast<int>(devices.size()))) *
-                                 sizeof(float);
       for (const Device device : devices) {
-        inboxes.emplace_back(device, inbox_bytes);
+        inboxes.emplace_back(device, peer::inbox_bytes(static_cast<int>(devices.size())));
         signals.emplace_back(device, sizeof(peer::Signals));
-        load_kernels();
+        peer::load_kernels();
       }
     }
     make_new();
@@ -179,14 +126,12 @@ class CudaComm final : public Comm {
 
  private:
   Call meet(void* data, size_t n);
-  void launch(void (*kernel)(Call), const Call& call, int64_t n_items, int n_threads, const Stream& stream);
-  void fetch(std::span<const float> data, float* to, const Stream& stream);
 
   std::shared_ptr<Group> group_;
   std::unique_ptr<Comm> host_;
   const int rank_;
   const Device device_;
-  Pinned mine_, all_;
+  ThroughHost through_host_;
 };
 
 void CudaComm::check() {
@@ -236,47 +181,12 @@ Call CudaComm::meet(void* data, size_t n) {
   return call;
 }
 
-/// Blocks and threads are the same on all ranks: a block waits for its like.
-void CudaComm::launch(void (*kernel)(Call), const Call& call, int64_t n_items, int n_threads, const Stream& stream) {
-  if (n_items > 0) {
-    cudaLaunchAttribute attribute{};
-    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute.val.programmaticStreamSerializationAllowed = 1;
-    cudaLaunchConfig_t config{};
-    config.gridDim =
-        dim3(static_cast<unsigned>(std::clamp<int64_t>((n_items + n_threads - 1) / n_threads, 1, peer::kMaxBlocks)));
-    config.blockDim = dim3(static_cast<unsigned>(n_threads));
-    config.stream = static_cast<cudaStream_t>(stream.handle());
-    config.attrs = &attribute;
-    config.numAttrs = 1;
-    cuda::check(cudaLaunchKernelEx(&config, kernel, call), "queue a collective");
-  }
-  group_->meeting.barrier();
-}
-
 void CudaComm::all_reduce_sum(std::span<float> data, const Stream& stream) {
   if (size() == 1) return check();
-  if (!group_->peers) {
-    cuda::use(device_);
-    mine_.reserve(data.size_bytes(), stream);
-    fetch(data, mine_.as<float>(), stream);
-    host_->all_reduce_sum({mine_.as<float>(), data.size()}, {});
-    return cuda::check(cudaMemcpyAsync(data.data(), mine_.as<float>(), data.size_bytes(), cudaMemcpyHostToDevice,
-                                       static_cast<cudaStream_t>(stream.handle())),
-                       "send a sum");
-  }
+  if (!group_->peers) return through_host_.all_reduce_sum(*host_, device_, data, stream);
   const Call call = meet(data.data(), data.size());
-  const int64_t n_vectors = (call.n + 3) / 4;
-  if (call.n <= peer::place_floats(size())) {
-    int n_threads = 128;  // the fewest with a vector each: 1 row of 4096 2.59 us, with 256 2.65; 32 rows 4.05
-    while (n_threads < 1024 && n_vectors > int64_t{peer::kMaxBlocks} * n_threads) n_threads *= 2;
-    return launch(&sum_by_inbox_kernel, call, n_vectors, n_threads, stream);
-  }
-  constexpr int kThreads = 256;  // 2048 rows 106.7 us; with 128 108.1
-  launch(size() == 2   ? &sum_in_place_kernel<2>
-         : size() <= 4 ? &sum_in_place_kernel<4>
-                       : &sum_in_place_kernel<8>,
-         call, (n_vectors + size() - 1) / size(), kThreads, stream);
+  peer::queue_sum(call, static_cast<cudaStream_t>(stream.handle()));
+  group_->meeting.barrier();
 }
 
 void CudaComm::all_gather(std::span<const float> mine, std::span<float> out, const Stream& stream) {
@@ -290,26 +200,11 @@ void CudaComm::all_gather(std::span<const float> mine, std::span<float> out, con
     return cuda::check(cudaMemcpyAsync(out.data(), mine.data(), mine.size_bytes(), cudaMemcpyDeviceToDevice, queue),
                        "gather from one rank");
   }
-  if (!group_->peers) {
-    cuda::use(device_);
-    mine_.reserve(mine.size_bytes(), stream);
-    all_.reserve(out.size_bytes(), stream);
-    fetch(mine, mine_.as<float>(), stream);
-    host_->all_gather({mine_.as<float>(), mine.size()}, {all_.as<float>(), out.size()}, {});
-    return cuda::check(cudaMemcpyAsync(out.data(), all_.as<float>(), out.size_bytes(), cudaMemcpyHostToDevice, queue),
-                       "send what was gathered");
-  }
+  if (!group_->peers) return through_host_.all_gather(*host_, device_, mine, out, stream);
   Call call = meet(out.data(), mine.size());
   call.mine = mine.data();
-  launch(&gather_kernel, call, call.n, 256, stream);
-}
-
-/// Waits for the stream.
-void CudaComm::fetch(std::span<const float> data, float* to, const Stream& stream) {
-  const auto queue = static_cast<cudaStream_t>(stream.handle());
-  cuda::check(cudaMemcpyAsync(to, data.data(), data.size_bytes(), cudaMemcpyDeviceToHost, queue),
-              "fetch a part of a sum");
-  cuda::check(cudaStreamSynchronize(queue), "wait for a part of a sum");
+  peer::queue_gather(call, queue);
+  group_->meeting.barrier();
 }
 
 }  // namespace

@@ -97,9 +97,13 @@ class SharedComm final : public ProcessComm {
   }
 
   void all_gather(std::span<const float> mine, std::span<float> out, const Stream&) override {
-    if (out.size() != mine.size() * static_cast<size_t>(size()))
-      throw Error(ErrorKind::bug, str("all_gather: ", size(), " pieces of ", mine.size(), " floats into ", out.size()));
-    collect(std::as_bytes(mine), std::as_writable_bytes(out));
+    exchange(std::as_bytes(mine), std::as_writable_bytes(out));
+  }
+
+  void exchange(std::span<const std::byte> mine, std::span<std::byte> all) override {
+    const size_t expected = mine.size() * static_cast<size_t>(size());
+    if (all.size() != expected) throw Error(ErrorKind::bug, str("exchange into ", all.size(), ", expected ", expected));
+    collect(mine, all);
   }
 
   void gather(std::span<const std::byte> mine, std::span<std::byte> all) override {
@@ -125,6 +129,10 @@ class SharedComm final : public ProcessComm {
       if (at == bytes.size()) return;
     }
   }
+
+  uint32_t* stop_word() override { return reinterpret_cast<uint32_t*>(&map_.words().stop); }
+  std::span<std::byte> stop_page() override { return {reinterpret_cast<std::byte*>(&map_.words()), kSlotsBegin}; }
+  void set_spin(int polls) override { meeting_.set_spin(polls); }
 
   void leave() override {
     meeting_.barrier();

@@ -23,9 +23,9 @@ struct ProcessCommOptions {
   std::function<void(const std::exception_ptr& cause)> on_failure = {};
 };
 
-/// This process's end of the group; on the CPU alone. Sums are added in rank order, as threads of one process add them:
-/// the same bits. Collectives sleep at their barriers. Memory: (size + 1) * 4 MiB, shared; larger collectives go
-/// through it piece by piece.
+/// This process's end of the group, on the CPU; of ranks on GPUs cuda_process_comm.h is built on it. Sums are added in
+/// rank order, as threads of one process add them: the same bits. Collectives sleep at their barriers (set_spin()).
+/// Memory: (size + 1) * 4 MiB, shared; larger collectives go through it piece by piece.
 ///
 /// Each process keeps a connection to rank 0. One whose process ends without leave() (killed, crashed) is a failure of
 /// that rank, which its peers see at once. A failed group stays failed: reset() does nothing.
@@ -36,9 +36,17 @@ class ProcessComm : public Comm {
 
   /// All ranks get rank 0's bytes, as many as they are.
   virtual void broadcast(std::vector<std::byte>& bytes) = 0;
+  /// All ranks get all ranks' bytes, in rank order: all[r * mine.size() …]. Sizes equal on all ranks.
+  virtual void exchange(std::span<const std::byte> mine, std::span<std::byte> all) = 0;
   /// Rank 0 gets all ranks' bytes, in rank order: all[r * mine.size() …]. Sizes equal on all ranks; `all` is empty on
   /// the others.
   virtual void gather(std::span<const std::byte> mine, std::span<std::byte> all) = 0;
+  /// For devices that wait for each other: a word in the memory of all ranks, 0 until the group has failed, from then
+  /// on not. Whoever has waited in vain writes there. stop_page() is the page it lies on, of the group's alone.
+  virtual uint32_t* stop_word() = 0;
+  virtual std::span<std::byte> stop_page() = 0;
+  /// Polls of this process before it sleeps where ranks meet; 0 at first. For ranks that do not compute on cores.
+  virtual void set_spin(int polls) = 0;
   /// The good end: blocks until all ranks are here. From then on this process may end and nobody fails.
   virtual void leave() = 0;
 };

@@ -9,6 +9,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <array>
+#include <atomic>
 #include <cstring>
 #include <future>
 #include <string>
@@ -193,6 +195,49 @@ TEST(ProcessComm, AProcessThatIsKilledEndsTheOthersWhichSayWho) {
       }
     }
   }
+}
+
+TEST(ProcessComm, AllHearWhatEachSays) {
+  for (const int polls : {0, 2000}) {
+    const auto thrown = on_joined_ranks(3, [&](ProcessComm& comm) {
+      comm.set_spin(polls);
+      for (int round = 0; round < 50; ++round) {
+        const std::array<std::byte, 2> mine{std::byte(comm.rank()), std::byte(round)};
+        std::array<std::byte, 6> all{};
+        comm.exchange(mine, all);
+        for (size_t r = 0; r < 3; ++r) {
+          EXPECT_EQ(all[2 * r], std::byte(r));
+          EXPECT_EQ(all[2 * r + 1], std::byte(round));
+        }
+      }
+    });
+    EXPECT_THAT(thrown, testing::Each(""));
+  }
+}
+
+TEST(ProcessComm, AFailureIsSeenByDevicesThatWait) {
+  const auto thrown = on_joined_ranks(3, [](ProcessComm& comm) {
+    const auto stop = [&] { return std::atomic_ref(*comm.stop_word()).load(); };
+    EXPECT_EQ(stop(), 0u);
+    EXPECT_GE(reinterpret_cast<std::byte*>(comm.stop_word()), comm.stop_page().data());
+    EXPECT_LE(reinterpret_cast<std::byte*>(comm.stop_word() + 1), comm.stop_page().data() + comm.stop_page().size());
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(comm.stop_page().data()) % 4096, 0u);
+    comm.barrier();
+    if (comm.rank() == 1) comm.fail(std::make_exception_ptr(Error(ErrorKind::damaged, "leaf 7")));
+    while (stop() == 0) std::this_thread::yield();
+    comm.check();
+  });
+  EXPECT_THAT(thrown, testing::Each("rank 1 of 3: leaf 7"));
+}
+
+TEST(ProcessComm, ADeviceThatHasWaitedInVainTellsTheOthers) {
+  const auto thrown = on_joined_ranks(2, [](ProcessComm& comm) {
+    comm.barrier();
+    if (comm.rank() == 0) std::atomic_ref(*comm.stop_word()).store(2);
+    comm.barrier();
+    EXPECT_EQ(std::atomic_ref(*comm.stop_word()).load(), 2u);  // in the memory of both
+  });
+  EXPECT_THAT(thrown, testing::Each(""));
 }
 
 TEST(ProcessComm, WhoHasLeftMayGoAndNobodyFails) {

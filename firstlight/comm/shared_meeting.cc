@@ -41,10 +41,16 @@ void SharedMeeting::barrier() {
     return;
   }
   const uint32_t round = mine / MeetingWords::kRound;
-  for (;;) {
+  for (int polls = 0;; ++polls) {
     const uint32_t now = words_.state.load(std::memory_order_acquire);
     if (now / MeetingWords::kRound != round) return;
     if ((now & MeetingWords::kFailed) != 0) check();
+    if (polls < spin_) {
+#if defined(__x86_64__)
+      __builtin_ia32_pause();
+#endif
+      continue;
+    }
     sleep_while(words_.state, now);
   }
 }
@@ -97,6 +103,7 @@ void SharedMeeting::fail(int origin, const std::exception_ptr& cause) {
     for (int i = 0; i < 10 && !failed(); ++i) sleep_while(words_.state, words_.state.load(), &some);
   }
   words_.state.fetch_or(MeetingWords::kFailed, std::memory_order_acq_rel);
+  words_.stop.store(1, std::memory_order_release);
   wake_all(words_.state);
 }
 

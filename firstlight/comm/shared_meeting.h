@@ -22,6 +22,7 @@ struct MeetingWords {
   std::atomic<uint32_t> state{0};                     ///< one futex for both: no failure is slept over
   std::atomic<uint32_t> arrived{0};
   std::atomic<uint32_t> cause_taken{0};  ///< whose exchange finds 0 writes the cause
+  std::atomic<uint32_t> stop{0};         ///< set behind the bit kFailed, for devices that wait; they may set it, too
   int32_t cause_rank = 0;
   int32_t cause_kind = 0;  ///< an ErrorKind; −1: interrupted
   std::array<char, 2048> cause{};
@@ -32,18 +33,20 @@ struct MeetingWords {
   };
   std::array<Rank, kMostProcesses> ranks;
 };
-static_assert(std::atomic<uint32_t>::is_always_lock_free);
+static_assert(std::atomic<uint32_t>::is_always_lock_free && sizeof(std::atomic<uint32_t>) == sizeof(uint32_t));
 
 /// One process's end. Any of its threads may fail() and check(); one at a time is in barrier().
 class SharedMeeting {
  public:
   SharedMeeting(MeetingWords& words, int rank, int size) : words_(words), rank_(rank), size_(size) {}
 
-  /// Blocks, asleep in the kernel, until every rank has come. A round that is complete returns even if a rank fails
-  /// right after it; else throws the cause as check() does.
+  /// Blocks, asleep in the kernel after spin polls, until every rank has come. A round that is complete returns even if
+  /// a rank fails right after it; else throws the cause as check() does.
   void barrier();
   /// The same; the least of the ranks' numbers.
   int least(int mine);
+  /// Polls of a waiting thread before it sleeps; 0 at first, which is right where ranks may outnumber cores.
+  void set_spin(int polls) { spin_ = polls; }
   bool failed() const { return (words_.state.load(std::memory_order_acquire) & MeetingWords::kFailed) != 0; }
   /// Throws the cause if a rank has failed: Error of its kind, whose text names the rank, or Interrupted.
   void check() const;
@@ -56,6 +59,7 @@ class SharedMeeting {
 
   MeetingWords& words_;
   const int rank_, size_;
+  int spin_ = 0;
 };
 
 }  // namespace firstlight

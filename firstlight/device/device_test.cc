@@ -135,13 +135,13 @@ class VisibleGpus : public testing::Test {
       ::unsetenv(kName);
     }
   }
-  static std::string shown(const char* before, int n) {
+  static std::string shown(const char* before, int n, int first = 0) {
     if (before != nullptr) {
       ::setenv(kName, before, 1);
     } else {
       ::unsetenv(kName);
     }
-    show_gpus(n);
+    show_gpus(n, first);
     return std::getenv(kName);
   }
   static constexpr const char* kName = "CUDA_VISIBLE_DEVICES";
@@ -155,6 +155,15 @@ TEST_F(VisibleGpus, AreTheFirstOfThoseThatWereVisible) {
   EXPECT_EQ(shown("2,GPU-1f,0", 3), "2,GPU-1f,0");
   EXPECT_EQ(shown("2,GPU-1f,0", 9), "2,GPU-1f,0");
   EXPECT_EQ(shown("", 1), "");
+}
+
+TEST_F(VisibleGpus, AreOneOfThoseThatWereVisible) {
+  EXPECT_EQ(shown(nullptr, 1, 2), "2");
+  EXPECT_EQ(shown("2,GPU-1f,0", 1, 0), "2");
+  EXPECT_EQ(shown("2,GPU-1f,0", 1, 1), "GPU-1f");
+  EXPECT_EQ(shown("2,GPU-1f,0", 2, 1), "GPU-1f,0");
+  EXPECT_EQ(shown("2,GPU-1f,0", 1, 2), "0");
+  EXPECT_EQ(shown("2,GPU-1f,0", 1, 3), "");
 }
 
 TEST_F(VisibleGpus, AreLikelyOnlyWhereThereAreDeviceFiles) {

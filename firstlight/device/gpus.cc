@@ -28,8 +28,9 @@ int index_in(std::string_view wanted) {
 
 constexpr const char* kVisible = "CUDA_VISIBLE_DEVICES";
 
-/// The first `n` entries of a list such as "2,GPU-ab12,0".
-std::string first_entries(std::string_view list, int n) {
+/// Entries first to first + n − 1 of a list such as "2,GPU-ab12,0".
+std::string entries_of(std::string_view list, int first, int n) {
+  for (int i = 0; i < first && !list.empty(); ++i) list.remove_prefix(std::min(list.find(','), list.size() - 1) + 1);
   size_t end = 0;
   for (int i = 0; i < n && end != std::string_view::npos; ++i) end = list.find(',', end + (i > 0 ? 1 : 0));
   return std::string(list.substr(0, end));
@@ -84,13 +85,14 @@ std::vector<Device> likely_devices(std::string_view wanted, int tp) {
   return rank_devices(wanted, {Device::Kind::cuda, index}, tp, {std::vector<std::string>(static_cast<size_t>(n)), ""});
 }
 
-void show_gpus(int n) {
+void show_gpus(int n, int first) {
   const char* before = std::getenv(kVisible);
   std::string list;
   if (before != nullptr) {
-    list = first_entries(before, n);
+    list = entries_of(before, first, n);
   } else {
-    for (int i = 0; i < n; ++i) list += str(i > 0 ? "," : "", i);  // CUDA stops at the first that is not there
+    for (int i = first; i < first + n; ++i)
+      list += str(i > first ? "," : "", i);  // CUDA stops at one that is not there
   }
   ::setenv(kVisible, list.c_str(), 1);
 }

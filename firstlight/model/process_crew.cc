@@ -7,7 +7,9 @@
 
 #include "firstlight/base/error.h"
 #include "firstlight/base/str.h"
+#include "firstlight/base/thread_pool.h"
 #include "firstlight/ckpt/slice_map.h"
+#include "firstlight/comm/cuda_process_comm.h"
 #include "firstlight/comm/process_comm.h"
 #include "firstlight/model/batch_message.h"
 #include "firstlight/model/rank_crew.h"
@@ -15,14 +17,25 @@
 namespace firstlight {
 namespace {
 
+/// Where a GPU computes, its thread has a core to itself between two passes: as ThreadPool's polls.
+constexpr int kDeviceSpin = 4000;
+
+std::unique_ptr<CudaProcessComm> sums_on(Device device, const RunnerOptions& options) {
+  ProcessComm& processes = *options.processes;
+  if (device.kind == Device::Kind::cpu) return nullptr;
+  if (usable_cores() > processes.size()) processes.set_spin(kDeviceSpin);
+  return make_cuda_process_comm(processes, device, {.by = options.sums_by});
+}
+
 /// One rank and its end of the group.
 class ProcessRankRunner {
  public:
   ProcessRankRunner(const ModelConfig& config, std::vector<RankWeights>& weights, const RunnerOptions& options)
       : comm_(*options.processes),
+        on_device_(sums_on(weights[0].arena.device(), options)),
         vocab_begin_(weights[0].vocab_begin),
         vocab_rows_(weights[0].vocab_rows),
-        rank_(config, weights[0], options, comm_, threads_a_rank(options, weights[0].tp),
+        rank_(config, weights[0], options, sums(), on_device_ ? 1 : threads_a_rank(options, weights[0].tp),
               spin_of_ranks(options, weights[0].tp)) {}
 
   /// Computes this rank's part of `batch`. Rank 0 gets all ranks' parts in rank order, as bytes; the others nothing.
@@ -50,12 +63,21 @@ class ProcessRankRunner {
     return all_;
   }
 
+  /// The good end.
+  void leave() {
+    if (on_device_) on_device_->leave();
+  }
+
   ProcessComm& comm() const { return comm_; }
+  const Comm& sums() const { return on_device_ ? static_cast<const Comm&>(*on_device_) : comm_; }
   int64_t vocab_rows() const { return vocab_rows_; }
   std::string_view ops_name() const { return rank_.ops_name(); }
 
  private:
+  Comm& sums() { return on_device_ ? static_cast<Comm&>(*on_device_) : comm_; }
+
   ProcessComm& comm_;
+  const std::unique_ptr<CudaProcessComm> on_device_;  // null on the CPU, where comm_ adds up
   const int64_t vocab_begin_, vocab_rows_;
   LlamaRank rank_;
   std::vector<float> slice_;  // [wanted rows, vocab_rows]: this rank's columns of the logits, padding included
@@ -85,12 +107,13 @@ class ProcessCrew final : public RankCrew {
   void finish() override {
     std::vector<std::byte> message = batch_message(PassKind::end, {});
     runner_.comm().broadcast(message);
+    runner_.leave();
   }
   void sum_keys_and_values(std::span<const int32_t>, int64_t, int64_t, std::span<double>) override {
     throw Error(ErrorKind::unsupported, "keys and values of ranks that are processes are not summed up");
   }
   std::string_view ops_name() const override { return runner_.ops_name(); }
-  std::string_view comm_path() const override { return runner_.comm().path(); }
+  std::string_view comm_path() const override { return runner_.sums().path(); }
 
  private:
   int size() const { return runner_.comm().size(); }
@@ -132,7 +155,7 @@ void follow_passes(const ModelConfig& config, std::vector<RankWeights>& weights,
   for (std::vector<std::byte> message;;) {
     runner.comm().broadcast(message);
     ReceivedBatch received = read_batch_message(message);
-    if (received.kind == PassKind::end) return;
+    if (received.kind == PassKind::end) return runner.leave();
     runner.run(received.kind, received.batch, received.n_wanted);
   }
 }

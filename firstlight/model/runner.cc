@@ -157,9 +157,6 @@ void check_ranks(const ModelConfig& config, const std::vector<RankWeights>& weig
       throw Error(ErrorKind::bug,
                   str("weights of rank ", rank.rank, " of ", rank.tp, " stand where rank ", r, " of ", tp, " should"));
     }
-    if (processes != nullptr && rank.arena.device().kind != Device::Kind::cpu)
-      throw Error(ErrorKind::unsupported, str("one process a rank is done on the CPU only, the weights are on ",
-                                              to_string(rank.arena.device())));
   }
   if (options.max_batch_tokens < 1) throw Error(ErrorKind::bug, str("max_batch_tokens ", options.max_batch_tokens));
   const int64_t exact = is_compressed(options.kv) ? exact_pages_for(1, options.max_batch_tokens, options.n_pages) : 0;

@@ -18,6 +18,7 @@
 namespace firstlight {
 
 class ProcessComm;
+enum class SumsBy : int;
 
 /// Some consecutive tokens of one sequence.
 struct SequenceChunk {
@@ -40,8 +41,9 @@ struct RunnerOptions {
   int n_threads = 0;                                          ///< over all ranks; 0: usable cores
   std::function<std::unique_ptr<Ops>(ThreadPool&)> make_ops;  ///< one a rank; default: by the weights' device
   /// Null: every rank is a thread of this process. Else each is a process of its own, which has this end of their group
-  /// and the weights of its rank alone; on the CPU only. Outlives the runner.
+  /// and the weights of its rank alone, on the CPU or on a GPU. Outlives the runner.
   ProcessComm* processes = nullptr;
+  SumsBy sums_by{};  ///< of processes on GPUs (comm/cuda_process_comm.h)
 };
 
 /// Owns each rank's KV pages and scratch, and the rank threads. The weights must outlive it. One forward() at a time.
@@ -78,7 +80,7 @@ class Runner {
   virtual std::string_view ops_name() const = 0;  ///< of rank 0: "cpu: avx512_bf16, 2 threads"
   /// How ranks exchange sums: Comm::path().
   virtual std::string_view comm_path() const { return "one rank"; }
-  /// Ranks in other processes return from follow_passes(). No pass may follow.
+  /// Ranks in other processes return from follow_passes(); blocks until they do. No pass may follow.
   virtual void finish() {}
 };
 

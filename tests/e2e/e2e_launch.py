@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One process a rank, as torchrun starts them: the answers of one process to the last bit, from rank 0 alone; and what
+"""One process a rank on the CPU, as torchrun starts them: the answers of one process to the last bit, from rank 0 alone; and what
 ends one rank ends all, with its cause."""
 import contextlib
 import os
@@ -13,13 +13,14 @@ import time
 from common import Suite, flip_bit
 
 TP = 3
+CPU = ["--device", "cpu"]
 TEXT = "Rain fell on the harbour all night, and in the morning the boats lay low in the water. " * 12
 
 
 class Ranks:
     """The program, once a rank, each with a launcher's variables; outputs go to files."""
 
-    def __init__(self, suite, *arguments, n=TP, changed=None):
+    def __init__(self, suite, *arguments, n=TP, changed=None, changed_of_rank=lambda rank: {}):
         self.suite, self.arguments = suite, [str(a) for a in arguments]
         port = free_port()
         self.out = [tempfile.TemporaryFile(dir=suite.tmp) for _ in range(n)]
@@ -27,7 +28,7 @@ class Ranks:
         self.processes = []
         for rank in reversed(range(n)):  # rank 0 comes last
             variables = {"RANK": str(rank), "WORLD_SIZE": str(n), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1",
-                         "MASTER_PORT": str(port), **(changed or {})}
+                         "MASTER_PORT": str(port), **(changed or {}), **changed_of_rank(rank)}
             environment = {**os.environ, **{name: value for name, value in variables.items() if value is not None}}
             self.processes.insert(0, subprocess.Popen([suite.binary, *self.arguments], stdin=subprocess.DEVNULL,
                                                       stdout=self.out[rank], stderr=self.err[rank], env=environment))
@@ -80,7 +81,7 @@ def json_of(suite, *arguments, n=TP):
 
 def same_answers(suite, model):
     for options in (["--greedy"], ["--seed", "7", "--temperature", "1"], ["--greedy", "--kv", "tq4"]):
-        arguments = ["run", model, "-p", "Name three birds of the sea.", "-n", 40, *options]
+        arguments = ["run", model, *CPU, "-p", "Name three birds of the sea.", "-n", 40, *options]
         one = suite.run(*arguments, "--tp", TP, "--json").json()
         many = json_of(suite, *arguments)
         assert many["ids"] == one["ids"] and many["text"] == one["text"], (many["text"], one["text"])
@@ -90,7 +91,7 @@ def same_answers(suite, model):
 def same_log_probabilities(suite, model):
     text = suite.tmp / "text"
     text.write_text(TEXT)
-    arguments = ["score", model, "--text", text, "--top", 5]
+    arguments = ["score", model, *CPU, "--text", text, "--top", 5]
     one = suite.run(*arguments, "--tp", TP, "--json").json()
     many = json_of(suite, *arguments)
     assert len(one["logprobs"]) > 200
@@ -98,15 +99,15 @@ def same_log_probabilities(suite, model):
 
 
 def loads(suite, model):
-    one = suite.run("load", model, "--tp", TP, "--json").json()["load"]
-    many = json_of(suite, "load", model)["load"]
+    one = suite.run("load", model, *CPU, "--tp", TP, "--json").json()["load"]
+    many = json_of(suite, "load", model, *CPU)["load"]
     assert many["bytes"] == one["bytes"]
     assert [(r["rank"], r["bytes"], r["leaves_checked"]) for r in many["ranks"]] == [
         (r["rank"], r["bytes"], r["leaves_checked"]) for r in one["ranks"]]
 
 
 def killed(suite, model, victim):
-    ranks = Ranks(suite, "run", model, "-p", "Count.", "-n", 100000, "--ignore-eos", "--greedy")
+    ranks = Ranks(suite, "run", model, *CPU, "-p", "Count.", "-n", 100000, "--ignore-eos", "--greedy")
     try:
         deadline = time.monotonic() + 60
         while not ranks.stdout(0):  # all of them compute
@@ -129,7 +130,7 @@ def damaged(suite, model):
     part = next((model / f"tp{TP}" / "rank-01").glob("*.safetensors"))
     flip_bit(part, part.stat().st_size // 2)
     try:
-        for command in (["run", model, "-p", "Hello", "-n", 5], ["load", model]):
+        for command in (["run", model, *CPU, "-p", "Hello", "-n", 5], ["load", model, *CPU]):
             ranks = Ranks(suite, *command)
             assert ranks.end() == [4] * TP
             for rank in range(TP):
@@ -140,7 +141,7 @@ def damaged(suite, model):
 
 
 def interrupted(suite, model):
-    ranks = Ranks(suite, "run", model, "-p", "Count.", "-n", 100000, "--ignore-eos", "--greedy")
+    ranks = Ranks(suite, "run", model, *CPU, "-p", "Count.", "-n", 100000, "--ignore-eos", "--greedy")
     while not ranks.stdout(0) and ranks.processes[0].poll() is None:
         time.sleep(0.01)
     for process in ranks.processes:
@@ -157,14 +158,15 @@ def refusals(suite, model):
              ({"LOCAL_WORLD_SIZE": "1"}, [], 2, "the ranks are on several hosts"),
              ({}, ["--tp", 2], 2, "--tp 2, but the launcher has started 3 ranks")]
     for changed, options, code, words in cases:
-        ranks = Ranks(suite, "load", model, *options, changed=changed)
+        ranks = Ranks(suite, "load", model, *CPU, *options, changed=changed)
         assert ranks.end() == [code] * TP, (words, [ranks.stderr(r) for r in range(TP)])
         for rank in range(TP):
             assert words in ranks.stderr(rank) and ranks.stderr(rank).count("\n") == 1, ranks.stderr(rank)
-    for arguments, words in ((["run", suite.smollm2(), "-p", "x"], "reads rank checkpoints only"), (["chat", model], "chat: one process a rank")):
+    for arguments, words in ((["run", suite.smollm2(), "-p", "x"], "reads rank checkpoints only"), (["chat", model], "chat: one process a rank"),
+                             (["load", model, *CPU, "--comm", "nccl"], "--comm nccl is for one process a rank on GPUs, and this is the CPU")):
         ranks = Ranks(suite, *arguments)
         assert ranks.end() == [2] * TP and words in ranks.stderr(0), ranks.stderr(0)
-    ranks = Ranks(suite, "load", model, n=2)  # nine heads
+    ranks = Ranks(suite, "load", model, *CPU, n=2)  # nine heads
     assert ranks.end() == [2, 2] and "tp 2" in ranks.stderr(0), ranks.stderr(0)
 
 
