@@ -6,13 +6,14 @@
 #include <array>
 #include <cstdio>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <utility>
 
 #include "firstlight/base/error.h"
 #include "firstlight/base/hash.h"
 #include "firstlight/base/str.h"
+#include "firstlight/ckpt/load_lane.h"
 #include "firstlight/io/reader_choice.h"
-#include "firstlight/kv/prefix_file.h"
 #include "firstlight/quant/turboquant.h"
 
 namespace firstlight::cli {
@@ -55,63 +56,55 @@ PrefixInfo info_of(Session& session, std::span<const int> tokens) {
   return info;
 }
 
-std::unique_ptr<Reader> prefix_reader(Context& context, const Session& session, const SessionOptions& options,
-                                      const std::shared_ptr<const File>& file) {
-  ReaderChoice choice{ReaderKind::pread, "--reader pread"};
-  if (options.reader == "io_uring") {
-    choice = {ReaderKind::io_uring, "--reader io_uring"};
-  } else if (options.reader != "pread") {
-    ReaderChooser chooser;
-    chooser.n_threads = session.n_threads();
-    chooser.stop = context.stop;
-    choice = chooser.choose({&file, 1});
-  }
-  return make_reader(choice, session.n_threads());
+/// Of a reader of its own: how this file is best read. nullopt: as the weights are.
+std::optional<ReaderChoice> own_choice(Context& context, const Session& session, const SessionOptions& options,
+                                       const std::vector<ReadLane*>& lanes, const std::shared_ptr<const File>& file) {
+  if (options.reader != "auto")
+    return lanes.empty() ? std::optional(ReaderChoice{ReaderKind::pread, "--reader pread"}) : std::nullopt;
+  ReaderChooser chooser;
+  chooser.n_threads = session.n_threads();
+  chooser.stop = context.stop;
+  const ReaderChoice choice = chooser.choose({&file, 1});
+  if (lanes.empty()) return choice;
+  const std::string_view of_weights = lanes[0]->reader->name();
+  const bool same = of_weights == (choice.kind == ReaderKind::io_uring ? "io_uring" : "pread");
+  return same || of_weights == "cufile" ? std::nullopt : std::optional(choice);
 }
 
-/// Tokens restored.
-int64_t restore_prefix(Context& context, Session& session, const SessionOptions& session_options, const fs::path& path,
-                       std::span<const int> prompt, PageTable& pages, PrefixUse& use) {
-  const Timeline::Scope scope(&context.timeline, "restore prefix");
-  const PrefixFile file(path);
-  const PrefixInfo& info = file.info();
-  const PrefixInfo expected = info_of(session, {});
-  require_same_cache(info, expected, path.native());
-  require_begins_with(prompt, info, path.native());
-  const auto n = static_cast<int64_t>(info.tokens.size());
-  if (!pages.try_reserve(n)) {
-    throw Error(ErrorKind::out_of_memory,
-                str("'", path.native(), "': a prefix of ", n, " tokens, the KV cache holds ", session.kv_use().tokens));
-  }
-  pages.hold_exact_before(n);
-  const auto reader = prefix_reader(context, session, session_options, file.file());
-  const double start = seconds_since_exec();
-  const uint64_t bytes = file.read(*reader, session.runner().rank_pages(), pages, context.stop);
-  use.restored = {path.native(), n, bytes, seconds_since_exec() - start};
-  use.reader = reader->name();
-  use.why = reader->why();
-  if (info.computed_by != expected.computed_by) use.computed_by = info.computed_by;
-  return n;
+struct Amount {
+  uint64_t bytes = 0;
+  double seconds = 0;
+  double gb_per_s() const { return seconds > 0 ? static_cast<double>(bytes) / seconds / 1e9 : 0; }
+};
+
+Amount amount_of(const PrefixUse::Transfer& done) { return {done.bytes, done.end_s - done.begin_s}; }
+
+/// If they came together.
+std::optional<Amount> amount_with_weights(const PrefixUse& use, const LoadReport& load) {
+  const bool together = use.behind_weights && use.restored.begin_s < load.begin_s + load.seconds;
+  return together ? std::optional(Amount{use.restored.bytes + load.bytes, use.restored.end_s - load.begin_s})
+                  : std::nullopt;
 }
 
-double rate_of(const PrefixUse::Transfer& done) {
-  return done.seconds > 0 ? static_cast<double>(done.bytes) / done.seconds / 1e9 : 0;
+std::string amount_text(const Amount& amount) {
+  std::array<char, 32> rate{};
+  std::snprintf(rate.data(), rate.size(), "%.2f GB/s", amount.gb_per_s());
+  return str(human_bytes(static_cast<double>(amount.bytes)), " in ", human_seconds(amount.seconds), ": ", rate.data());
 }
 
 std::string transfer_text(std::string_view verb, const PrefixUse::Transfer& done) {
-  std::array<char, 32> rate{};
-  std::snprintf(rate.data(), rate.size(), "%.2f GB/s", rate_of(done));
-  return str("prefix: ", done.tokens, " tokens ", verb, " '", done.file, "', ",
-             human_bytes(static_cast<double>(done.bytes)), " in ", human_seconds(done.seconds), ": ", rate.data());
+  return str("prefix: ", done.tokens, " tokens ", verb, " '", done.file, "', ", amount_text(amount_of(done)));
+}
+
+nlohmann::ordered_json amount_json(const Amount& amount) {
+  return {{"bytes", amount.bytes}, {"seconds", amount.seconds}, {"gb_per_s", amount.gb_per_s()}};
 }
 
 nlohmann::ordered_json transfer_json(const PrefixUse::Transfer& done) {
   if (done.file.empty()) return nullptr;
-  return {{"file", done.file},
-          {"tokens", done.tokens},
-          {"bytes", done.bytes},
-          {"seconds", done.seconds},
-          {"gb_per_s", rate_of(done)}};
+  nlohmann::ordered_json json{{"file", done.file}, {"tokens", done.tokens}};
+  json.update(amount_json(amount_of(done)));
+  return json;
 }
 
 }  // namespace
@@ -124,9 +117,78 @@ void PrefixOptions::add_to(CLI::App& command) {
       "Read keys and values from a file that --save-prefix wrote; the prompt must begin with its tokens");
 }
 
-Prefix prepare_prefix(Context& context, Session& session, const SessionOptions& session_options,
-                      const PrefixOptions& options, std::span<const int> prompt, PrefixUse& use) {
-  if (options.save.empty() && options.restore.empty()) return {};
+struct PrefixRestore::OwnLanes {
+  LoadOptions options;  // outlive the lanes
+  std::vector<LoadLane> lanes;
+};
+
+PrefixRestore::PrefixRestore(const fs::path& path) : file_(path) {}
+PrefixRestore::~PrefixRestore() = default;
+
+void PrefixRestore::begin(Context& context, Session& session, const SessionOptions& options) {
+  const std::string& path = file_.file()->path();
+  const PrefixInfo& info = file_.info();
+  require_same_cache(info, info_of(session, {}), path);
+  const auto n = static_cast<int64_t>(info.tokens.size());
+  pages_ = std::make_unique<PageTable>(session.runner().pool(), session.runner().exact_pool());
+  if (!pages_->try_reserve(n)) return;  // finish() says so
+  pages_->hold_exact_before(n);
+  std::vector<ReadLane*> lanes = session.load().lanes();
+  const auto own = own_choice(context, session, options, lanes, file_.file());
+  if (own) {
+    own_lanes_ = std::make_unique<OwnLanes>();
+    LoadOptions& load = own_lanes_->options;
+    load.tp = session.tp();
+    load.devices = session.devices();
+    load.device = session.device();
+    load.n_threads = options.threads;
+    load.make_reader = [choice = *own](int n_threads) { return make_reader(choice, n_threads); };
+    own_lanes_->lanes = make_lanes(load);
+    lanes.clear();
+    for (int rank = 0; rank < session.tp(); ++rank) {
+      const Device device = device_of(load, static_cast<size_t>(rank));
+      for (LoadLane& lane : own_lanes_->lanes) {
+        if (lane.device == device) lanes.push_back(&lane);
+      }
+    }
+  }
+  reader_ = lanes[0]->reader->name();
+  why_ = own ? own->why : "behind the weights, by their reader";
+  read_ = std::make_unique<PrefixRead>(file_, lanes, session.runner().rank_pages(), *pages_);
+}
+
+void PrefixRestore::finish(Context& context, Session& session, std::span<const int> prompt, Prefix& prefix,
+                           PrefixUse& use) {
+  const std::string& path = file_.file()->path();
+  const PrefixInfo& info = file_.info();
+  require_begins_with(prompt, info, path);
+  const auto n = static_cast<int64_t>(info.tokens.size());
+  if (!read_) {
+    throw Error(ErrorKind::out_of_memory,
+                str("'", path, "': a prefix of ", n, " tokens, the KV cache holds ", session.kv_use().tokens));
+  }
+  PrefixRead::Report done;
+  try {
+    done = read_->wait(context.stop);
+  } catch (const Error&) {
+    session.load().rethrow_failure();  // which cancels what is read behind it
+    throw;
+  }
+  context.timeline.add("restore prefix", done.begin_s, done.end_s);
+  use.restored = {path, n, done.bytes, done.begin_s, done.end_s};
+  use.behind_weights = own_lanes_ == nullptr;
+  use.reader = reader_;
+  use.why = why_;
+  if (info.computed_by != arithmetic_of(session)) use.computed_by = info.computed_by;
+  read_.reset();
+  own_lanes_.reset();
+  prefix.pages = std::move(pages_);
+  prefix.n_tokens = n;
+}
+
+Prefix prepare_prefix(Context& context, Session& session, const PrefixOptions& options, PrefixRestore* restore,
+                      std::span<const int> prompt, PrefixUse& use) {
+  if (options.save.empty() && restore == nullptr) return {};
   const auto n_prompt = static_cast<int64_t>(prompt.size());
   const int64_t n_save = options.save.empty() ? 0 : n_prompt / kPageTokens * kPageTokens;
   if (!options.save.empty() && n_save == 0) {
@@ -135,8 +197,7 @@ Prefix prepare_prefix(Context& context, Session& session, const SessionOptions& 
   }
   if (n_prompt >= session.max_context()) return {};  // the engine refuses it, and says why
   Prefix prefix{std::make_unique<PageTable>(session.runner().pool(), session.runner().exact_pool()), 0};
-  if (!options.restore.empty())
-    prefix.n_tokens = restore_prefix(context, session, session_options, options.restore, prompt, *prefix.pages, use);
+  if (restore != nullptr) restore->finish(context, session, prompt, prefix, use);
   if (n_save > prefix.n_tokens) {
     const Timeline::Scope scope(&context.timeline, "compute prefix");
     extend_prefix(session.runner(), prefix, prompt, n_save, context.stop);
@@ -147,14 +208,16 @@ Prefix prepare_prefix(Context& context, Session& session, const SessionOptions& 
     const double start = seconds_since_exec();
     const PrefixInfo info = info_of(session, prompt.first(static_cast<size_t>(n_save)));
     const uint64_t bytes = write_prefix(options.save, info, session.runner().rank_pages(), *prefix.pages, context.stop);
-    use.saved = {options.save, n_save, bytes, seconds_since_exec() - start};
+    use.saved = {options.save, n_save, bytes, start, seconds_since_exec()};
   }
   use.tokens_taken = reusable_tokens(n_prompt, prefix.n_tokens);
   return prefix;
 }
 
-nlohmann::ordered_json to_json(const PrefixUse& use) {
+nlohmann::ordered_json to_json(const PrefixUse& use, const LoadReport& load) {
+  const auto together = amount_with_weights(use, load);
   return {{"restored", transfer_json(use.restored)},
+          {"with_weights", together ? amount_json(*together) : nlohmann::ordered_json()},
           {"saved", transfer_json(use.saved)},
           {"reader", use.reader},
           {"why", use.why},
@@ -162,11 +225,13 @@ nlohmann::ordered_json to_json(const PrefixUse& use) {
           {"tokens_taken", use.tokens_taken}};
 }
 
-std::string describe(const PrefixUse& use) {
+std::string describe(const PrefixUse& use, const LoadReport& load) {
   std::string text;
   if (!use.restored.file.empty()) {
     text = str(transfer_text("restored from", use.restored), " by ", use.reader, " (", use.why,
                "), every byte verified; ", use.tokens_taken, " of them taken");
+    if (const auto together = amount_with_weights(use, load))
+      text += str("\n  weights and prefix together: ", amount_text(*together));
     if (!use.computed_by.empty())
       text +=
           str("\n  it was computed by '", use.computed_by, "': answers may differ from this machine's in last bits");
