@@ -12,6 +12,7 @@
 #include "firstlight/base/error.h"
 #include "firstlight/base/hash.h"
 #include "firstlight/base/str.h"
+#include "firstlight/base/thread_pool.h"
 #include "firstlight/ckpt/load_lane.h"
 #include "firstlight/io/reader_choice.h"
 #include "firstlight/quant/turboquant.h"
@@ -56,19 +57,27 @@ PrefixInfo info_of(Session& session, std::span<const int> tokens) {
   return info;
 }
 
-/// Of a reader of its own: how this file is best read. nullopt: as the weights are.
-std::optional<ReaderChoice> own_choice(Context& context, const Session& session, const SessionOptions& options,
-                                       const std::vector<ReadLane*>& lanes, const std::shared_ptr<const File>& file) {
-  if (options.reader != "auto")
-    return lanes.empty() ? std::optional(ReaderChoice{ReaderKind::pread, "--reader pread"}) : std::nullopt;
+/// What only a file system without answer lets last is ended at the deadline.
+PrefixFile open_in_time(const fs::path& path, double deadline_s) {
+  const LoadWatch watch(path.native(), deadline_s);
+  return PrefixFile(path);
+}
+
+/// How this file alone is best read.
+ReaderChoice choose_for(Context& context, const SessionOptions& options, const std::shared_ptr<const File>& file) {
+  if (options.reader != "auto") return {ReaderKind::pread, "--reader pread"};
   ReaderChooser chooser;
-  chooser.n_threads = session.n_threads();
+  chooser.n_threads = options.threads > 0 ? options.threads : usable_cores();
   chooser.stop = context.stop;
-  const ReaderChoice choice = chooser.choose({&file, 1});
-  if (lanes.empty()) return choice;
-  const std::string_view of_weights = lanes[0]->reader->name();
-  const bool same = of_weights == (choice.kind == ReaderKind::io_uring ? "io_uring" : "pread");
-  return same || of_weights == "cufile" ? std::nullopt : std::optional(choice);
+  return chooser.choose({&file, 1});
+}
+
+/// Whether the weights' reader is as good for a file with this choice.
+bool reads_as_weights(const std::vector<ReadLane*>& lanes, const SessionOptions& options, const ReaderChoice& choice) {
+  if (lanes.empty()) return false;
+  const std::string_view name = lanes[0]->reader->name();
+  return options.reader != "auto" || name == "cufile" ||
+         name == (choice.kind == ReaderKind::io_uring ? "io_uring" : "pread");
 }
 
 struct Amount {
@@ -122,10 +131,11 @@ struct PrefixRestore::OwnLanes {
   std::vector<LoadLane> lanes;
 };
 
-PrefixRestore::PrefixRestore(const fs::path& path) : file_(path) {}
+PrefixRestore::PrefixRestore(Context& context, const SessionOptions& options, const fs::path& path)
+    : file_(open_in_time(path, options.deadline_s)), choice_(choose_for(context, options, file_.file())) {}
 PrefixRestore::~PrefixRestore() = default;
 
-void PrefixRestore::begin(Context& context, Session& session, const SessionOptions& options) {
+void PrefixRestore::begin(Session& session, const SessionOptions& options) {
   const std::string& path = file_.file()->path();
   const PrefixInfo& info = file_.info();
   require_same_cache(info, info_of(session, {}), path);
@@ -134,15 +144,15 @@ void PrefixRestore::begin(Context& context, Session& session, const SessionOptio
   if (!pages_->try_reserve(n)) return;  // finish() says so
   pages_->hold_exact_before(n);
   std::vector<ReadLane*> lanes = session.load().lanes();
-  const auto own = own_choice(context, session, options, lanes, file_.file());
-  if (own) {
+  const bool as_weights = reads_as_weights(lanes, options, choice_);
+  if (!as_weights) {
     own_lanes_ = std::make_unique<OwnLanes>();
     LoadOptions& load = own_lanes_->options;
     load.tp = session.tp();
     load.devices = session.devices();
     load.device = session.device();
     load.n_threads = options.threads;
-    load.make_reader = [choice = *own](int n_threads) { return make_reader(choice, n_threads); };
+    load.make_reader = [choice = choice_](int n_threads) { return make_reader(choice, n_threads); };
     own_lanes_->lanes = make_lanes(load);
     lanes.clear();
     for (int rank = 0; rank < session.tp(); ++rank) {
@@ -153,7 +163,7 @@ void PrefixRestore::begin(Context& context, Session& session, const SessionOptio
     }
   }
   reader_ = lanes[0]->reader->name();
-  why_ = own ? own->why : "behind the weights, by their reader";
+  why_ = as_weights ? "behind the weights, by their reader" : choice_.why;
   read_ = std::make_unique<PrefixRead>(file_, lanes, session.runner().rank_pages(), *pages_);
 }
 

@@ -38,9 +38,9 @@ struct PrefixUse {
 /// A prefix file whose pages come into a session's KV cache while the rest of the start goes on.
 class PrefixRestore {
  public:
-  /// Opens the file and reads its head: before the weights are asked for, behind which it would wait. Throws as
-  /// PrefixFile.
-  explicit PrefixRestore(const fs::path& path);
+  /// Opens the file, reads its head and chooses its reader: before the weights are asked for, behind which that would
+  /// wait. Throws as PrefixFile; Interrupted.
+  PrefixRestore(Context& context, const SessionOptions& options, const fs::path& path);
   ~PrefixRestore();  ///< of one that was not finished: as PrefixRead's
   PrefixRestore(const PrefixRestore&) = delete;
   PrefixRestore& operator=(const PrefixRestore&) = delete;
@@ -48,7 +48,7 @@ class PrefixRestore {
   /// Queues the pages behind the session's weights; by a reader of their own where that is the better one for this
   /// file, or the weights have none. The session outlives this object. Throws Error{bad_input} for another model's
   /// prefix or another cache's.
-  void begin(Context& context, Session& session, const SessionOptions& options);
+  void begin(Session& session, const SessionOptions& options);
   /// Blocks until they are there and checked, then gives them to `prefix`. Throws Error{bad_input} if the prompt does
   /// not begin with the prefix, {out_of_memory} if the cache is too small, {damaged}, {io}, what the load failed of; …;
   /// Interrupted.
@@ -57,6 +57,7 @@ class PrefixRestore {
  private:
   struct OwnLanes;
   PrefixFile file_;
+  ReaderChoice choice_;
   std::unique_ptr<OwnLanes> own_lanes_;
   std::unique_ptr<PageTable> pages_;
   std::unique_ptr<PrefixRead> read_;

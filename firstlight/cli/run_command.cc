@@ -117,9 +117,9 @@ int run(Context& context, const RunOptions& options) {
   const std::string prompt = prompt_text(options);
   session_options.text_optional = !options.ids_file.empty();
   std::optional<PrefixRestore> restore;
-  if (!options.prefix.restore.empty()) restore.emplace(options.prefix.restore);
+  if (!options.prefix.restore.empty()) restore.emplace(context, session_options, options.prefix.restore);
   Session& session = Session::make(context, session_options);
-  if (restore) restore->begin(context, session, session_options);
+  if (restore) restore->begin(session, session_options);
   ModelText& text = session.text();
   EngineOptions engine_options;
   engine_options.max_context = session.max_context();

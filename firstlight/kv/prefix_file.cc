@@ -165,19 +165,4 @@ PrefixFile::PrefixFile(const fs::path& path) : file_(File::open(path)) {
   head_ = parse_prefix_head(head, file_->size(), file_->path());
 }
 
-void PrefixFile::check_padding() const {
-  for (int rank = 0; rank < head_.info.tp; ++rank) {
-    for (const bool exact : {false, true}) {
-      const uint64_t begin = head_.section_end(rank, exact);
-      const uint64_t end = (begin + kPrefixAlignment - 1) / kPrefixAlignment * kPrefixAlignment;
-      std::vector<std::byte> zeros(static_cast<size_t>(end - begin));
-      file_->read(begin, zeros);
-      if (std::any_of(zeros.begin(), zeros.end(), [](std::byte b) { return b != std::byte{}; })) {
-        throw Error(ErrorKind::damaged,
-                    str("'", file_->path(), "' bytes [", begin, ", ", end, "): not zeros, which pad pages"));
-      }
-    }
-  }
-}
-
 }  // namespace firstlight

@@ -34,8 +34,6 @@ class PrefixFile {
   const PrefixHead& head() const noexcept { return head_; }
   const PrefixInfo& info() const noexcept { return head_.info; }
   const std::shared_ptr<const File>& file() const noexcept { return file_; }
-  /// Nothing depends on it, but a file with a wrong byte anywhere is not what was written. Throws Error{damaged, io}.
-  void check_padding() const;
 
  private:
   std::shared_ptr<const File> file_;

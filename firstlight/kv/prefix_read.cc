@@ -19,16 +19,18 @@ namespace firstlight {
 
 namespace {
 
-/// What has a hash of its own, in the order of the file.
+/// What has a hash of its own, in the order of the file; padding has that of zeros.
 struct HashedPage {
+  enum class Kind { page, exact, padding };
+  Kind kind = Kind::page;
   uint64_t offset = 0, size = 0, hash = 0;
-  std::byte* into = nullptr;
+  std::byte* into = nullptr;  // of padding host memory
   size_t rank = 0;
   int64_t page = 0;  // in the sequence
-  bool exact = false;
 
   bool goes_on(const HashedPage& before) const {
-    return rank == before.rank && offset == before.offset + before.size && into == before.into + before.size;
+    return (kind == Kind::padding) == (before.kind == Kind::padding) && rank == before.rank &&
+           offset == before.offset + before.size && into == before.into + before.size;
   }
 };
 
@@ -46,6 +48,8 @@ struct PrefixRead::Impl {
   PrefixFile file;
   std::vector<ReadLane*> lanes;  // [tp]
   std::vector<HashedPage> pages;
+  std::unique_ptr<std::byte[]> padding;
+  std::atomic<bool> was_late{false};
   std::vector<PageRequest> requests;
   std::vector<std::atomic<uint32_t>> reads_left;  // [pages]
   std::atomic<size_t> n_unchecked{0};             // pages
@@ -76,24 +80,35 @@ struct PrefixRead::Impl {
 void PrefixRead::Impl::list_pages(std::span<const RankPages> ranks, const PageTable& table) {
   const PrefixHead& head = file.head();
   const PrefixInfo& info = head.info;
+  const std::vector<std::byte> zeros(kPrefixAlignment);
+  padding = std::make_unique<std::byte[]>(2 * kPrefixAlignment * ranks.size());
+  const auto add_padding = [&](int r, HashedPage::Kind of, uint64_t begin) {
+    const uint64_t size = (kPrefixAlignment - begin % kPrefixAlignment) % kPrefixAlignment;
+    if (size == 0) return;
+    const size_t at = (2 * static_cast<size_t>(r) + (of == HashedPage::Kind::exact ? 1 : 0)) * kPrefixAlignment;
+    pages.push_back({HashedPage::Kind::padding, begin, size, xxh3_64(std::span(zeros).first(size)), padding.get() + at,
+                     static_cast<size_t>(r), 0});
+  };
   for (int r = 0; r < info.tp; ++r) {
     const RankPages& rank = ranks[static_cast<size_t>(r)];
     for (int64_t page = 0; page < info.n_pages(); ++page) {
-      pages.push_back({head.page_at(r, page), rank.page_bytes, head.page_hash(r, page), page_of(rank, table, page),
-                       static_cast<size_t>(r), page, false});
+      pages.push_back({HashedPage::Kind::page, head.page_at(r, page), rank.page_bytes, head.page_hash(r, page),
+                       page_of(rank, table, page), static_cast<size_t>(r), page});
     }
+    add_padding(r, HashedPage::Kind::page, head.section_end(r, /*exact=*/false));
     for (int64_t i = 0; i < info.n_exact(); ++i) {
       const int64_t page = info.exact_page(i);
-      pages.push_back({head.exact_at(r, i), rank.exact_page_bytes, head.exact_hash(r, i), exact_of(rank, table, page),
-                       static_cast<size_t>(r), page, true});
+      pages.push_back({HashedPage::Kind::exact, head.exact_at(r, i), rank.exact_page_bytes, head.exact_hash(r, i),
+                       exact_of(rank, table, page), static_cast<size_t>(r), page});
     }
+    add_padding(r, HashedPage::Kind::exact, head.section_end(r, /*exact=*/true));
   }
   reads_left = std::vector<std::atomic<uint32_t>>(pages.size());
   n_unchecked = pages.size();
 }
 
-/// Pages that lie side by side in the file and in the pool are one run, cut without regard to pages: at a run's
-/// beginning stands, as a rule, a section's, and reads past the page cache want multiples of its alignment.
+/// Pages that lie side by side in the file and in the pool are one run, cut without regard to pages: where a run
+/// begins, as a rule, a section does, and reads past the page cache want multiples of its alignment.
 void PrefixRead::Impl::cut_requests() {
   for (size_t first = 0, end; first < pages.size(); first = end) {
     for (end = first + 1; end < pages.size() && pages[end].goes_on(pages[end - 1]);) ++end;
@@ -112,25 +127,28 @@ void PrefixRead::Impl::cut_requests() {
 }
 
 void PrefixRead::Impl::submit() {
-  std::vector<std::vector<ReadRequest>> of_lane(lanes.size());  // by the lane's first rank
+  std::vector<std::vector<ReadRequest>> of_lane(lanes.size()), to_host(lanes.size());  // by the lane's first rank
   for (size_t i = 0; i < requests.size(); ++i) {
     const PageRequest& request = requests[i];
     const HashedPage& page = pages[request.first];
-    const auto lane = std::find(lanes.begin(), lanes.end(), lanes[page.rank]);
-    of_lane[static_cast<size_t>(lane - lanes.begin())].push_back(
+    const auto lane = std::find(lanes.begin(), lanes.end(), lanes[page.rank]) - lanes.begin();
+    auto& list = page.kind == HashedPage::Kind::padding ? to_host : of_lane;
+    list[static_cast<size_t>(lane)].push_back(
         {i, file.file(), request.offset, request.size, page.into + (request.offset - page.offset)});
   }
   n_running = requests.size();
   begin_s = seconds_since_exec();
+  const ReadCallback callback = [this](const ReadCompletion& done) { on_done(done.id, done.result); };
   for (size_t i = 0; i < lanes.size(); ++i) {
-    if (of_lane[i].empty()) continue;
-    lanes[i]->reader->submit(of_lane[i], [this](const ReadCompletion& done) { on_done(done.id, done.result); });
+    if (!of_lane[i].empty()) lanes[i]->reader->submit(of_lane[i], callback);
+    if (!to_host[i].empty()) lanes[i]->host_reader().submit(to_host[i], callback);
   }
 }
 
 /// On a thread of the lane's reader.
 void PrefixRead::Impl::on_done(size_t index, int64_t result) {
   const PageRequest& request = requests[index];
+  if (result == -ETIMEDOUT) was_late = true;
   try {
     if (result != static_cast<int64_t>(request.size)) std::rethrow_exception(read_failure(request, result));
     std::vector<size_t> whole;
@@ -140,7 +158,8 @@ void PrefixRead::Impl::on_done(size_t index, int64_t result) {
       whole.push_back(i);
       bytes.push_back({pages[i].into, pages[i].size});
     }
-    LeafChecks* const checks = lanes[pages[request.first].rank]->checks.get();
+    const HashedPage& page = pages[request.first];
+    LeafChecks* const checks = page.kind == HashedPage::Kind::padding ? nullptr : lanes[page.rank]->checks.get();
     if (checks != nullptr && !whole.empty() && !failed.load(std::memory_order_relaxed)) {
       checks->add(std::move(bytes), [this, whole](std::span<const uint64_t> hashes, const std::exception_ptr& cause) {
         if (cause) fail(cause);
@@ -150,8 +169,8 @@ void PrefixRead::Impl::on_done(size_t index, int64_t result) {
       return;
     }
     std::vector<uint64_t> hashes;  // of bytes that are in this core's cache
-    for (const LeafBytes& page : bytes) {
-      if (!failed.load(std::memory_order_relaxed)) hashes.push_back(xxh3_64({page.data, page.size}));
+    for (const LeafBytes& one : bytes) {
+      if (!failed.load(std::memory_order_relaxed)) hashes.push_back(xxh3_64({one.data, one.size}));
     }
     if (hashes.size() == whole.size()) take(whole, hashes);
   } catch (...) {
@@ -164,8 +183,8 @@ void PrefixRead::Impl::take(const std::vector<size_t>& whole, std::span<const ui
   for (size_t i = 0; i < whole.size(); ++i) {
     const HashedPage& page = pages[whole[i]];
     if (hashes[i] != page.hash) {
-      fail(std::make_exception_ptr(Error(
-          ErrorKind::damaged, str(text(page), ": XXH3-64 is ", std::hex, hashes[i], ", its head says ", page.hash))));
+      fail(std::make_exception_ptr(
+          Error(ErrorKind::damaged, str(text(page), ": XXH3-64 is ", std::hex, hashes[i], ", expected ", page.hash))));
       return;
     }
     n_unchecked.fetch_sub(1, std::memory_order_relaxed);
@@ -202,7 +221,7 @@ std::exception_ptr PrefixRead::Impl::read_failure(const PageRequest& request, in
   if (result == -EREMOTEIO && on_device != nullptr && on_device->failure()) return on_device->failure();
   const std::string what =
       str("'", file.file()->path(), "' bytes [", request.offset, ", ", request.offset + request.size, ") (rank ",
-          page.rank, ", from token ", page.page * kPageTokens, page.exact ? " on, in bf16)" : " on)");
+          page.rank, ", from token ", page.page * kPageTokens, " on)");
   if (result == -ENODATA) return std::make_exception_ptr(Error(ErrorKind::damaged, what + ": the file ends before"));
   const std::string why = result == -ETIMEDOUT   ? "not there within the deadline"
                           : result == -ECANCELED ? "cancelled"
@@ -211,9 +230,11 @@ std::exception_ptr PrefixRead::Impl::read_failure(const PageRequest& request, in
 }
 
 std::string PrefixRead::Impl::text(const HashedPage& page) const {
-  return str("'", file.file()->path(), "' bytes [", page.offset, ", ", page.offset + page.size, ") (rank ", page.rank,
-             ", tokens ", page.page * kPageTokens, " to ", (page.page + 1) * kPageTokens - 1,
-             page.exact ? ", in bf16)" : ")");
+  const std::string range =
+      str("'", file.file()->path(), "' bytes [", page.offset, ", ", page.offset + page.size, ") (rank ", page.rank);
+  if (page.kind == HashedPage::Kind::padding) return range + ", zeros that pad pages)";
+  return str(range, ", tokens ", page.page * kPageTokens, " to ", (page.page + 1) * kPageTokens - 1,
+             page.kind == HashedPage::Kind::exact ? ", in bf16)" : ")");
 }
 
 PrefixRead::PrefixRead(const PrefixFile& file, std::span<ReadLane* const> lanes, std::span<const RankPages> ranks,
@@ -235,10 +256,11 @@ PrefixRead::~PrefixRead() {
   }
   if (running) impl_->cancel();
   impl_->wait_for_requests();
+  // A read that the deadline gave up may still be written to by the kernel: a few pages are left behind for it.
+  if (impl_->was_late) static_cast<void>(impl_->padding.release());
 }
 
 PrefixRead::Report PrefixRead::wait(const std::stop_token& stop) {
-  impl_->file.check_padding();  // while the pages come
   {
     const std::stop_callback cancel(stop, [this] { impl_->cancel(); });
     impl_->wait_for_requests();

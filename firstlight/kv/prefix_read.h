@@ -24,7 +24,8 @@ class PrefixRead {
   /// Queues all pages of `file` behind what waits in `lanes`, of each rank [tp] (LoadOptions::lanes(): those on a
   /// device hash there). They go to the pages of `table`, which has room for them and holds the exact ones
   /// (PageTable::hold_exact_before()). Pages that lie side by side in the pool are read together. Never blocks on I/O.
-  /// Lanes and the ranks' memory outlive this object.
+  /// Lanes and the ranks' memory outlive this object; where a lane has a
+  /// deadline, the memory outlives the lane.
   PrefixRead(const PrefixFile& file, std::span<ReadLane* const> lanes, std::span<const RankPages> ranks,
              const PageTable& table);
   /// Unless all has come, cancels what waits in the lanes (a load's reads too), and waits for what runs.
