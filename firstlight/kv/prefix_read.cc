@@ -49,7 +49,7 @@ struct PrefixRead::Impl {
   std::vector<ReadLane*> lanes;  // [tp]
   std::vector<HashedPage> pages;
   std::unique_ptr<std::byte[]> padding;
-  std::atomic<bool> was_late{false};
+  std::atomic<bool> padding_is_lost{false};
   std::vector<PageRequest> requests;
   std::vector<std::atomic<uint32_t>> reads_left;  // [pages]
   std::atomic<size_t> n_unchecked{0};             // pages
@@ -108,15 +108,21 @@ void PrefixRead::Impl::list_pages(std::span<const RankPages> ranks, const PageTa
 }
 
 /// Pages that lie side by side in the file and in the pool are one run, cut without regard to pages: where a run
-/// begins, as a rule, a section does, and reads past the page cache want multiples of its alignment.
+/// begins, as a rule, a section does, and reads past the page cache want multiples of its alignment. A rank's last
+/// reads are short ones: else threads wait for the one that has the last, or a GPU for the last slot of its ring to
+/// fill.
 void PrefixRead::Impl::cut_requests() {
+  std::vector<uint64_t> left(lanes.size());  // of each rank
+  for (const HashedPage& page : pages) left[page.rank] += page.size;
   for (size_t first = 0, end; first < pages.size(); first = end) {
     for (end = first + 1; end < pages.size() && pages[end].goes_on(pages[end - 1]);) ++end;
-    const uint64_t run_end = pages[end - 1].offset + pages[end - 1].size,
-                   step = lanes[pages[first].rank]->request_bytes();
+    const uint64_t run_end = pages[end - 1].offset + pages[end - 1].size;
+    const uint64_t most = lanes[pages[first].rank]->request_bytes();
     size_t page = first;
-    for (uint64_t at = pages[first].offset; at < run_end; at += step) {
-      const uint64_t size = std::min(step, run_end - at);
+    for (uint64_t at = pages[first].offset, size; at < run_end; at += size) {
+      uint64_t& rank_left = left[pages[first].rank];
+      size = std::min(rank_left > 2 * most ? most : most / 4, run_end - at);
+      rank_left -= size;
       while (pages[page].offset + pages[page].size <= at) ++page;
       size_t last = page;
       while (pages[last].offset + pages[last].size < at + size) ++last;
@@ -148,7 +154,7 @@ void PrefixRead::Impl::submit() {
 /// On a thread of the lane's reader.
 void PrefixRead::Impl::on_done(size_t index, int64_t result) {
   const PageRequest& request = requests[index];
-  if (result == -ETIMEDOUT) was_late = true;
+  if (result == -ETIMEDOUT && pages[request.first].kind == HashedPage::Kind::padding) padding_is_lost = true;
   try {
     if (result != static_cast<int64_t>(request.size)) std::rethrow_exception(read_failure(request, result));
     std::vector<size_t> whole;
@@ -257,7 +263,7 @@ PrefixRead::~PrefixRead() {
   if (running) impl_->cancel();
   impl_->wait_for_requests();
   // A read that the deadline gave up may still be written to by the kernel: a few pages are left behind for it.
-  if (impl_->was_late) static_cast<void>(impl_->padding.release());
+  if (impl_->padding_is_lost) static_cast<void>(impl_->padding.release());
 }
 
 PrefixRead::Report PrefixRead::wait(const std::stop_token& stop) {
