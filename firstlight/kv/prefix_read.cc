@@ -82,12 +82,13 @@ void PrefixRead::Impl::list_pages(std::span<const RankPages> ranks, const PageTa
   const PrefixInfo& info = head.info;
   const std::vector<std::byte> zeros(kPrefixAlignment);
   padding = std::make_unique<std::byte[]>(2 * kPrefixAlignment * ranks.size());
-  const auto add_padding = [&](int r, HashedPage::Kind of, uint64_t begin) {
+  std::byte* next_padding = padding.get();
+  const auto add_padding = [&](int r, uint64_t begin) {
     const uint64_t size = (kPrefixAlignment - begin % kPrefixAlignment) % kPrefixAlignment;
     if (size == 0) return;
-    const size_t at = (2 * static_cast<size_t>(r) + (of == HashedPage::Kind::exact ? 1 : 0)) * kPrefixAlignment;
-    pages.push_back({HashedPage::Kind::padding, begin, size, xxh3_64(std::span(zeros).first(size)), padding.get() + at,
+    pages.push_back({HashedPage::Kind::padding, begin, size, xxh3_64(std::span(zeros).first(size)), next_padding,
                      static_cast<size_t>(r), 0});
+    next_padding += kPrefixAlignment;
   };
   for (int r = 0; r < info.tp; ++r) {
     const RankPages& rank = ranks[static_cast<size_t>(r)];
@@ -95,13 +96,13 @@ void PrefixRead::Impl::list_pages(std::span<const RankPages> ranks, const PageTa
       pages.push_back({HashedPage::Kind::page, head.page_at(r, page), rank.page_bytes, head.page_hash(r, page),
                        page_of(rank, table, page), static_cast<size_t>(r), page});
     }
-    add_padding(r, HashedPage::Kind::page, head.section_end(r, /*exact=*/false));
+    add_padding(r, head.section_end(r, /*exact=*/false));
     for (int64_t i = 0; i < info.n_exact(); ++i) {
       const int64_t page = info.exact_page(i);
       pages.push_back({HashedPage::Kind::exact, head.exact_at(r, i), rank.exact_page_bytes, head.exact_hash(r, i),
                        exact_of(rank, table, page), static_cast<size_t>(r), page});
     }
-    add_padding(r, HashedPage::Kind::exact, head.section_end(r, /*exact=*/true));
+    add_padding(r, head.section_end(r, /*exact=*/true));
   }
   reads_left = std::vector<std::atomic<uint32_t>>(pages.size());
   n_unchecked = pages.size();
