@@ -42,6 +42,8 @@ class RankLoad final : public Load {
   const ModelConfig& config() const override { return config_; }
   std::vector<RankWeights>& weights() override { return weights_; }
   LoadReport wait() override;
+  std::vector<ReadLane*> lanes() override;
+  void rethrow_failure() override;
 
  private:
   void open_manifest(const fs::path& out);
@@ -61,7 +63,6 @@ class RankLoad final : public Load {
   void finish();
   void fail(std::exception_ptr cause);
   bool failed() const { return failed_.load(std::memory_order_acquire); }
-  void rethrow_failure();
 
   LoadOptions options_;
   Manifest manifest_;
@@ -91,8 +92,7 @@ RankLoad::RankLoad(const fs::path& out, const LoadOptions& options) : options_(o
   begin_s_ = seconds_since_exec();
   const auto t0 = Reader::Clock::now();
   if (options.stop.stop_requested()) throw Interrupted();
-  lanes_ = make_lanes(options_, [this](size_t job, std::span<const uint64_t> hashes,
-                                       const std::exception_ptr& failure) { on_hashed(job, hashes, failure); });
+  lanes_ = make_lanes(options_);
   if (options.deadline_s > 0) {
     const auto seconds = std::chrono::duration<double>(std::min(options.deadline_s, 1e9));
     const auto deadline = t0 + std::chrono::duration_cast<Reader::Clock::duration>(seconds);
@@ -164,8 +164,7 @@ void RankLoad::plan_jobs() {
     files.push_back(&rank->files);
     total_bytes_ += rank->files.manifest->total_bytes();
   }
-  const bool staged = lanes_[0].on_device != nullptr;
-  jobs_ = plan_load_jobs(files, staged ? kStagedRequestBytes : kRequestBytes, options_.verify == Verify::full,
+  jobs_ = plan_load_jobs(files, lanes_[0].request_bytes(), options_.verify == Verify::full,
                          find_spread(files, options_, order_));
   for (const LoadJob& job : jobs_) ranks_[job.rank]->jobs_left.fetch_add(1, std::memory_order_relaxed);
   jobs_left_.store(jobs_.size(), std::memory_order_relaxed);
@@ -227,17 +226,11 @@ void RankLoad::on_done(const ReadCompletion& done) {
   if (failed()) return;
   try {
     if (done.result != static_cast<int64_t>(job.size())) {
-      const RankFiles& files = ranks_[job.rank]->files;
-      const File& file = *files.parts[job.part];
-      std::string what = range_text(file.path(), job.file_begin(), job.file_begin() + job.size());
-      what += job.kind == LoadJob::Kind::padding
-                  ? " (the header's padding)"
-                  : str(" (", tensors_in(files.layout, job.part, job.begin, job.end), ")");
       const DeviceReader* on_device = ranks_[job.rank]->lane->on_device;
       if (done.result == -EREMOTEIO && on_device != nullptr && on_device->failure()) {
         std::rethrow_exception(on_device->failure());
       }
-      std::rethrow_exception(read_failure(done.result, what, file.size(), options_.deadline_s));
+      std::rethrow_exception(job_failure(job, ranks_[job.rank]->files, done.result, options_.deadline_s));
     }
     if (job.kind == LoadJob::Kind::padding) {
       check_padding(job, *ranks_[job.rank]->files.parts[job.part]);
@@ -245,7 +238,9 @@ void RankLoad::on_done(const ReadCompletion& done) {
     } else if (options_.verify == Verify::off) {
       take(job, {});
     } else if (LeafChecks* checks = ranks_[job.rank]->lane->checks.get()) {
-      checks->add(done.id, bytes_to_hash(job));  // on_hashed() counts it
+      checks->add(bytes_to_hash(job), [this, id = done.id](auto hashes, const std::exception_ptr& failure) {
+        on_hashed(id, hashes, failure);  // counts it
+      });
       return;
     } else {
       hash_here(job);
@@ -358,6 +353,17 @@ void RankLoad::rethrow_failure() {
   if (failure_) std::rethrow_exception(failure_);
 }
 
+std::vector<ReadLane*> RankLoad::lanes() {
+  std::vector<ReadLane*> lanes;
+  for (const auto& rank : ranks_) {
+    LoadLane& lane = *rank->lane;
+    // Without verification no callback of this load looks at it.
+    if (lane.on_device != nullptr && !lane.checks) lane.checks = make_leaf_checks(options_, lane.device);
+    lanes.push_back(&lane);
+  }
+  return lanes;
+}
+
 LoadReport RankLoad::wait() {
   for (LoadLane& lane : lanes_) {
     lane.reader->wait();
@@ -367,6 +373,7 @@ LoadReport RankLoad::wait() {
   rethrow_failure();
   LoadReport report;
   report.bytes = total_bytes_;
+  report.begin_s = lanes_[0].ready_s;
   report.seconds = end_s_ - lanes_[0].ready_s;
   report.reader = lanes_[0].reader->name();
   report.why = lanes_[0].reader->why() + order_;

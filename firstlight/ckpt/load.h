@@ -8,11 +8,10 @@
 #include <vector>
 
 #include "firstlight/base/timeline.h"
-#include "firstlight/ckpt/leaf_hasher.h"
 #include "firstlight/ckpt/source.h"
 #include "firstlight/ckpt/weights.h"
 #include "firstlight/device/device.h"
-#include "firstlight/io/device_reader.h"
+#include "firstlight/io/read_lane.h"
 #include "firstlight/io/staging.h"
 #include "firstlight/io/stripe_layout.h"
 
@@ -36,6 +35,7 @@ struct LoadReport {
   /// From the call, or from when the first device's context stood if that was later, to the end. A ring full of bytes
   /// may have been read before.
   double seconds = 0;
+  double begin_s = 0;  ///< since exec: what `seconds` count from
   std::string reader;  ///< the path that ran: "pread", "traditional"
   std::string why;
   std::string verify;  ///< "full", "sample: …", "off", on the traditional path what it was told, else "none: …"
@@ -88,6 +88,13 @@ class Load {
   virtual std::vector<RankWeights>& weights() = 0;
   /// Blocks until all bytes of all ranks are there and checked; throws what went wrong first.
   virtual LoadReport wait() = 0;
+  /// Of each rank of weights(), where more can be read, behind what is still to come: each with a hasher where it ends
+  /// on a device; two may be the same. Valid as long as this object. A load that fails or is destroyed cancels what
+  /// waits there, and who cancels it there cancels the load. None on the traditional path, which has read by then. For
+  /// one thread.
+  virtual std::vector<ReadLane*> lanes() = 0;
+  /// Throws what went wrong first, if anything has so far.
+  virtual void rethrow_failure() = 0;
 };
 
 /// Starts loading a rank checkpoint (`out` has READY). Reads the manifest and headers, checks that weights +

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <future>
 #include <mutex>
 
 #include "firstlight/ckpt/load_fixture.h"
@@ -91,6 +92,31 @@ TEST_F(LoadDeviceTest, EachDeviceHasARingAndAHasherAndGetsItsRanks) {
   }
 }
 
+TEST_F(LoadDeviceTest, ItsLanesReadAndHashMoreForOthers) {
+  const fs::path path = out_ / "manifest.json";
+  const auto file = File::open(path);
+  for (const Verify verify : {Verify::full, Verify::off}) {
+    options_.verify = verify;
+    const auto load = load_rank_checkpoint(out_, options_);
+    const std::vector<ReadLane*> lanes = load->lanes();
+    ASSERT_EQ(lanes.size(), 2u);
+    EXPECT_EQ(lanes[0], lanes[1]);  // one device
+    const Buffer into({}, file->size());
+    std::promise<uint64_t> hash;
+    lanes[0]->reader->submit({{{0, file, 0, into.size(), into.data()}}}, [&](const ReadCompletion& done) {
+      EXPECT_EQ(done.result, static_cast<int64_t>(into.size()));
+      lanes[0]->checks->add({{into.data(), into.size()}},
+                            [&](auto hashes, const std::exception_ptr&) { hash.set_value(hashes[0]); });
+    });
+    std::string expected(file->size(), '\0');
+    file->read(0, std::as_writable_bytes(std::span(expected)));
+    EXPECT_EQ(hash.get_future().get(), xxh3_64(std::as_bytes(std::span(expected))));
+    load->wait();
+    EXPECT_NO_THROW(load->rethrow_failure());
+    for (const RankWeights& weights : load->weights()) expect_weights(load->config(), weights);
+  }
+}
+
 TEST_F(LoadDeviceTest, AFailureOnOneDeviceEndsTheLoadOnAll) {
   options_.devices = {Device{}, {Device::Kind::cpu, 1}};
   options_.make_hasher = [](Device device) -> std::unique_ptr<LeafHasher> {
@@ -99,6 +125,7 @@ TEST_F(LoadDeviceTest, AFailureOnOneDeviceEndsTheLoadOnAll) {
   };
   const auto load = load_rank_checkpoint(out_, options_);
   EXPECT_THROW(load->wait(), Error);
+  EXPECT_THROW(load->rethrow_failure(), Error);
   for (const RankWeights& weights : load->weights()) {
     EXPECT_THROW(weights.ready->wait(n_gates(load->config()) - 1), Error) << "rank " << weights.rank;
   }

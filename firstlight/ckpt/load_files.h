@@ -16,13 +16,6 @@
 
 namespace firstlight {
 
-// 269 MB from the page cache, two threads: 4 MiB 30.5 ms, 2 MiB 30.7 (fewer, longer requests win the tie), 8 MiB 31–35,
-// 1 MiB 36.6 (two threads fault the same huge page), 16 MiB 32–34. Hashing alone: 5.1 ms of CPU at 2 MiB, 6 at 4, 9 at
-// 16: the cache.
-inline constexpr uint64_t kRequestBytes = 4 * kLeafBytes;  ///< a load asks for data in pieces of this size …
-inline constexpr uint64_t kStagedRequestBytes =
-    16 * kLeafBytes;  ///< … or this, on the way to a GPU: a slot of the ring
-
 /// One rank on storage: everything about it but its data.
 struct RankFiles {
   int rank = 0;

@@ -26,8 +26,7 @@ void start(Device device, Timeline* timeline) {
   if (timeline != nullptr && end - begin > kWorthShowing) timeline->add(str("context ", to_string(device)), begin, end);
 }
 
-void fill(LoadLane& lane, const LoadOptions& options, int n_threads, StagingSize size,
-          const LeafChecks::Done& checked) {
+void fill(LoadLane& lane, const LoadOptions& options, int n_threads, StagingSize size) {
   const bool is_staged = lane.device.kind != Device::Kind::cpu || options.make_staging;
   // One more thread waits for copies, another for hashes. Nine cores read what a link takes (6.2 GB/s each).
   constexpr int kMostReaders = 14;
@@ -55,10 +54,7 @@ void fill(LoadLane& lane, const LoadOptions& options, int n_threads, StagingSize
   }
   lane.on_device = made.get();
   lane.reader = std::move(made);
-  if (options.verify == Verify::off) return;
-  lane.checks = std::make_unique<LeafChecks>(
-      [&options, device] { return options.make_hasher ? options.make_hasher(device) : make_leaf_hasher(device); },
-      checked);
+  if (options.verify != Verify::off) lane.checks = make_leaf_checks(options, device);
 }
 
 }  // namespace
@@ -67,7 +63,12 @@ Device device_of(const LoadOptions& options, size_t i) {
   return options.devices.empty() ? options.device : options.devices[i];
 }
 
-std::vector<LoadLane> make_lanes(const LoadOptions& options, const LeafChecks::Done& checked) {
+std::unique_ptr<LeafChecks> make_leaf_checks(const LoadOptions& options, Device device) {
+  return std::make_unique<LeafChecks>(
+      [&options, device] { return options.make_hasher ? options.make_hasher(device) : make_leaf_hasher(device); });
+}
+
+std::vector<LoadLane> make_lanes(const LoadOptions& options) {
   const size_t n_ranks = n_loaded_ranks(options);
   if (!options.devices.empty() && options.devices.size() != n_ranks) {
     throw Error(ErrorKind::bug, str("LoadOptions::devices has ", options.devices.size(), " devices for ",
@@ -88,7 +89,7 @@ std::vector<LoadLane> make_lanes(const LoadOptions& options, const LeafChecks::D
   const int n_threads = options.n_threads > 0 ? options.n_threads : usable_cores();
   const int n_lanes = static_cast<int>(lanes.size()) * options.n_processes;
   const int n = std::max(1, n_threads / n_lanes);
-  for (LoadLane& lane : lanes) fill(lane, options, n, staging_size(n_lanes), checked);
+  for (LoadLane& lane : lanes) fill(lane, options, n, staging_size(n_lanes));
   return lanes;
 }
 

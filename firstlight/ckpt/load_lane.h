@@ -6,25 +6,17 @@
 #include <span>
 #include <vector>
 
-#include "firstlight/ckpt/leaf_checks.h"
 #include "firstlight/ckpt/load.h"
 #include "firstlight/ckpt/manifest.h"
-#include "firstlight/io/device_reader.h"
+#include "firstlight/io/read_lane.h"
 
 namespace firstlight {
 
-/// Reader threads and, on a device that is not the CPU, a pinned ring and a hasher.
-struct LoadLane {
-  Device device;
-  std::vector<size_t> ranks;           ///< whose bytes go there, counted among those that are loaded
-  std::unique_ptr<LeafChecks> checks;  ///< only where leaves are hashed by a device
-  std::unique_ptr<Reader> reader;      ///< destroyed before `checks`, which its callbacks use
-  DeviceReader* on_device = nullptr;   ///< `reader`, if its requests end on a device
-  std::shared_ptr<double> started_s;   ///< since exec: when the device stood; to be read when `on_device` is ready
-  double ready_s = 0;                  ///< the same, but not before the load began
-
-  /// For bytes that end in host memory.
-  Reader& host_reader() { return on_device != nullptr ? on_device->host_reader() : *reader; }
+/// With no `checks` where nothing is to be verified.
+struct LoadLane : ReadLane {
+  std::vector<size_t> ranks;          ///< whose bytes go there, counted among those that are loaded
+  std::shared_ptr<double> started_s;  ///< since exec: when the device stood; to be read when `on_device` is ready
+  double ready_s = 0;                 ///< the same, but not before the load began
 };
 
 /// How many ranks are loaded here, and which the i-th of them is.
@@ -37,9 +29,12 @@ inline int loaded_rank(const LoadOptions& options, size_t i) {
 Device device_of(const LoadOptions& options, size_t i);
 
 /// One lane for each different device, in the order of the ranks; threads are divided among them. On the way to a GPU
-/// its context and the ring are begun on a thread of the lane. `checked` is called as LeafChecks says, from each lane's
-/// own thread. Throws Error{bug} if `options.devices` are neither none nor one a rank, or there is no such rank.
-std::vector<LoadLane> make_lanes(const LoadOptions& options, const LeafChecks::Done& checked);
+/// its context and the ring are begun on a thread of the lane. `options` outlive the lanes. Throws Error{bug} if
+/// `options.devices` are neither none nor one a rank, or there is no such rank.
+std::vector<LoadLane> make_lanes(const LoadOptions& options);
+
+/// The hasher of a lane that ends on `device`.
+std::unique_ptr<LeafChecks> make_leaf_checks(const LoadOptions& options, Device device);
 
 /// Memory for the arenas of the lane's ranks, as soon as its device stands; sets lane.ready_s, which is not before
 /// `begin_s`. `reserve` is LoadOptions::reserve over all ranks. Throws Error{out_of_memory}, and why there is no

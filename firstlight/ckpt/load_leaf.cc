@@ -72,6 +72,14 @@ std::string tensors_in(const ArenaLayout& layout, size_t part, uint64_t begin, u
   return names;
 }
 
+std::exception_ptr job_failure(const LoadJob& job, const RankFiles& files, int64_t result, double deadline_s) {
+  const File& file = *files.parts[job.part];
+  const std::string range = range_text(file.path(), job.file_begin(), job.file_begin() + job.size());
+  const std::string what = job.kind == LoadJob::Kind::padding ? "the header's padding"
+                                                              : tensors_in(files.layout, job.part, job.begin, job.end);
+  return read_failure(result, str(range, " (", what, ")"), file.size(), deadline_s);
+}
+
 std::exception_ptr leaf_failure(const RankFiles& files, size_t part, uint64_t leaf, uint64_t found) {
   const ManifestPart& manifest = files.manifest->parts[part];
   const File& file = *files.parts[part];

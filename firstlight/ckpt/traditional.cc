@@ -24,6 +24,8 @@ class TraditionalLoad final : public Load {
   const ModelConfig& config() const override { return config_; }
   std::vector<RankWeights>& weights() override { return weights_; }
   LoadReport wait() override { return report_; }
+  std::vector<ReadLane*> lanes() override { return {}; }
+  void rethrow_failure() override {}
 
  private:
   void fill(const Source& source, const LoadOptions& options, RankWeights& weights);
@@ -87,6 +89,7 @@ TraditionalLoad::TraditionalLoad(const Source& source, const LoadOptions& option
   for (RankWeights& weights : weights_) {
     for (int gate = 0; gate < weights.ready->size(); ++gate) weights.ready->open(gate);
   }
+  report_.begin_s = begin_s_;
   report_.seconds = seconds_since_exec() - begin_s_;
   report_.reader = "traditional";
   report_.why = str("a ", source.kind(), " source, read through host memory, one rank after another");

@@ -12,7 +12,6 @@
 #include "firstlight/base/error.h"
 #include "firstlight/base/str.h"
 #include "firstlight/base/thread_pool.h"
-#include "firstlight/ckpt/leaf_hasher.h"
 #include "firstlight/ckpt/load.h"
 #include "firstlight/ckpt/manifest.h"
 #include "firstlight/cli/bench_load.h"
@@ -20,6 +19,7 @@
 #include "firstlight/cli/session.h"
 #include "firstlight/device/buffer.h"
 #include "firstlight/device/gpus.h"
+#include "firstlight/io/leaf_hasher.h"
 #include "firstlight/io/staging.h"
 
 namespace firstlight::cli {

@@ -6,13 +6,15 @@
 #include <array>
 #include <cstdio>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <utility>
 
 #include "firstlight/base/error.h"
 #include "firstlight/base/hash.h"
 #include "firstlight/base/str.h"
+#include "firstlight/base/thread_pool.h"
+#include "firstlight/ckpt/load_lane.h"
 #include "firstlight/io/reader_choice.h"
-#include "firstlight/kv/prefix_file.h"
 #include "firstlight/quant/turboquant.h"
 
 namespace firstlight::cli {
@@ -55,63 +57,63 @@ PrefixInfo info_of(Session& session, std::span<const int> tokens) {
   return info;
 }
 
-std::unique_ptr<Reader> prefix_reader(Context& context, const Session& session, const SessionOptions& options,
-                                      const std::shared_ptr<const File>& file) {
-  ReaderChoice choice{ReaderKind::pread, "--reader pread"};
-  if (options.reader == "io_uring") {
-    choice = {ReaderKind::io_uring, "--reader io_uring"};
-  } else if (options.reader != "pread") {
-    ReaderChooser chooser;
-    chooser.n_threads = session.n_threads();
-    chooser.stop = context.stop;
-    choice = chooser.choose({&file, 1});
-  }
-  return make_reader(choice, session.n_threads());
+/// What only a file system without answer lets last is ended at the deadline.
+PrefixFile open_in_time(const fs::path& path, double deadline_s) {
+  const LoadWatch watch(path.native(), deadline_s);
+  return PrefixFile(path);
 }
 
-/// Tokens restored.
-int64_t restore_prefix(Context& context, Session& session, const SessionOptions& session_options, const fs::path& path,
-                       std::span<const int> prompt, PageTable& pages, PrefixUse& use) {
-  const Timeline::Scope scope(&context.timeline, "restore prefix");
-  const PrefixFile file(path);
-  const PrefixInfo& info = file.info();
-  const PrefixInfo expected = info_of(session, {});
-  require_same_cache(info, expected, path.native());
-  require_begins_with(prompt, info, path.native());
-  const auto n = static_cast<int64_t>(info.tokens.size());
-  if (!pages.try_reserve(n)) {
-    throw Error(ErrorKind::out_of_memory,
-                str("'", path.native(), "': a prefix of ", n, " tokens, the KV cache holds ", session.kv_use().tokens));
-  }
-  pages.hold_exact_before(n);
-  const auto reader = prefix_reader(context, session, session_options, file.file());
-  const double start = seconds_since_exec();
-  const uint64_t bytes = file.read(*reader, session.runner().rank_pages(), pages, context.stop);
-  use.restored = {path.native(), n, bytes, seconds_since_exec() - start};
-  use.reader = reader->name();
-  use.why = reader->why();
-  if (info.computed_by != expected.computed_by) use.computed_by = info.computed_by;
-  return n;
+/// How this file alone is best read.
+ReaderChoice choose_for(Context& context, const SessionOptions& options, const std::shared_ptr<const File>& file) {
+  if (options.reader != "auto") return {ReaderKind::pread, "--reader pread"};
+  ReaderChooser chooser;
+  chooser.n_threads = options.threads > 0 ? options.threads : usable_cores();
+  chooser.stop = context.stop;
+  return chooser.choose({&file, 1});
 }
 
-double rate_of(const PrefixUse::Transfer& done) {
-  return done.seconds > 0 ? static_cast<double>(done.bytes) / done.seconds / 1e9 : 0;
+/// Whether the weights' reader is as good for a file with this choice.
+bool reads_as_weights(const std::vector<ReadLane*>& lanes, const SessionOptions& options, const ReaderChoice& choice) {
+  if (lanes.empty()) return false;
+  const std::string_view name = lanes[0]->reader->name();
+  return options.reader != "auto" || name == "cufile" ||
+         name == (choice.kind == ReaderKind::io_uring ? "io_uring" : "pread");
+}
+
+struct Amount {
+  uint64_t bytes = 0;
+  double seconds = 0;
+  double gb_per_s() const { return seconds > 0 ? static_cast<double>(bytes) / seconds / 1e9 : 0; }
+};
+
+Amount amount_of(const PrefixUse::Transfer& done) { return {done.bytes, done.end_s - done.begin_s}; }
+
+/// If they came together.
+std::optional<Amount> amount_with_weights(const PrefixUse& use, const LoadReport& load) {
+  const bool together = use.behind_weights && use.restored.begin_s < load.begin_s + load.seconds;
+  return together ? std::optional(Amount{use.restored.bytes + load.bytes, use.restored.end_s - load.begin_s})
+                  : std::nullopt;
+}
+
+std::string amount_text(const Amount& amount) {
+  std::array<char, 32> rate{};
+  std::snprintf(rate.data(), rate.size(), "%.2f GB/s", amount.gb_per_s());
+  return str(human_bytes(static_cast<double>(amount.bytes)), " in ", human_seconds(amount.seconds), ": ", rate.data());
 }
 
 std::string transfer_text(std::string_view verb, const PrefixUse::Transfer& done) {
-  std::array<char, 32> rate{};
-  std::snprintf(rate.data(), rate.size(), "%.2f GB/s", rate_of(done));
-  return str("prefix: ", done.tokens, " tokens ", verb, " '", done.file, "', ",
-             human_bytes(static_cast<double>(done.bytes)), " in ", human_seconds(done.seconds), ": ", rate.data());
+  return str("prefix: ", done.tokens, " tokens ", verb, " '", done.file, "', ", amount_text(amount_of(done)));
+}
+
+nlohmann::ordered_json amount_json(const Amount& amount) {
+  return {{"bytes", amount.bytes}, {"seconds", amount.seconds}, {"gb_per_s", amount.gb_per_s()}};
 }
 
 nlohmann::ordered_json transfer_json(const PrefixUse::Transfer& done) {
   if (done.file.empty()) return nullptr;
-  return {{"file", done.file},
-          {"tokens", done.tokens},
-          {"bytes", done.bytes},
-          {"seconds", done.seconds},
-          {"gb_per_s", rate_of(done)}};
+  nlohmann::ordered_json json{{"file", done.file}, {"tokens", done.tokens}};
+  json.update(amount_json(amount_of(done)));
+  return json;
 }
 
 }  // namespace
@@ -124,9 +126,79 @@ void PrefixOptions::add_to(CLI::App& command) {
       "Read keys and values from a file that --save-prefix wrote; the prompt must begin with its tokens");
 }
 
-Prefix prepare_prefix(Context& context, Session& session, const SessionOptions& session_options,
-                      const PrefixOptions& options, std::span<const int> prompt, PrefixUse& use) {
-  if (options.save.empty() && options.restore.empty()) return {};
+struct PrefixRestore::OwnLanes {
+  LoadOptions options;  // outlive the lanes
+  std::vector<LoadLane> lanes;
+};
+
+PrefixRestore::PrefixRestore(Context& context, const SessionOptions& options, const fs::path& path)
+    : file_(open_in_time(path, options.deadline_s)), choice_(choose_for(context, options, file_.file())) {}
+PrefixRestore::~PrefixRestore() = default;
+
+void PrefixRestore::begin(Session& session, const SessionOptions& options) {
+  const std::string& path = file_.file()->path();
+  const PrefixInfo& info = file_.info();
+  require_same_cache(info, info_of(session, {}), path);
+  const auto n = static_cast<int64_t>(info.tokens.size());
+  pages_ = std::make_unique<PageTable>(session.runner().pool(), session.runner().exact_pool());
+  if (!pages_->try_reserve(n)) return;  // finish() says so
+  pages_->hold_exact_before(n);
+  std::vector<ReadLane*> lanes = session.load().lanes();
+  const bool as_weights = reads_as_weights(lanes, options, choice_);
+  if (!as_weights) {
+    own_lanes_ = std::make_unique<OwnLanes>();
+    LoadOptions& load = own_lanes_->options;
+    load.tp = session.tp();
+    load.devices = session.devices();
+    load.device = session.device();
+    load.n_threads = options.threads;
+    load.make_reader = [choice = choice_](int n_threads) { return make_reader(choice, n_threads); };
+    own_lanes_->lanes = make_lanes(load);
+    lanes.clear();
+    for (int rank = 0; rank < session.tp(); ++rank) {
+      const Device device = device_of(load, static_cast<size_t>(rank));
+      for (LoadLane& lane : own_lanes_->lanes) {
+        if (lane.device == device) lanes.push_back(&lane);
+      }
+    }
+  }
+  reader_ = lanes[0]->reader->name();
+  why_ = as_weights ? "behind the weights, by their reader" : choice_.why;
+  read_ = std::make_unique<PrefixRead>(file_, lanes, session.runner().rank_pages(), *pages_);
+}
+
+void PrefixRestore::finish(Context& context, Session& session, std::span<const int> prompt, Prefix& prefix,
+                           PrefixUse& use) {
+  const std::string& path = file_.file()->path();
+  const PrefixInfo& info = file_.info();
+  require_begins_with(prompt, info, path);
+  const auto n = static_cast<int64_t>(info.tokens.size());
+  if (!read_) {
+    throw Error(ErrorKind::out_of_memory,
+                str("'", path, "': a prefix of ", n, " tokens, the KV cache holds ", session.kv_use().tokens));
+  }
+  PrefixRead::Report done;
+  try {
+    done = read_->wait(context.stop);
+  } catch (const Error&) {
+    session.load().rethrow_failure();  // which cancels what is read behind it
+    throw;
+  }
+  context.timeline.add("restore prefix", done.begin_s, done.end_s);
+  use.restored = {path, n, done.bytes, done.begin_s, done.end_s};
+  use.behind_weights = own_lanes_ == nullptr;
+  use.reader = reader_;
+  use.why = why_;
+  if (info.computed_by != arithmetic_of(session)) use.computed_by = info.computed_by;
+  read_.reset();
+  own_lanes_.reset();
+  prefix.pages = std::move(pages_);
+  prefix.n_tokens = n;
+}
+
+Prefix prepare_prefix(Context& context, Session& session, const PrefixOptions& options, PrefixRestore* restore,
+                      std::span<const int> prompt, PrefixUse& use) {
+  if (options.save.empty() && restore == nullptr) return {};
   const auto n_prompt = static_cast<int64_t>(prompt.size());
   const int64_t n_save = options.save.empty() ? 0 : n_prompt / kPageTokens * kPageTokens;
   if (!options.save.empty() && n_save == 0) {
@@ -135,8 +207,7 @@ Prefix prepare_prefix(Context& context, Session& session, const SessionOptions& 
   }
   if (n_prompt >= session.max_context()) return {};  // the engine refuses it, and says why
   Prefix prefix{std::make_unique<PageTable>(session.runner().pool(), session.runner().exact_pool()), 0};
-  if (!options.restore.empty())
-    prefix.n_tokens = restore_prefix(context, session, session_options, options.restore, prompt, *prefix.pages, use);
+  if (restore != nullptr) restore->finish(context, session, prompt, prefix, use);
   if (n_save > prefix.n_tokens) {
     const Timeline::Scope scope(&context.timeline, "compute prefix");
     extend_prefix(session.runner(), prefix, prompt, n_save, context.stop);
@@ -147,14 +218,16 @@ Prefix prepare_prefix(Context& context, Session& session, const SessionOptions& 
     const double start = seconds_since_exec();
     const PrefixInfo info = info_of(session, prompt.first(static_cast<size_t>(n_save)));
     const uint64_t bytes = write_prefix(options.save, info, session.runner().rank_pages(), *prefix.pages, context.stop);
-    use.saved = {options.save, n_save, bytes, seconds_since_exec() - start};
+    use.saved = {options.save, n_save, bytes, start, seconds_since_exec()};
   }
   use.tokens_taken = reusable_tokens(n_prompt, prefix.n_tokens);
   return prefix;
 }
 
-nlohmann::ordered_json to_json(const PrefixUse& use) {
+nlohmann::ordered_json to_json(const PrefixUse& use, const LoadReport& load) {
+  const auto together = amount_with_weights(use, load);
   return {{"restored", transfer_json(use.restored)},
+          {"with_weights", together ? amount_json(*together) : nlohmann::ordered_json()},
           {"saved", transfer_json(use.saved)},
           {"reader", use.reader},
           {"why", use.why},
@@ -162,11 +235,13 @@ nlohmann::ordered_json to_json(const PrefixUse& use) {
           {"tokens_taken", use.tokens_taken}};
 }
 
-std::string describe(const PrefixUse& use) {
+std::string describe(const PrefixUse& use, const LoadReport& load) {
   std::string text;
   if (!use.restored.file.empty()) {
     text = str(transfer_text("restored from", use.restored), " by ", use.reader, " (", use.why,
                "), every byte verified; ", use.tokens_taken, " of them taken");
+    if (const auto together = amount_with_weights(use, load))
+      text += str("\n  weights and prefix together: ", amount_text(*together));
     if (!use.computed_by.empty())
       text +=
           str("\n  it was computed by '", use.computed_by, "': answers may differ from this machine's in last bits");

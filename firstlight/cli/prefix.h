@@ -2,12 +2,15 @@
 // run --save-prefix and --restore-prefix: keys and values of a prompt's beginning, from and to a file.
 #pragma once
 #include <cstdint>
+#include <memory>
 #include <nlohmann/json_fwd.hpp>
 #include <span>
 #include <string>
 
 #include "firstlight/cli/session.h"
 #include "firstlight/engine/prefix.h"
+#include "firstlight/kv/prefix_file.h"
+#include "firstlight/kv/prefix_read.h"
 
 namespace firstlight::cli {
 
@@ -23,22 +26,53 @@ struct PrefixUse {
     std::string file;
     int64_t tokens = 0;  ///< in the file
     uint64_t bytes = 0;
-    double seconds = 0;
+    double begin_s = 0, end_s = 0;  ///< since exec
   };
   Transfer restored, saved;
-  std::string reader, why;   ///< of what was restored
-  std::string computed_by;   ///< of what was restored, if it is other arithmetic than this session's
-  int64_t tokens_taken = 0;  ///< of the prompt, that need not be computed again
+  std::string reader, why;      ///< of what was restored
+  bool behind_weights = false;  ///< it came by the weights' lanes, after them
+  std::string computed_by;      ///< of what was restored, if it is other arithmetic than this session's
+  int64_t tokens_taken = 0;     ///< of the prompt, that need not be computed again
 };
 
-/// The prefix that the options ask for: restored, computed where it is to be saved and was not restored, and saved.
-/// Blocks. Empty if neither is asked for. Throws Error{bad_input} if the prompt does not begin with the restored
-/// prefix, or the prefix is another model's, another cache's; Error{damaged}, {io}, …; Interrupted.
-Prefix prepare_prefix(Context& context, Session& session, const SessionOptions& session_options,
-                      const PrefixOptions& options, std::span<const int> prompt, PrefixUse& use);
+/// A prefix file whose pages come into a session's KV cache while the rest of the start goes on.
+class PrefixRestore {
+ public:
+  /// Opens the file, reads its head and chooses its reader: before the weights are asked for, behind which that would
+  /// wait. Throws as PrefixFile; Interrupted.
+  PrefixRestore(Context& context, const SessionOptions& options, const fs::path& path);
+  ~PrefixRestore();  ///< of one that was not finished: as PrefixRead's
+  PrefixRestore(const PrefixRestore&) = delete;
+  PrefixRestore& operator=(const PrefixRestore&) = delete;
 
-nlohmann::ordered_json to_json(const PrefixUse& use);
+  /// Queues the pages behind the session's weights; by a reader of their own where that is the better one for this
+  /// file, or the weights have none. The session outlives this object. Throws Error{bad_input} for another model's
+  /// prefix or another cache's.
+  void begin(Session& session, const SessionOptions& options);
+  /// Blocks until they are there and checked, then gives them to `prefix`. Throws Error{bad_input} if the prompt does
+  /// not begin with the prefix, {out_of_memory} if the cache is too small, {damaged}, {io}, what the load failed of; …;
+  /// Interrupted.
+  void finish(Context& context, Session& session, std::span<const int> prompt, Prefix& prefix, PrefixUse& use);
+
+ private:
+  struct OwnLanes;
+  PrefixFile file_;
+  ReaderChoice choice_;
+  std::unique_ptr<OwnLanes> own_lanes_;
+  std::unique_ptr<PageTable> pages_;
+  std::unique_ptr<PrefixRead> read_;
+  std::string reader_, why_;
+};
+
+/// The prefix that the options ask for: `restore`'s (null: nothing is restored), computed where it is to be saved and
+/// was not restored, and saved. Blocks. Empty if neither is asked for. Throws as PrefixRestore::finish().
+Prefix prepare_prefix(Context& context, Session& session, const PrefixOptions& options, PrefixRestore* restore,
+                      std::span<const int> prompt, PrefixUse& use);
+
+/// What was queued behind the weights while they came has no time of its own: both rates are told, its own from the
+/// asking on, and that of weights and prefix together from the load's beginning on.
+nlohmann::ordered_json to_json(const PrefixUse& use, const LoadReport& load);
 /// Lines for people; "" if nothing was done.
-std::string describe(const PrefixUse& use);
+std::string describe(const PrefixUse& use, const LoadReport& load);
 
 }  // namespace firstlight::cli

@@ -84,8 +84,8 @@ struct PrefixFixture : Fixture {
     prefix.n_tokens = static_cast<int64_t>(file.info().tokens.size());
     EXPECT_TRUE(prefix.pages->try_reserve(prefix.n_tokens));
     prefix.pages->hold_exact_before(prefix.n_tokens);
-    PreadReader reader(2);
-    file.read(reader, runner->rank_pages(), *prefix.pages);
+    ReadLane lane = lane_of(std::make_unique<PreadReader>(2));
+    read_prefix(file, lane, runner->rank_pages(), *prefix.pages);
     return prefix;
   }
   PrefixInfo info;

@@ -5,6 +5,7 @@
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "firstlight/base/error.h"
 #include "firstlight/base/str.h"
@@ -88,7 +89,7 @@ void report(Context& context, const RunOptions& options, Session& session, const
                 {"threads", session.n_threads()},
                 {"max_context", session.max_context()},
                 {"kv", to_json(session.kv_use())},
-                {"prefix", to_json(prefix)}});
+                {"prefix", to_json(prefix, load)}});
     return;
   }
   say(context, "");
@@ -104,7 +105,7 @@ void report(Context& context, const RunOptions& options, Session& session, const
   const std::string sums = session.tp() == 1 ? "" : str(", sums by ", session.runner().comm_path());
   say(context, str("computed by ", session.runner().ops_name(), ", tp ", session.tp(), sums));
   say(context, describe(session.kv_use()));
-  if (const std::string text = describe(prefix); !text.empty()) say(context, text);
+  if (const std::string text = describe(prefix, load); !text.empty()) say(context, text);
 }
 
 int run(Context& context, const RunOptions& options) {
@@ -115,7 +116,10 @@ int run(Context& context, const RunOptions& options) {
   if (follows(context)) return follow(context, session_options, /*with_runner=*/true);
   const std::string prompt = prompt_text(options);
   session_options.text_optional = !options.ids_file.empty();
+  std::optional<PrefixRestore> restore;
+  if (!options.prefix.restore.empty()) restore.emplace(context, session_options, options.prefix.restore);
   Session& session = Session::make(context, session_options);
+  if (restore) restore->begin(session, session_options);
   ModelText& text = session.text();
   EngineOptions engine_options;
   engine_options.max_context = session.max_context();
@@ -124,7 +128,8 @@ int run(Context& context, const RunOptions& options) {
   Request request =
       options.generate.request(encode_prompt(context, options, prompt, text, session.config().vocab_size));
   PrefixUse prefix_use;
-  Prefix prefix = prepare_prefix(context, session, options.session, options.prefix, request.prompt, prefix_use);
+  Prefix prefix =
+      prepare_prefix(context, session, options.prefix, restore ? &*restore : nullptr, request.prompt, prefix_use);
   const double prompt_start = seconds_since_exec();
   const double waited_before = session.load().weights()[0].ready->waited_seconds();
   bool ends_with_newline = true;

@@ -15,11 +15,6 @@
 
 namespace firstlight {
 
-namespace {
-
-constexpr uint64_t kWriteBytes = 8u << 20;     // of one write
-constexpr uint64_t kStagingBytes = 64u << 20;  // between storage and a GPU
-
 std::byte* page_of(const RankPages& rank, const PageTable& table, int64_t page) {
   return rank.pages + static_cast<uint64_t>(table.pages()[static_cast<size_t>(page)]) * rank.page_bytes;
 }
@@ -28,7 +23,6 @@ std::byte* exact_of(const RankPages& rank, const PageTable& table, int64_t page)
   return rank.exact + static_cast<uint64_t>(table.exact()[static_cast<size_t>(page)]) * rank.exact_page_bytes;
 }
 
-/// Ranks and table must be what `info` describes.
 void require_fits(const PrefixInfo& info, std::span<const RankPages> ranks, const PageTable& table) {
   const bool has_ranks =
       static_cast<int>(ranks.size()) == info.tp && std::all_of(ranks.begin(), ranks.end(), [&](const RankPages& rank) {
@@ -44,6 +38,10 @@ void require_fits(const PrefixInfo& info, std::span<const RankPages> ranks, cons
   throw Error(ErrorKind::bug, str("a prefix of ", info.n_pages(), " pages of ", info.page_bytes(), " bytes on ",
                                   info.tp, " ranks, and a cache that is another"));
 }
+
+namespace {
+
+constexpr uint64_t kWriteBytes = 8u << 20;  // of one write
 
 /// A file that is not one of ours is not to be lost.
 void require_ours(const fs::path& path) {
@@ -158,23 +156,6 @@ uint64_t write_prefix(const fs::path& path, const PrefixInfo& info, std::span<co
   return head.file_bytes();
 }
 
-struct PrefixFile::Piece {
-  uint64_t offset = 0, size = 0, hash = 0;
-  std::byte* into = nullptr;
-  Device device;
-  int rank = 0;
-  int64_t page = 0;  ///< in the sequence
-  bool exact = false;
-  // What reading it gave.
-  int64_t result = 0;
-  uint64_t found = 0;
-
-  std::string text(const std::string& path) const {
-    return str("'", path, "' bytes [", offset, ", ", offset + size, ") (rank ", rank, ", tokens ", page * kPageTokens,
-               " to ", (page + 1) * kPageTokens - 1, exact ? ", in bf16)" : ")");
-  }
-};
-
 PrefixFile::PrefixFile(const fs::path& path) : file_(File::open(path)) {
   std::vector<std::byte> head(static_cast<size_t>(std::min(kPrefixFixedBytes, file_->size())));
   file_->read(0, head);
@@ -182,96 +163,6 @@ PrefixFile::PrefixFile(const fs::path& path) : file_(File::open(path)) {
   head.resize(static_cast<size_t>(n));
   file_->read(0, head);
   head_ = parse_prefix_head(head, file_->size(), file_->path());
-}
-
-std::vector<PrefixFile::Piece> PrefixFile::pieces(std::span<const RankPages> ranks, const PageTable& table) const {
-  const PrefixInfo& info = head_.info;
-  std::vector<Piece> pieces;
-  for (int r = 0; r < info.tp; ++r) {
-    const RankPages& rank = ranks[static_cast<size_t>(r)];
-    for (int64_t page = 0; page < info.n_pages(); ++page) {
-      pieces.push_back({head_.page_at(r, page), rank.page_bytes, head_.page_hash(r, page), page_of(rank, table, page),
-                        rank.device, r, page, false});
-    }
-    for (int64_t i = 0; i < info.n_exact(); ++i) {
-      const int64_t page = info.exact_page(i);
-      pieces.push_back({head_.exact_at(r, i), rank.exact_page_bytes, head_.exact_hash(r, i),
-                        exact_of(rank, table, page), rank.device, r, page, true});
-    }
-  }
-  return pieces;
-}
-
-void PrefixFile::read_to_host(Reader& reader, std::span<Piece> pieces, const std::stop_token& stop) const {
-  std::vector<ReadRequest> requests;
-  for (size_t i = 0; i < pieces.size(); ++i)
-    requests.push_back({i, file_, pieces[i].offset, pieces[i].size, pieces[i].into});
-  {
-    const std::stop_callback cancel(stop, [&] { reader.cancel(); });
-    reader.submit(requests, [pieces](const ReadCompletion& done) {
-      Piece& piece = pieces[done.id];
-      piece.result = done.result;
-      if (done.result >= 0) piece.found = xxh3_64({piece.into, piece.size});  // in this core's cache
-    });
-    reader.wait();
-  }
-  if (stop.stop_requested()) throw Interrupted();
-  for (const Piece& piece : pieces) {
-    if (piece.result == -ENODATA) {
-      throw Error(ErrorKind::damaged, str(piece.text(file_->path()), ": the file ends before"));
-    }
-    if (piece.result < 0) throw_errno(static_cast<int>(-piece.result), "read", piece.text(file_->path()));
-    if (piece.found != piece.hash) {
-      throw Error(ErrorKind::damaged, str(piece.text(file_->path()), ": XXH3-64 is ", std::hex, piece.found,
-                                          ", its head says ", piece.hash));
-    }
-  }
-}
-
-uint64_t PrefixFile::read(Reader& reader, std::span<const RankPages> ranks, const PageTable& table,
-                          const std::stop_token& stop) const {
-  require_fits(head_.info, ranks, table);
-  std::vector<Piece> all = pieces(ranks, table);
-  const auto staged = std::stable_partition(all.begin(), all.end(),
-                                            [](const Piece& piece) { return piece.device.kind == Device::Kind::cpu; });
-  read_to_host(reader, {all.begin(), staged}, stop);
-  Buffer staging;
-  std::vector<std::byte*> targets;
-  for (auto begin = staged; begin != all.end();) {
-    auto end = begin;
-    uint64_t size = 0;
-    for (targets.clear(); end != all.end() && (size == 0 || size + end->size <= kStagingBytes); ++end)
-      size += end->size;
-    if (staging.size() < size) staging = Buffer({}, std::max(size, kStagingBytes));
-    std::byte* at = staging.data();
-    for (auto piece = begin; piece != end; at += piece->size, ++piece) {
-      targets.push_back(piece->into);
-      piece->into = at;
-    }
-    read_to_host(reader, {begin, end}, stop);
-    for (auto piece = begin; piece != end; ++piece)
-      copy(targets[static_cast<size_t>(piece - begin)], piece->device, piece->into, {}, piece->size);
-    begin = end;
-  }
-  check_padding();
-  file_->check_unchanged();
-  return head_.file_bytes() - head_.head_bytes();
-}
-
-/// Nothing depends on it, but a file with a wrong byte anywhere is not what was written.
-void PrefixFile::check_padding() const {
-  for (int rank = 0; rank < head_.info.tp; ++rank) {
-    for (const bool exact : {false, true}) {
-      const uint64_t begin = head_.section_end(rank, exact);
-      const uint64_t end = (begin + kPrefixAlignment - 1) / kPrefixAlignment * kPrefixAlignment;
-      std::vector<std::byte> zeros(static_cast<size_t>(end - begin));
-      file_->read(begin, zeros);
-      if (std::any_of(zeros.begin(), zeros.end(), [](std::byte b) { return b != std::byte{}; })) {
-        throw Error(ErrorKind::damaged,
-                    str("'", file_->path(), "' bytes [", begin, ", ", end, "): not zeros, which pad pages"));
-      }
-    }
-  }
 }
 
 }  // namespace firstlight

@@ -7,7 +7,6 @@
 #include <stop_token>
 
 #include "firstlight/io/file.h"
-#include "firstlight/io/reader.h"
 #include "firstlight/kv/page_pool.h"
 #include "firstlight/kv/prefix_head.h"
 
@@ -20,29 +19,23 @@ namespace firstlight {
 uint64_t write_prefix(const fs::path& path, const PrefixInfo& info, std::span<const RankPages> ranks,
                       const PageTable& table, const std::stop_token& stop = {});
 
-/// A prefix file, open, its head checked.
+/// Where a page of the sequence lies, or the exact page beside it, which must be held.
+std::byte* page_of(const RankPages& rank, const PageTable& table, int64_t page);
+std::byte* exact_of(const RankPages& rank, const PageTable& table, int64_t page);
+/// Throws Error{bug} unless ranks and table are what `info` describes.
+void require_fits(const PrefixInfo& info, std::span<const RankPages> ranks, const PageTable& table);
+
+/// A prefix file, open, its head checked. Its pages come by PrefixRead (kv/prefix_read.h).
 class PrefixFile {
  public:
   /// Throws Error{not_found, io} and what parse_prefix_head() throws.
   explicit PrefixFile(const fs::path& path);
 
+  const PrefixHead& head() const noexcept { return head_; }
   const PrefixInfo& info() const noexcept { return head_.info; }
-  const std::shared_ptr<const File>& file() const noexcept { return file_; }  ///< for the choice of a reader
-
-  /// Reads all pages into those of `table`, which has room for the prefix and holds its exact pages
-  /// (PageTable::hold_exact_before()). Pages of ranks on the CPU are read to their places and hashed by the thread that
-  /// read them; those on a GPU go through 64 MiB of host memory. Blocks. Returns the bytes read. Throws Error{damaged}
-  /// naming file, range, rank and tokens if a hash is another one: the table's pages then hold nothing of use.
-  /// Error{io}; Interrupted.
-  uint64_t read(Reader& reader, std::span<const RankPages> ranks, const PageTable& table,
-                const std::stop_token& stop = {}) const;
+  const std::shared_ptr<const File>& file() const noexcept { return file_; }
 
  private:
-  struct Piece;
-  std::vector<Piece> pieces(std::span<const RankPages> ranks, const PageTable& table) const;
-  void read_to_host(Reader& reader, std::span<Piece> pieces, const std::stop_token& stop) const;
-  void check_padding() const;
-
   std::shared_ptr<const File> file_;
   PrefixHead head_;
 };

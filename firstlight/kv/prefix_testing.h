@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <stdlib.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <fstream>
@@ -15,7 +16,9 @@
 
 #include "firstlight/base/error.h"
 #include "firstlight/device/buffer.h"
+#include "firstlight/device/copy.h"
 #include "firstlight/kv/prefix_file.h"
+#include "firstlight/kv/prefix_read.h"
 
 namespace firstlight {
 
@@ -47,34 +50,44 @@ inline PrefixInfo prefix_info(KvKind kind, int n_pages, int tp = 1) {
   return info;
 }
 
+struct CacheIs {
+  int64_t n_pool = 12;
+  bool in_order = false;  ///< the sequence's pages lie side by side
+  Device device;
+};
+
 /// A cache of all ranks, and a sequence's pages in it, in an order of its own.
 class FakeCache {
  public:
-  FakeCache(const PrefixInfo& info, unsigned seed, bool filled, int64_t n_pool = 12)
-      : pool_(n_pool), exact_pool_(n_pool), table(pool_, info.n_exact() > 0 ? &exact_pool_ : nullptr) {
+  FakeCache(const PrefixInfo& info, unsigned seed, bool filled, const CacheIs& is = {})
+      : device_(is.device),
+        pool_(is.n_pool),
+        exact_pool_(is.n_pool),
+        table(pool_, info.n_exact() > 0 ? &exact_pool_ : nullptr) {
     std::mt19937 random(seed);
-    shuffle(pool_, random);
-    shuffle(exact_pool_, random);
+    if (!is.in_order) shuffle(pool_, random);
+    if (!is.in_order) shuffle(exact_pool_, random);
     EXPECT_TRUE(table.try_reserve(info.n_pages() * kPageTokens));
     table.hold_exact_before(info.n_pages() * kPageTokens);
-    const auto n = static_cast<uint64_t>(n_pool);
+    const auto n = static_cast<uint64_t>(is.n_pool);
     for (int r = 0; r < info.tp; ++r) {
       for (const uint64_t bytes : {info.page_bytes(), info.n_exact() > 0 ? info.exact_page_bytes() : 0}) {
-        buffers_.emplace_back(Device{}, bytes * n);
-        for (uint64_t at = 0; filled && at < buffers_.back().size(); at += sizeof(uint32_t)) {  // else zeros
-          const auto word = static_cast<uint32_t>(random());
-          std::memcpy(buffers_.back().data() + at, &word, sizeof word);
-        }
+        const Buffer& buffer = buffers_.emplace_back(device_, bytes * n);
+        std::vector<uint32_t> words(buffer.size() / sizeof(uint32_t));  // zeros, or …
+        if (filled) std::generate(words.begin(), words.end(), [&] { return static_cast<uint32_t>(random()); });
+        copy(buffer.data(), device_, reinterpret_cast<const std::byte*>(words.data()), {}, buffer.size());
       }
       const auto& last = buffers_[buffers_.size() - 2];
-      ranks.push_back({{}, last.data(), info.page_bytes(), buffers_.back().data(), info.exact_page_bytes()});
+      ranks.push_back({device_, last.data(), info.page_bytes(), buffers_.back().data(), info.exact_page_bytes()});
     }
   }
   /// The bytes of the sequence's pages in order, all ranks.
   std::string content(const PrefixInfo& info) const {
     std::string out;
     const auto add = [&](const std::byte* base, int32_t page, uint64_t bytes) {
-      out.append(reinterpret_cast<const char*>(base) + static_cast<uint64_t>(page) * bytes, bytes);
+      out.resize(out.size() + bytes);
+      copy(reinterpret_cast<std::byte*>(out.data() + out.size() - bytes), {},
+           base + static_cast<uint64_t>(page) * bytes, device_, bytes);
     };
     for (const RankPages& rank : ranks) {
       for (const int32_t page : table.pages()) add(rank.pages, page, rank.page_bytes);
@@ -94,6 +107,7 @@ class FakeCache {
     std::shuffle(taken.begin(), taken.end(), random);
     for (const int32_t page : taken) pool.give_back(page);
   }
+  Device device_;
   PagePool pool_, exact_pool_;
   std::vector<Buffer> buffers_;
 
@@ -101,6 +115,20 @@ class FakeCache {
   PageTable table;
   std::vector<RankPages> ranks;
 };
+
+/// A lane into host memory, by this reader.
+inline ReadLane lane_of(std::unique_ptr<Reader> reader) {
+  ReadLane lane;
+  lane.reader = std::move(reader);
+  return lane;
+}
+
+/// All ranks by one lane.
+inline uint64_t read_prefix(const PrefixFile& file, ReadLane& lane, std::span<const RankPages> ranks,
+                            const PageTable& table, const std::stop_token& stop = {}) {
+  const std::vector<ReadLane*> lanes(ranks.size(), &lane);
+  return PrefixRead(file, lanes, ranks, table).wait(stop).bytes;
+}
 
 inline std::string bytes_of(const fs::path& path) {
   std::ifstream in(path, std::ios::binary);

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """run --save-prefix and --restore-prefix as a user does it: the same answers, and refusals in words."""
 import json
+import shutil
 import sys
 
 from common import Suite
@@ -47,6 +48,25 @@ def saved_longer(suite, model):
     run(suite, model, 1000, "--restore-prefix", first, "--save-prefix", longer)
     run(suite, model, 1000, "--save-prefix", whole)
     assert longer.read_bytes() == whole.read_bytes()
+
+
+def lanes(suite, model):
+    """The weights' where they have any; a load that fails names its own cause."""
+    file = suite.tmp / "lanes.prefix"
+    saved = run(suite, model, 300, "--tp", 1, "--save-prefix", file)
+    for options, why in ((("--tp", 1), "behind the weights, by their reader"), (("--traditional",), "--reader pread")):
+        reused = run(suite, model, 300, *options, "--reader", "pread", "--restore-prefix", file)
+        assert reused["ids"] == saved["ids"], options
+        assert (reused["prefix"]["why"], reused["prefix"]["reader"]) == (why, "pread"), reused["prefix"]
+        assert reused["prefix"]["restored"]["bytes"] > 0 and reused["load"]["bytes"] > 0, reused
+    bad = suite.tmp / "bad"
+    shutil.copytree(model, bad)
+    part = next((bad / "tp1" / "rank-00").glob("*.safetensors"))
+    data = bytearray(part.read_bytes())
+    data[-1000] ^= 1
+    part.write_bytes(data)
+    error = run(suite, bad, 300, "--tp", 1, "--restore-prefix", file, code=4)["error"]
+    assert part.name in error["message"], error
 
 
 def refusals(suite, model):
@@ -97,6 +117,7 @@ def main():
     suite.run("synth", "--config", suite.tmp / "prefix.json", "-o", model, "--tp", "1,2")
     suite.check("a restored prefix gives the answers of the whole prompt", restored_answers, suite, model)
     suite.check("a restored prefix is saved longer as the whole is", saved_longer, suite, model)
+    suite.check("a restored prefix comes by the lanes of the weights", lanes, suite, model)
     suite.check("a prefix that does not fit is refused in words", refusals, suite, model)
     suite.check("a turn of chat computes what is new", chat_shares, suite)
     sys.exit(suite.end())

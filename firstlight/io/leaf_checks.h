@@ -7,7 +7,7 @@
 #include <span>
 #include <vector>
 
-#include "firstlight/ckpt/leaf_hasher.h"
+#include "firstlight/io/leaf_hasher.h"
 
 namespace firstlight {
 
@@ -16,17 +16,16 @@ namespace firstlight {
 class LeafChecks {
  public:
   using MakeHasher = std::function<std::unique_ptr<LeafHasher>()>;
-  /// Called on that thread once for each add(), in order. `failure` is null, or why there are no hashes. Must not
-  /// throw.
-  using Done = std::function<void(size_t job, std::span<const uint64_t> hashes, std::exception_ptr failure)>;
+  /// Called on that thread once for its add(), in order. `failure` is null, or why there are no hashes. Must not throw.
+  using Done = std::function<void(std::span<const uint64_t> hashes, const std::exception_ptr& failure)>;
 
   /// `make` runs on that thread at once; if it throws, that is every leaf's failure.
-  LeafChecks(MakeHasher make, Done done);
+  explicit LeafChecks(MakeHasher make);
   ~LeafChecks();  ///< forgets what waits, waits for what runs
   LeafChecks(const LeafChecks&) = delete;
   LeafChecks& operator=(const LeafChecks&) = delete;
 
-  void add(size_t job, std::vector<LeafBytes> leaves);
+  void add(std::vector<LeafBytes> leaves, Done done);
   /// Blocks until done() has returned for everything that was added.
   void wait();
   /// Seconds spent in the hasher so far.

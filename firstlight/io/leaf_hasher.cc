@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "firstlight/ckpt/leaf_hasher.h"
+#include "firstlight/io/leaf_hasher.h"
 
 #include "firstlight/base/hash.h"
 

@@ -9,9 +9,9 @@
 #include "firstlight/base/hash.h"
 #include "firstlight/base/str.h"
 #include "firstlight/base/xxh3_lanes.h"
-#include "firstlight/ckpt/leaf_hasher.h"
 #include "firstlight/device/copy.h"
 #include "firstlight/device/cuda.h"
+#include "firstlight/io/leaf_hasher.h"
 
 namespace firstlight {
 

@@ -6,11 +6,10 @@
 #include <vector>
 
 #include "firstlight/base/hash.h"
-#include "firstlight/ckpt/leaf_hasher.h"
-#include "firstlight/ckpt/manifest.h"
 #include "firstlight/device/buffer.h"
 #include "firstlight/device/copy.h"
 #include "firstlight/device/gpus.h"
+#include "firstlight/io/leaf_hasher.h"
 
 namespace firstlight {
 namespace {
@@ -37,7 +36,7 @@ class CudaLeafHasher : public testing::Test {
     }
   }
 
-  static constexpr uint64_t kBytes = 20u << 20;
+  static constexpr uint64_t kBytes = 20u << 20, kLeafBytes = 1u << 20;
   Device gpu_{Device::Kind::cuda, 0};
   Buffer memory_;
   std::vector<std::byte> bytes_;

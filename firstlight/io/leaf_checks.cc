@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "firstlight/ckpt/leaf_checks.h"
+#include "firstlight/io/leaf_checks.h"
 
 #include <chrono>
 #include <condition_variable>
@@ -14,14 +14,13 @@ namespace firstlight {
 namespace {
 
 struct Added {
-  size_t job = 0;
   std::vector<LeafBytes> leaves;
+  LeafChecks::Done done;
 };
 
 }  // namespace
 
 struct LeafChecks::Impl {
-  Done done;
   std::unique_ptr<LeafHasher> hasher;  // of the thread; if there is none …
   std::exception_ptr no_hasher;        // … why
   mutable std::mutex mutex;
@@ -55,7 +54,7 @@ struct LeafChecks::Impl {
     }
     std::span<const uint64_t> rest = hashes;
     for (const Added& added : batch) {
-      done(added.job, failure ? std::span<const uint64_t>{} : rest.first(added.leaves.size()), failure);
+      added.done(failure ? std::span<const uint64_t>{} : rest.first(added.leaves.size()), failure);
       if (!failure) rest = rest.subspan(added.leaves.size());
     }
   }
@@ -80,8 +79,7 @@ struct LeafChecks::Impl {
   }
 };
 
-LeafChecks::LeafChecks(MakeHasher make, Done done) : impl_(std::make_unique<Impl>()) {
-  impl_->done = std::move(done);
+LeafChecks::LeafChecks(MakeHasher make) : impl_(std::make_unique<Impl>()) {
   impl_->thread = start_thread("hashing", [impl = impl_.get(), make = std::move(make)] { impl->run(make); });
 }
 
@@ -94,10 +92,10 @@ LeafChecks::~LeafChecks() {
   impl_->thread.join();
 }
 
-void LeafChecks::add(size_t job, std::vector<LeafBytes> leaves) {
+void LeafChecks::add(std::vector<LeafBytes> leaves, Done done) {
   {
     const std::lock_guard lock(impl_->mutex);
-    impl_->waiting.push_back({job, std::move(leaves)});
+    impl_->waiting.push_back({std::move(leaves), std::move(done)});
     ++impl_->outstanding;
   }
   impl_->changed.notify_all();
