@@ -16,10 +16,10 @@
 #include "firstlight/ckpt/manifest.h"
 #include "firstlight/cli/bench_load.h"
 #include "firstlight/cli/bench_peers.h"
+#include "firstlight/cli/bench_rest.h"
 #include "firstlight/cli/session.h"
 #include "firstlight/device/buffer.h"
 #include "firstlight/device/gpus.h"
-#include "firstlight/io/leaf_hasher.h"
 #include "firstlight/io/staging.h"
 
 namespace firstlight::cli {
@@ -34,9 +34,7 @@ double seconds_since(Clock::time_point begin) { return std::chrono::duration<dou
 class PinnedFloor {
  public:
   explicit PinnedFloor(Device device)
-      : staging_(make_staging(device, {4, 64u << 20})),
-        into_(device, 4 * staging_->slot_bytes()),
-        hasher_(make_leaf_hasher(device)) {
+      : staging_(make_staging(device, {4, 64u << 20})), into_(device, 4 * staging_->slot_bytes()) {
     uint64_t random = 88172645463325252u;
     for (int i = 0; i < staging_->n_slots(); ++i) {
       for (uint64_t at = 0; at < staging_->slot_bytes(); at += sizeof random) {  // not zeros, which may go faster
@@ -45,22 +43,6 @@ class PinnedFloor {
       }
       staging_->prepare(i);
     }
-  }
-  /// Leaves hashed on the device meanwhile, as a load does: a GPU that computes may copy faster than one that does not.
-  void copy_beside_hashing(uint64_t bytes) {
-    std::atomic<bool> stop = false;
-    std::jthread hashing([&] {
-      constexpr uint64_t kLeaf = 1u << 20;
-      std::vector<LeafBytes> leaves;
-      for (uint64_t i = 0; i < 16; ++i) leaves.push_back({into_.data() + i * kLeaf, kLeaf});
-      std::vector<uint64_t> hashes(leaves.size());
-      while (!stop) {
-        hasher_->hash(leaves, hashes);
-        std::this_thread::sleep_for(std::chrono::microseconds(100));
-      }
-    });
-    copy(bytes);
-    stop = true;
   }
   void copy(uint64_t bytes) {
     const uint64_t step = staging_->slot_bytes();
@@ -83,7 +65,6 @@ class PinnedFloor {
  private:
   std::unique_ptr<Staging> staging_;
   Buffer into_;
-  std::unique_ptr<LeafHasher> hasher_;
 };
 
 struct GpuBench {
@@ -111,24 +92,21 @@ LoadOptions load_options(const GpuBench& bench, Verify verify) {
 /// all that back not.
 double load_once(const GpuBench& bench, const LoadOptions& options) {
   const auto begin = Clock::now();
-  const std::unique_ptr<Load> load = load_rank_checkpoint(bench.options.model, options);
+  std::unique_ptr<Load> load = load_rank_checkpoint(bench.options.model, options);
   load->wait();
-  return seconds_since(begin);
+  const double seconds = seconds_since(begin);
+  load.reset();
+  rest_after_freeing(bench.bytes / bench.distinct.size());
+  return seconds;
 }
 
-double floor_once(GpuBench& bench, bool beside_hashing) {
+double floor_once(GpuBench& bench) {
   const uint64_t each = bench.bytes / bench.floors.size();
   const auto begin = Clock::now();
   {
     std::vector<std::jthread> threads;
     for (auto& floor : bench.floors) {
-      threads.emplace_back([&floor, each, beside_hashing] {
-        if (beside_hashing) {
-          floor->copy_beside_hashing(each);
-        } else {
-          floor->copy(each);
-        }
-      });
+      threads.emplace_back([&floor, each] { floor->copy(each); });
     }
   }
   return seconds_since(begin);
@@ -156,11 +134,13 @@ std::string memory_note(GpuBench& bench) {
   Timeline timeline;
   options.timeline = &timeline;
   const double begin = seconds_since_exec();
-  const std::unique_ptr<Load> load = load_rank_checkpoint(bench.options.model, options);
+  std::unique_ptr<Load> load = load_rank_checkpoint(bench.options.model, options);
   uint64_t on_gpus = 0, arenas = 0;
   for (size_t i = 0; i < bench.distinct.size(); ++i) on_gpus += free_before[i] - free_memory(bench.distinct[i]);
   for (const RankWeights& weights : load->weights()) arenas += weights.arena.size();
   load->wait();
+  load.reset();
+  rest_after_freeing(bench.bytes / bench.distinct.size());
   for (const Phase& phase : timeline.phases()) {
     bench.report.phases.push_back({phase.name, phase.start_s - begin, phase.end_s - begin});
   }
@@ -210,9 +190,7 @@ void measure(GpuBench& bench, const Manifest& manifest) {
   say(bench.context, "whole loads …");
   const std::string gpus_text = bench.distinct.size() == 1 ? "the GPU" : str(bench.distinct.size(), " GPUs at once");
   report.loads.push_back({str("floor: pinned memory to ", gpus_text), "warm", "", true, bench.bytes,
-                          [&bench] { return floor_once(bench, false); }});
-  report.loads.push_back({"floor: the same beside the hashing of leaves", "warm", "", true, bench.bytes,
-                          [&bench] { return floor_once(bench, true); }});
+                          [&bench] { return floor_once(bench); }});
   for (const Verify verify : {Verify::full, Verify::off}) {
     report.loads.push_back({"load by pread", "warm", verify == Verify::full ? "full" : "off", false, bench.bytes,
                             [&bench, verify] { return load_once(bench, load_options(bench, verify)); }});
