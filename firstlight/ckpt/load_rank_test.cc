@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "firstlight/ckpt/load_fixture.h"
+#include "firstlight/io/pread_reader.h"
 
 namespace firstlight {
 namespace {
@@ -36,6 +37,23 @@ TEST_F(LoadRankTest, OneRankIsItsSliceAndNoOtherFileIsTouched) {
       if (other != rank) fs::rename(hidden / name, out_ / "tp4" / name);
     }
     fs::remove(hidden);
+  }
+}
+
+TEST_F(LoadRankTest, ProcessesThatLoadAtOnceShareThreads) {
+  for (const auto& [n_processes, expected] : {std::pair{1, 9}, {2, 4}, {4, 2}, {20, 1}}) {
+    int asked_for = 0;
+    LoadOptions options;
+    options.tp = 4;
+    options.rank = 0;
+    options.n_threads = 9;
+    options.n_processes = n_processes;
+    options.make_reader = [&](int n_threads) {
+      asked_for = n_threads;
+      return std::make_unique<PreadReader>(n_threads);
+    };
+    load_rank_checkpoint(out_, options)->wait();
+    EXPECT_EQ(asked_for, expected) << n_processes;
   }
 }
 

@@ -15,6 +15,7 @@
 #include <cstring>
 #include <functional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "firstlight/base/error.h"
@@ -57,16 +58,49 @@ std::vector<float> floats_of(const Buffer& buffer, size_t n) {
   return values;
 }
 
+/// The process's end where its GPU cannot have the shared page: no reason that CUDA IPC may have can be made at will.
+class WithoutPage final : public ProcessComm {
+ public:
+  explicit WithoutPage(std::unique_ptr<ProcessComm> comm) : comm_(std::move(comm)) {}
+  int rank() const override { return comm_->rank(); }
+  int size() const override { return comm_->size(); }
+  std::string_view path() const override { return comm_->path(); }
+  void all_reduce_sum(std::span<float> data, const Stream& on) override { comm_->all_reduce_sum(data, on); }
+  void all_gather(std::span<const float> mine, std::span<float> out, const Stream& on) override {
+    comm_->all_gather(mine, out, on);
+  }
+  int least(int mine) override { return comm_->least(mine); }
+  void check() override { comm_->check(); }
+  void fail(std::exception_ptr cause) override { comm_->fail(cause); }
+  void reset() override { comm_->reset(); }
+  void broadcast(std::vector<std::byte>& bytes) override { comm_->broadcast(bytes); }
+  void exchange(std::span<const std::byte> mine, std::span<std::byte> all) override { comm_->exchange(mine, all); }
+  void gather(std::span<const std::byte> mine, std::span<std::byte> all) override { comm_->gather(mine, all); }
+  uint32_t* stop_word() override { return comm_->stop_word(); }
+  std::span<std::byte> stop_page() override { return {static_cast<std::byte*>(nullptr), 4096}; }
+  void set_spin(int polls) override { comm_->set_spin(polls); }
+  void leave() override { comm_->leave(); }
+
+ private:
+  std::unique_ptr<ProcessComm> comm_;
+};
+
 /// One rank: what it has in its process.
 struct OneRank {
-  OneRank(const ProcessRank& me, const CudaProcessCommOptions& options,
+  OneRank(const ProcessRank& me, const CudaProcessCommOptions& options, bool with_page,
           const std::function<void(const std::exception_ptr&)>& on_failure)
-      : processes(ProcessComm::join(me, {.timeout_s = 20, .on_failure = on_failure})),
+      : processes(join(me, with_page, on_failure)),
         device{Device::Kind::cuda, me.rank % static_cast<int>(gpus().names.size())},
         comm(make_cuda_process_comm(*processes, device, options)),
         stream(device),
         few(device, 4 * (kManyFloats + 64)),
         many(device, 4 * (kManyFloats + 64)) {}
+  static std::unique_ptr<ProcessComm> join(const ProcessRank& me, bool with_page,
+                                           const std::function<void(const std::exception_ptr&)>& on_failure) {
+    auto joined = ProcessComm::join(me, {.timeout_s = 20, .on_failure = on_failure});
+    if (with_page) return joined;
+    return std::make_unique<WithoutPage>(std::move(joined));
+  }
   cudaStream_t queue() const { return static_cast<cudaStream_t>(stream.handle()); }
 
   /// A sum of few floats and one of many, recorded.
@@ -180,16 +214,19 @@ TEST(OneCudaProcess, DISABLED_IsARank) {
   if (what.empty()) GTEST_SKIP() << "for the tests that start it";
   const ProcessRank rank{std::stoi(variable("RANK")), std::stoi(variable("WORLD_SIZE")), variable("MASTER_ADDR")};
   const bool one_gpu = gpus().names.size() < static_cast<size_t>(rank.size);
+  const bool refused = what == "nccl where ipc is refused";
   OneRank me(rank,
-             {.by = what == "through host memory" ? SumsBy::host
-                    : what.starts_with("nccl")    ? SumsBy::nccl
-                                                  : SumsBy::automatic,
+             {.by = what == "through host memory"          ? SumsBy::host
+                    : what.starts_with("nccl") && !refused ? SumsBy::nccl
+                                                           : SumsBy::automatic,
               .share_gpu = what != "sharing"},
-             what.starts_with("nccl") ? end_process : nullptr);
+             /*with_page=*/!refused || rank.rank == 0, what.starts_with("nccl") ? end_process : nullptr);
   if (what == "through host memory") {
     EXPECT_EQ(me.comm->path(), "host memory (as asked)");
   } else if (what.starts_with("nccl")) {
     EXPECT_THAT(std::string(me.comm->path()), testing::StartsWith("NCCL 2."));
+    if (refused)
+      EXPECT_THAT(std::string(me.comm->path()), testing::HasSubstr("rank 1: pin memory that processes share"));
   } else if (what == "sharing" && one_gpu) {
     EXPECT_EQ(me.comm->path(), "host memory (ranks 0 and 1 share a GPU)");
   } else {
@@ -277,6 +314,10 @@ class CudaNcclProcesses : public CudaProcesses {
 
 TEST_F(CudaNcclProcesses, AddUpToTheBitsOfRankOrderGatherAndCountOn) {
   EXPECT_EQ(codes_of_ranks(2, "nccl recorded"), (std::vector<int>{0, 0}));
+}
+
+TEST_F(CudaNcclProcesses, AddUpWhereARankIsRefusedIpcAndSayWhy) {
+  EXPECT_EQ(codes_of_ranks(2, "nccl where ipc is refused"), (std::vector<int>{0, 0}));
 }
 
 TEST_F(CudaNcclProcesses, EndWhenTheOtherIsKilledWhileAGpuWaitsForIt) {
