@@ -11,6 +11,7 @@
 #include "firstlight/base/str.h"
 #include "firstlight/device/buffer.h"
 #include "firstlight/device/copy.h"
+#include "firstlight/io/mount.h"
 #include "firstlight/io/output_file.h"
 
 namespace firstlight {
@@ -163,6 +164,7 @@ PrefixFile::PrefixFile(const fs::path& path) : file_(File::open(path)) {
   head.resize(static_cast<size_t>(n));
   file_->read(0, head);
   head_ = parse_prefix_head(head, file_->size(), file_->path());
+  if (lies_on_nfs(path)) file_->turn_off_read_ahead();  // it would fetch twice, as of a load's files
 }
 
 }  // namespace firstlight

@@ -109,21 +109,15 @@ void PrefixRead::Impl::list_pages(std::span<const RankPages> ranks, const PageTa
 }
 
 /// Pages that lie side by side in the file and in the pool are one run, cut without regard to pages: where a run
-/// begins, as a rule, a section does, and reads past the page cache want multiples of its alignment. A rank's last
-/// reads are short ones: else threads wait for the one that has the last, or a GPU for the last slot of its ring to
-/// fill.
+/// begins, as a rule, a section does, and reads past the page cache want multiples of its alignment.
 void PrefixRead::Impl::cut_requests() {
-  std::vector<uint64_t> left(lanes.size());  // of each rank
-  for (const HashedPage& page : pages) left[page.rank] += page.size;
   for (size_t first = 0, end; first < pages.size(); first = end) {
     for (end = first + 1; end < pages.size() && pages[end].goes_on(pages[end - 1]);) ++end;
     const uint64_t run_end = pages[end - 1].offset + pages[end - 1].size;
-    const uint64_t most = lanes[pages[first].rank]->request_bytes();
+    const uint64_t step = lanes[pages[first].rank]->request_bytes();
     size_t page = first;
-    for (uint64_t at = pages[first].offset, size; at < run_end; at += size) {
-      uint64_t& rank_left = left[pages[first].rank];
-      size = std::min(rank_left > 2 * most ? most : most / 4, run_end - at);
-      rank_left -= size;
+    for (uint64_t at = pages[first].offset; at < run_end; at += step) {
+      const uint64_t size = std::min(step, run_end - at);
       while (pages[page].offset + pages[page].size <= at) ++page;
       size_t last = page;
       while (pages[last].offset + pages[last].size < at + size) ++last;
