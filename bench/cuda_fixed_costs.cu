@@ -134,6 +134,39 @@ void rate(const char* name, double bytes, cudaStream_t stream, const F& work) {
   }
 }
 
+/// The driver clears what was freed, with the engines that copy and behind the call: what host memory comes at until
+/// then, and for how long. `host` is pinned.
+void clearing(const std::byte* host, size_t host_bytes, cudaStream_t stream) {
+  constexpr size_t kFreed = 100'000'000'000, kTarget = size_t{8} << 30;
+  void *memory = nullptr, *target = nullptr;
+  if (cudaMalloc(&memory, kFreed) != cudaSuccess) {
+    cudaGetLastError();
+    std::fprintf(stderr, "no 100 GB of the GPU are free: nothing said of copies behind a free\n");
+    return;
+  }
+  auto begin = Clock::now();
+  check(cudaFree(memory), "free");
+  report("cudaFree of 100 GB, ms", ms_since(begin));
+  check(cudaMalloc(&target, kTarget), "8 GiB");
+  begin = Clock::now();
+  double first = 0, slow_until = 0;
+  for (int step = 0; step < 60; ++step) {
+    const auto copy = Clock::now();
+    for (int i = 0; i < 4; ++i) {
+      std::byte* into = static_cast<std::byte*>(target) + (4 * static_cast<size_t>(step) + i) * host_bytes % kTarget;
+      check(cudaMemcpyAsync(into, host, host_bytes, cudaMemcpyHostToDevice, stream), "copy");
+    }
+    check(cudaStreamSynchronize(stream), "copy");
+    const double gb_per_s = 4.0 * static_cast<double>(host_bytes) / ms_since(copy) / 1e6;
+    if (step == 0) first = gb_per_s;
+    if (gb_per_s < 1.5 * first) slow_until = ms_since(begin);
+    if (gb_per_s >= 1.5 * first) break;
+  }
+  report("pinned host to HBM behind that, GB/s", first);
+  report("until it is faster by half, ms", slow_until);
+  check(cudaFree(target), "free");
+}
+
 void rates(cudaStream_t stream) {
   constexpr size_t kHbm = size_t{8} << 30, kHost = size_t{256} << 20;
   void *hbm = nullptr, *sink = nullptr;
@@ -160,6 +193,7 @@ void rates(cudaStream_t stream) {
       cudaMemcpyAsync(static_cast<std::byte*>(hbm) + i * kHost, host, kHost, cudaMemcpyHostToDevice, stream);
     }
   });
+  clearing(static_cast<const std::byte*>(host), kHost / 16, stream);
 }
 
 void once() {
