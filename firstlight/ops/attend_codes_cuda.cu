@@ -131,7 +131,7 @@ __device__ __forceinline__ void weigh(float (&scores)[kSets][2 * kTiles], const 
 
 /// The part's pages of codes, put down in shared memory. The first ones are on their way.
 template <int kDim, int kKeyBits, int kValueBits, int kSets, int kWarps>
-__device__ __forceinline__ void add_code_pages(CodeRing<kDim, kKeyBits, kValueBits>& ring,
+__device__ __forceinline__ void add_code_pages(CodeRing<kDim, kKeyBits, kValueBits, kSets>& ring,
                                                CodeShared<kDim, kWarps>& shared, CodeMeeting<kDim, kWarps>& meeting) {
   constexpr tq::PageShape kShape{kDim, kKeyBits, kValueBits};
   const int warp = static_cast<int>(threadIdx.x) / 32, t = static_cast<int>(threadIdx.x) % 4;
@@ -169,9 +169,9 @@ __device__ __forceinline__ void add_code_pages(CodeRing<kDim, kKeyBits, kValueBi
 }
 
 template <int kDim, int kKeyBits, int kValueBits, int kSets>
-__global__ void __launch_bounds__(CodeRing<kDim, kKeyBits, kValueBits>::kWarps * 32, 1)
+__global__ void __launch_bounds__(CodeRing<kDim, kKeyBits, kValueBits, kSets>::kWarps * 32, 1)
     attend_code_singles_kernel(const __grid_constant__ CodeSinglesParams p) {
-  using Ring = CodeRing<kDim, kKeyBits, kValueBits>;
+  using Ring = CodeRing<kDim, kKeyBits, kValueBits, kSets>;
   using Meeting = CodeMeeting<kDim, Ring::kWarps>;
   extern __shared__ __align__(128) uint8_t slots[];
   __shared__ CodeShared<kDim, Ring::kWarps> shared;
@@ -224,7 +224,7 @@ __global__ void __launch_bounds__(CodeRing<kDim, kKeyBits, kValueBits>::kWarps *
 
 template <int kDim, int kKeyBits, int kValueBits, int kSets>
 void start(const CodeSinglesParams& p, int n_blocks, cudaStream_t stream) {
-  using Ring = CodeRing<kDim, kKeyBits, kValueBits>;
+  using Ring = CodeRing<kDim, kKeyBits, kValueBits, kSets>;
   const auto kernel = attend_code_singles_kernel<kDim, kKeyBits, kValueBits, kSets>;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Ring::kBytes),
         "attention over codes");

@@ -72,10 +72,11 @@ __device__ void join_code_warps(const CodeSinglesParams& p, const CodePart& part
   __syncthreads();
 }
 
-/// True in the block that comes last of a row's: all its parts' sums are there.
+/// True in the block that comes last of a row's: all its parts' sums are there. Behind a barrier.
 template <int kDim, int kWarps>
 __device__ __forceinline__ bool comes_last(const CodeSinglesParams& p, const CodePart& part,
                                            CodeShared<kDim, kWarps>& shared) {
+  if (part.n_parts == 1) return true;
   if (threadIdx.x == 0) {
     unsigned* arrivals = p.arrivals + int64_t{part.index} * p.head_blocks + part.head_block;
     unsigned before;

@@ -13,12 +13,16 @@ __host__ __device__ constexpr int ring_pitch(const tq::PageShape& shape) {
   const int keys = shape.values_at(), rest = shape.bytes() - keys;
   return keys > rest ? keys : rest;
 }
-/// Warps of a block: as many as registers are there for at 128 a thread, or half of them where halves are large, so
-/// that shared memory has room.
-__host__ __device__ constexpr int code_warps(const tq::PageShape& shape) { return ring_pitch(shape) <= 4352 ? 16 : 8; }
+/// Warps of a block, of at most 128 or 168 registers a thread: 16, but 12 for one set of heads, which has fewer
+/// instructions and wants no spills; 8 where halves are large, so that shared memory has room.
+__host__ __device__ constexpr int code_warps(const tq::PageShape& shape, int n_sets) {
+  return ring_pitch(shape) > 4352 ? 8 : n_sets == 1 ? 12 : 16;
+}
 /// Halves that a warp has in shared memory or on their way there. More on their way is not better: with three of 4 KiB
 /// for each of 16 warps 32 x 32,768 keys took 320 us, with two 296.
-__host__ __device__ constexpr int ring_depth(const tq::PageShape& shape) { return ring_pitch(shape) == 4352 ? 2 : 3; }
+__host__ __device__ constexpr int ring_depth(const tq::PageShape& shape, int n_sets) {
+  return code_warps(shape, n_sets) == 16 && ring_pitch(shape) == 4352 ? 2 : 3;
+}
 inline constexpr int kMostDeep = 3;
 inline constexpr int kSetHeads = 4;  ///< heads that are computed at once; a block takes one set or two
 

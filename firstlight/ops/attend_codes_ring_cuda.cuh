@@ -7,13 +7,13 @@
 
 namespace firstlight::cuda {
 
-template <int kDim, int kKeyBits, int kValueBits>
+template <int kDim, int kKeyBits, int kValueBits, int kSets>
 class CodeRing {
  public:
   static constexpr tq::PageShape kShape{kDim, kKeyBits, kValueBits};
   static constexpr int kKeys = kShape.values_at(), kRest = kShape.bytes() - kKeys;
-  static constexpr int kPitch = ring_pitch(kShape), kWarps = code_warps(kShape);
-  static constexpr int kDeep = ring_depth(kShape), kBytes = kWarps * kDeep * kPitch;  ///< bytes: of a block
+  static constexpr int kPitch = ring_pitch(kShape), kWarps = code_warps(kShape, kSets);
+  static constexpr int kDeep = ring_depth(kShape, kSets), kBytes = kWarps * kDeep * kPitch;  ///< bytes: of a block
   static_assert(kKeys % 16 == 0 && kRest % 16 == 0 && kDeep <= kMostDeep);
 
   /// `slots`: kBytes of shared memory, on a multiple of 128.
