@@ -126,7 +126,7 @@ void measure_all(const std::string& only) {
   const double rate = bench::plain_read_rate(memory.pages, 20'000'000'000, 7);
   std::printf("plain read: %.0f GB/s\n", rate);
   for (const int n_heads : {32, 64}) {
-    for (const int batch : {1, 8, 32}) {
+    for (const int batch : {1, 8, 32, 64}) {
       for (const int64_t context : {4096, 32768, 131072}) {
         double seconds[3] = {};
         for (const KvKind kind : {KvKind::bf16, KvKind::tq8, KvKind::tq4}) {

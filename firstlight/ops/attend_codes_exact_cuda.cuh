@@ -1,23 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
-// Exact pages beside codes: of each a warp takes 16 tokens. q and the weights go in as two bf16 terms, in rows 0 to 7
-// and 8 to 15 of the first operand, so that nothing but the pages' own rounding is lost.
+// Exact pages beside codes: a warp takes 16 tokens of a page, four warps one. q and the weights go in as two bf16
+// terms, in rows 0 to 7 and 8 to 15 of the first operand, so that nothing but the pages' own rounding is lost.
 #pragma once
 #include "firstlight/ops/attend_codes_join_cuda.cuh"
-#include "firstlight/ops/attend_codes_values_cuda.cuh"
+#include "firstlight/ops/cuda_ptx.cuh"
 
 namespace firstlight::cuda {
 
 template <int kDim>
 struct ExactSums {
-  float of[kDim / 8][4] = {};  ///< tiles and columns of channel<4>(); the last two: of the low terms
+  float of[kDim / 8][4] = {};  ///< [n]: of channels 64 (n / 8) + n % 8, every eighth; the last two: of the low terms
   float maximum = -INFINITY, divisor = 0;
 };
 
-/// Head lane / 4 of the part, as the first operand; the same dimensions as ExactTokens has.
+/// Head lane / 4 of the part, as the first operand.
 template <int kDim>
 struct ExactQuery {
   uint32_t a[kDim / 16][4];
-  __device__ __forceinline__ void load(const CodeSinglesParams& p, const CodePart& part) {
+  __device__ __forceinline__ ExactQuery(const CodeSinglesParams& p, const CodePart& part) {
     const int g = static_cast<int>(threadIdx.x) % 32 / 4, t = static_cast<int>(threadIdx.x) % 4;
     const Matrix<const float>& q = p.codes.attend.q;
     const float* row = q.data + part.row.row * q.stride + (int64_t{part.first_head} + g) * kDim;
@@ -67,8 +67,7 @@ __device__ __forceinline__ void weigh_exactly(float scale, int n_slots, float (&
   top = fmaxf(top, __shfl_xor_sync(kWholeWarp, top, 2));
   top = fmaxf(top, sums.maximum);
   const float base = top == -INFINITY ? 0 : top, shrink = exp2f(sums.maximum - base);
-  sums.maximum = top;
-  sums.divisor *= shrink;
+  sums.maximum = top, sums.divisor *= shrink;
 #pragma unroll
   for (float& each : scores) sums.divisor += each = exp2f(each - base);
 #pragma unroll
@@ -118,22 +117,21 @@ __device__ __forceinline__ void fetch_exact_pages(const CodeSinglesParams& p, co
 }
 
 /// The part's exact pages, put down in shared memory.
-template <int kDim>
-__device__ void add_exact_pages(const CodeSinglesParams& p, const CodePart& part, CodeShared<kDim>& shared) {
+template <int kDim, int kWarps>
+__device__ void add_exact_pages(const CodeSinglesParams& p, const CodePart& part, CodeShared<kDim, kWarps>& shared,
+                                CodeMeeting<kDim, kWarps>& meeting) {
   const int warp = static_cast<int>(threadIdx.x) / 32, g = static_cast<int>(threadIdx.x) % 32 / 4,
             t = static_cast<int>(threadIdx.x) % 4;
   const KvLayer& kv = p.codes.attend.kv;
-  ExactQuery<kDim> q;
-  q.load(p, part);
   ExactSums<kDim> sums;
   const RowCut row(p, part.row.position);
-  for (int i = part.exact_begin; i < part.exact_end; ++i) {
-    const int page = row.exact_page(i), n_slots = part.row.position + 1 - page * kPageTokens - warp * 16;
+  for (int i = part.exact_begin + warp / 4; i < part.exact_end; i += kWarps / 4) {
+    const int page = row.exact_page(i), n_slots = part.row.position + 1 - page * kPageTokens - warp % 4 * 16;
     const auto number = static_cast<uint64_t>(p.codes.exact[part.row.pages + page]);
     const auto* keys = reinterpret_cast<const __nv_bfloat16*>(kv.exact + number * kv.exact_stride) +
-                       (int64_t{part.kv_head} * kPageTokens + warp * 16) * kDim;
+                       (int64_t{part.kv_head} * kPageTokens + warp % 4 * 16) * kDim;
     float scores[4];
-    score_exactly<kDim>(q, keys, scores);
+    score_exactly<kDim>(ExactQuery<kDim>(p, part), keys, scores);
     weigh_exactly<kDim>(p.codes.attend.scale, n_slots, scores, sums);
     mix_exactly<kDim>(scores, keys + int64_t{kv.n_kv_heads} * kPageTokens * kDim, n_slots, sums);
   }
@@ -142,8 +140,9 @@ __device__ void add_exact_pages(const CodeSinglesParams& p, const CodePart& part
   if (t == 0) shared.maxima[warp][g] = sums.maximum, shared.divisors[warp][g] = sums.divisor;
 #pragma unroll
   for (int n = 0; n < kDim / 8; ++n) {
-#pragma unroll
-    for (int e = 0; e < 2; ++e) shared.sums[warp][g][channel<4>(n, 2 * t + e)] = sums.of[n][e] + sums.of[n][2 + e];
+    float* sum = &meeting.sums[warp][g][64 * (n / 8) + 16 * t + n % 8];
+    sum[0] = sums.of[n][0] + sums.of[n][2];
+    sum[8] = sums.of[n][1] + sums.of[n][3];
   }
 }
 

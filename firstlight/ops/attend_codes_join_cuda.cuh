@@ -3,6 +3,7 @@
 #pragma once
 #include "firstlight/ops/attend_codes_parts_cuda.cuh"
 #include "firstlight/ops/codes_expand_cuda.cuh"
+#include "firstlight/ops/resident_ring_cuda.cuh"
 
 namespace firstlight::cuda {
 
@@ -24,38 +25,44 @@ struct CodePartials {
   }
 };
 
-/// Shared memory of a block.
-template <int kDim>
+/// Shared memory of a block, beside the ring's slots.
+template <int kDim, int kWarps>
 struct CodeShared {
-  static constexpr int kStride = kDim + 4;
-  float maxima[kCodeWarps][kHeadsAtOnce], divisors[kCodeWarps][kHeadsAtOnce], units[kHeadsAtOnce], totals[kHeadsAtOnce];
-  union alignas(16) {
-    float sums[kCodeWarps][kHeadsAtOnce][kStride];
-    struct {
-      float shares[kHeadsAtOnce][kMostParts + 32], exact[kHeadsAtOnce][kDim], rotated[kHeadsAtOnce][kDim];
-    } merge;
-    alignas(16) int8_t query[kHeadsAtOnce][2 * kDim];  ///< of 8 dimensions: 4 high bytes, 4 low; the same of the others
-  };
-  alignas(16) uint8_t scales[kCodeWarps][2][4 * kPageTokens];  ///< of this page and the next, keys' and values'
-  ExpandTables tables[4];                                      ///< the same
-  bool last;
+  alignas(16) int8_t query[kHeadsAtOnce][2 * kDim];  ///< of 4 dimensions: high bytes, then low ones
+  float maxima[kWarps][kHeadsAtOnce], divisors[kWarps][kHeadsAtOnce], units[kHeadsAtOnce], totals[kHeadsAtOnce];
+  ExpandTables tables[4];  ///< the same
+  MemoryBarrier full[kWarps][kMostDeep];
+  CodePart parts[2];  ///< this one, and the next
+  int each, n_parts;  ///< the plan's
+  bool is_there, last;
+};
+
+/// What lies where the ring's slots are, when no page is there or on its way.
+template <int kDim, int kWarps>
+union CodeMeeting {
+  float sums[kWarps][kHeadsAtOnce][kDim + 4];
+  struct {
+    float shares[kHeadsAtOnce][kMostParts + 32];
+    float exact[kWarps * 128], rotated[kWarps * 128];  ///< four values a thread
+  } merge;
 };
 
 /// The warps' sums, put down in shared memory, become the part's. All threads call.
-template <int kDim>
-__device__ void join_code_warps(const CodeSinglesParams& p, const CodePart& part, int which, CodeShared<kDim>& shared) {
+template <int kDim, int kWarps>
+__device__ void join_code_warps(const CodeSinglesParams& p, const CodePart& part, int which,
+                                const CodeShared<kDim, kWarps>& shared, const CodeMeeting<kDim, kWarps>& meeting) {
   const CodePartials<kDim> partials(p, part.slot + part.part, part.head_block, which);
   __syncthreads();
-  for (int at = static_cast<int>(threadIdx.x) * 4; at < part.n_heads * kDim; at += kCodeWarps * 128) {
+  for (int at = static_cast<int>(threadIdx.x) * 4; at < part.n_heads * kDim; at += kWarps * 128) {
     const int g = at / kDim, i = at % kDim;
     float top = shared.maxima[0][g], total = 0;
     float4 sum = make_float4(0, 0, 0, 0);
 #pragma unroll
-    for (int w = 1; w < kCodeWarps; ++w) top = fmaxf(top, shared.maxima[w][g]);
+    for (int w = 1; w < kWarps; ++w) top = fmaxf(top, shared.maxima[w][g]);
 #pragma unroll
-    for (int w = 0; w < kCodeWarps; ++w) {
+    for (int w = 0; w < kWarps; ++w) {
       const float share = exp2f(shared.maxima[w][g] - top);
-      const float4 x = *reinterpret_cast<const float4*>(&shared.sums[w][g][i]);
+      const float4 x = *reinterpret_cast<const float4*>(&meeting.sums[w][g][i]);
       sum.x += share * x.x, sum.y += share * x.y, sum.z += share * x.z, sum.w += share * x.w;
       total += share * shared.divisors[w][g];
     }
@@ -65,9 +72,11 @@ __device__ void join_code_warps(const CodeSinglesParams& p, const CodePart& part
   __syncthreads();
 }
 
-/// True in the block that comes last of a row's: all its parts' sums are there.
-template <int kDim>
-__device__ __forceinline__ bool comes_last(const CodeSinglesParams& p, const CodePart& part, CodeShared<kDim>& shared) {
+/// True in the block that comes last of a row's: all its parts' sums are there. Behind a barrier.
+template <int kDim, int kWarps>
+__device__ __forceinline__ bool comes_last(const CodeSinglesParams& p, const CodePart& part,
+                                           CodeShared<kDim, kWarps>& shared) {
+  if (part.n_parts == 1) return true;
   if (threadIdx.x == 0) {
     unsigned* arrivals = p.arrivals + int64_t{part.index} * p.head_blocks + part.head_block;
     unsigned before;

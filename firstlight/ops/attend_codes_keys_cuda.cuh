@@ -1,99 +1,110 @@
 // SPDX-License-Identifier: Apache-2.0
-// A page of codes in a warp's registers, and its products by 8-bit tensor cores (m16n8k32). Heads are rows 0 to 7 (the
-// high byte of q or of a weight) and 8 to 15 (the low byte) of the first operand, so that both parts of a result lie in
-// one lane. Lane 4 g + t reads dimensions of its own of tokens picked so that its scores, tokens 8 t to 8 t + 7 of each
-// half page, are in place as the first operand of the second product. All is loaded as it lies, 16 bytes at a time.
+// A page's keys, from shared memory, times queries, by 8-bit tensor cores (m16n8k32). Keys are the first operand, 16
+// tokens at a time; columns of the second are heads, the high byte of q (or of a weight) and the low one side by side,
+// so that both parts of a result lie in one lane: four heads a set of eight columns. Lane 4 g + t has head t of each
+// set and of each tile the tokens of pair_token(): in place for values, which lie by quads of tokens.
 #pragma once
 #include "firstlight/ops/codes_expand_cuda.cuh"
 #include "firstlight/ops/cuda_ptx.cuh"
 
 namespace firstlight::cuda {
 
-/// Queries as the first operand.
-template <int kDim>
+inline constexpr int kTiles = 4;  ///< of 16 tokens, of a page
+
+/// Queries as the second operand.
+template <int kDim, int kSets>
 struct CodeQuery {
-  uint32_t a[kDim / 32][4];
-  int base[4];  ///< what products begin with: -kOffset Σ q for codes of 4 bits
+  uint32_t b[kSets][kDim / 32][2];
+  int base[kSets][2];  ///< what products begin with: -kOffset Σ q for codes of 4 bits
 };
 
-/// The first of the lane's 8 dimensions of step s: four in the first operand's columns 4 t, four in 16 + 4 t.
+/// The first of the lane's 8 dimensions of step s: four in the operands' places 4 t, four in 16 + 4 t.
 template <int kDim, int kBits>
 __device__ __forceinline__ int first_dimension(int s) {
   const int t = static_cast<int>(threadIdx.x) % 4;
   return kBits == 4 ? t * (kDim / 4) + 8 * s : 16 * (t + 4 * (s / 2)) + 8 * (s % 2);
 }
 
-/// 64 scales of a page in shared memory, those of the lane's 16 tokens.
-struct ScalePieces {
-  uint4 halves[2];
-  __device__ explicit __forceinline__ ScalePieces(const uint8_t* scales)
-      : halves{*reinterpret_cast<const uint4*>(scales + 16 * (threadIdx.x % 4)),
-               *reinterpret_cast<const uint4*>(scales + 64 + 16 * (threadIdx.x % 4))} {}
-  /// Of tokens 2 i and 2 i + 1 of the lane's.
-  __device__ __forceinline__ float2 pair(int i) const {
-    const uint4& x = halves[i / 4];
-    const uint32_t two = i % 4 == 0 ? x.x : i % 4 == 1 ? x.y : i % 4 == 2 ? x.z : x.w;
-    float2 y;
-    asm("{\n.reg .f16 a, b;\nmov.b32 {a, b}, %2;\ncvt.f32.f16 %0, a;\ncvt.f32.f16 %1, b;\n}"
-        : "=f"(y.x), "=f"(y.y)
-        : "r"(two));
-    return y;
-  }
-};
+/// The lane's first token of a tile; the next one is its second.
+__device__ __forceinline__ int pair_token(int tile) { return 16 * tile + 2 * (static_cast<int>(threadIdx.x) % 32 / 4); }
 
+/// Two fp16 of the lane's tokens of a tile, `scales` of 64.
+__device__ __forceinline__ float2 pair_of_scales(const uint8_t* scales, int tile) {
+  const uint32_t two = *reinterpret_cast<const uint32_t*>(scales + 2 * pair_token(tile));
+  float2 y;
+  asm("{\n.reg .f16 a, b;\nmov.b32 {a, b}, %2;\ncvt.f32.f16 %0, a;\ncvt.f32.f16 %1, b;\n}"
+      : "=f"(y.x), "=f"(y.y)
+      : "r"(two));
+  return y;
+}
+
+/// A token's words of a lane, for all steps.
 template <int kDim, int kBits>
-struct CodeKeys {
-  static constexpr int kWords = kDim * kBits / 128;  // of a token, in a lane
-  uint32_t words[8][kWords];                         ///< [tile]
-
-  /// Where the lane's first piece lies in a page.
-  __device__ static __forceinline__ int lane_offset() {
-    const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
-    return (8 * (g / 2) + g % 2) * (kDim * kBits / 8) + t * (kWords >= 4 ? 16 : 4 * kWords);
-  }
-  __device__ __forceinline__ void load(const uint8_t* at) {
+struct KeyWords {
+  static constexpr int kWords = kDim * kBits / 128;
+  uint32_t of[kWords];
+  __device__ __forceinline__ explicit KeyWords(const uint8_t* token) {
+    const int t = static_cast<int>(threadIdx.x) % 4;
+    if constexpr (kWords == 2) {
+      const uint2 x = *reinterpret_cast<const uint2*>(token + 8 * t);
+      of[0] = x.x, of[1] = x.y;
+    } else {
 #pragma unroll
-    for (int tile = 0; tile < 8; ++tile) {
-      const uint8_t* token = at + (32 * (tile / 4) + 2 * (tile % 4)) * (kDim * kBits / 8);
-      if constexpr (kWords == 2) {
-        const uint2 x = load_stream2(token);
-        words[tile][0] = x.x, words[tile][1] = x.y;
-      } else {
-#pragma unroll
-        for (int w = 0; w < kWords; w += 4) {
-          const uint4 x = load_stream(token + w * 16);  // pieces of a token's four lanes follow each other
-          words[tile][w] = x.x, words[tile][w + 1] = x.y, words[tile][w + 2] = x.z, words[tile][w + 3] = x.w;
-        }
+      for (int w = 0; w < kWords; w += 4) {  // pieces of a token's four lanes follow each other
+        const uint4 x = *reinterpret_cast<const uint4*>(token + 16 * (t + w));
+        of[w] = x.x, of[w + 1] = x.y, of[w + 2] = x.z, of[w + 3] = x.w;
       }
-    }
-  }
-
-  __device__ static __forceinline__ uint2 load_stream2(const void* at) {
-    uint2 x;
-    asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v2.u32 {%0, %1}, [%2];" : "=r"(x.x), "=r"(x.y) : "l"(at));
-    return x;
-  }
-
-  /// scores[2 tile + e]: q times key, times 64 times the key's scale.
-  __device__ __forceinline__ void score(const ExpandTables& tables, const CodeQuery<kDim>& q, const ScalePieces& scales,
-                                        float (&scores)[16]) const {
-#pragma unroll
-    for (int tile = 0; tile < 8; ++tile) {
-      int c[4] = {q.base[0], q.base[1], q.base[2], q.base[3]};
-#pragma unroll
-      for (int s = 0; s < kDim / 32; ++s) {
-        if constexpr (kBits == 4) {
-          const Expanded x = expand(tables, words[tile][s]);
-          mma_s8(c, q.a[s], x.low, x.high, c);
-        } else {
-          mma_s8(c, q.a[s], words[tile][2 * s], words[tile][2 * s + 1], c);
-        }
-      }
-      const float2 scale = scales.pair(tile);
-      scores[2 * tile] = static_cast<float>(c[0] * 128 + c[2]) * scale.x;
-      scores[2 * tile + 1] = static_cast<float>(c[1] * 128 + c[3]) * scale.y;
     }
   }
 };
+
+/// scores[set][2 tile + e]: q times key, but for the key's scale. What is returned depends on every word that was read.
+template <int kDim, int kBits, int kSets>
+__device__ __forceinline__ int score_page(const uint8_t* keys, const ExpandTables& tables,
+                                          const CodeQuery<kDim, kSets>& q, float (&scores)[kSets][2 * kTiles]) {
+  int seen = 0;
+#pragma unroll
+  for (int tile = 0; tile < kTiles; ++tile) {
+    const uint8_t* token = keys + pair_token(tile) * (kDim * kBits / 8);
+    const KeyWords<kDim, kBits> first(token), second(token + kDim * kBits / 8);
+    int c[kSets][4];
+#pragma unroll
+    for (int set = 0; set < kSets; ++set)
+      c[set][0] = c[set][2] = q.base[set][0], c[set][1] = c[set][3] = q.base[set][1];
+#pragma unroll
+    for (int s = 0; s < kDim / 32; ++s) {
+      uint32_t a[4];
+      if constexpr (kBits == 4) {
+        const Expanded x = expand(tables, first.of[s]), y = expand(tables, second.of[s]);
+        a[0] = x.low, a[1] = y.low, a[2] = x.high, a[3] = y.high;
+      } else {
+        a[0] = first.of[2 * s], a[1] = second.of[2 * s], a[2] = first.of[2 * s + 1], a[3] = second.of[2 * s + 1];
+      }
+#pragma unroll
+      for (int set = 0; set < kSets; ++set) mma_s8(c[set], a, q.b[set][s][0], q.b[set][s][1], c[set]);
+    }
+#pragma unroll
+    for (int set = 0; set < kSets; ++set) {
+      scores[set][2 * tile] = static_cast<float>(c[set][0] * 128 + c[set][1]);
+      scores[set][2 * tile + 1] = static_cast<float>(c[set][2] * 128 + c[set][3]);
+    }
+    seen ^= c[0][0];
+  }
+  return seen;
+}
+
+/// Times the keys' scales, which are stored 64 times as large.
+template <int kSets>
+__device__ __forceinline__ void scale_scores(const uint8_t* scales, float (&scores)[kSets][2 * kTiles]) {
+#pragma unroll
+  for (int tile = 0; tile < kTiles; ++tile) {
+    const float2 scale = pair_of_scales(scales, tile);
+#pragma unroll
+    for (int set = 0; set < kSets; ++set) {
+      scores[set][2 * tile] *= scale.x;
+      scores[set][2 * tile + 1] *= scale.y;
+    }
+  }
+}
 
 }  // namespace firstlight::cuda

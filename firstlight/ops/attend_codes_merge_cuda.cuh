@@ -19,13 +19,13 @@ struct PartSums {
 };
 
 /// The weight of each sum in the row's result; a warp a head.
-template <int kDim>
+template <int kDim, int kWarps>
 __device__ __forceinline__ void share_out(const CodeSinglesParams& p, const CodePart& part, const PartSums& sums,
-                                          CodeShared<kDim>& shared) {
+                                          CodeShared<kDim, kWarps>& shared, CodeMeeting<kDim, kWarps>& meeting) {
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   const int64_t step = int64_t{p.head_blocks} * 2 * kHeadsAtOnce;  // from part to part
   const float2* first = CodePartials<kDim>(p, part.slot, part.head_block, 0).shares;
-  for (int g = warp; g < part.n_heads; g += kCodeWarps) {
+  for (int g = warp; g < part.n_heads; g += kWarps) {
     constexpr int kEach = (kMostParts + 4) / 32 + 1;
     float2 each[kEach];
     float top = -INFINITY, total = 0;
@@ -40,7 +40,7 @@ __device__ __forceinline__ void share_out(const CodeSinglesParams& p, const Code
 #pragma unroll
     for (int k = 0; k < kEach; ++k) {
       const float share = exp2f(each[k].x - top);
-      shared.merge.shares[g][k * 32 + lane] = share;
+      meeting.merge.shares[g][k * 32 + lane] = share;
       total += share * each[k].y;
     }
     total = warp_sum(total);
@@ -48,50 +48,54 @@ __device__ __forceinline__ void share_out(const CodeSinglesParams& p, const Code
   }
 }
 
-/// A row's result: its parts' sums, weighted; those over codes are rotated back.
-template <int kDim>
-__device__ void merge_parts(const CodeSinglesParams& p, const CodePart& part, int each, CodeShared<kDim>& shared) {
+/// A row's result: its parts' sums, weighted; those over codes are rotated back. Threads add up every kGroups-th sum.
+template <int kDim, int kSets, int kWarps>
+__device__ void merge_parts(const CodeSinglesParams& p, const CodePart& part, int each,
+                            CodeShared<kDim, kWarps>& shared, CodeMeeting<kDim, kWarps>& meeting) {
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   RowCut row(p, part.row.position);
   row.cut(each);
   const PartSums sums(p, row);
-  share_out<kDim>(p, part, sums, shared);
+  share_out(p, part, sums, shared, meeting);
   __syncthreads();
-  const int64_t step = int64_t{p.head_blocks} * 2 * kHeadsAtOnce * kDim;
-  const float* from = CodePartials<kDim>(p, part.slot, part.head_block, 0).sums;
-  constexpr int kPieces = kHeadsAtOnce * kDim / (kCodeWarps * 128);  // of 4 values, of a thread
-  float4 of_exact[kPieces] = {}, of_codes[kPieces] = {};
+  constexpr int kValues = kSetHeads * kSets * kDim, kThreads = kValues / 4, kGroups = kWarps * 32 / kThreads;
+  static_assert(kGroups >= 1 && kGroups * kValues <= sizeof meeting.merge.exact / sizeof(float));
+  const int group = static_cast<int>(threadIdx.x) / kThreads, at = static_cast<int>(threadIdx.x) % kThreads * 4,
+            g = at / kDim;
+  if (group < kGroups && g < part.n_heads) {
+    const int64_t step = int64_t{p.head_blocks} * 2 * kHeadsAtOnce * kDim;
+    const float* from = CodePartials<kDim>(p, part.slot, part.head_block, 0).sums + at;
+    float4 of_exact = {}, of_codes = {};
 #pragma unroll 8
-  for (int i = 0; i < sums.n(); ++i) {  // loads of 8 sums are under way together
-    const int at = sums.at(i);
-    const float* here = from + at / 2 * step + at % 2 * kHeadsAtOnce * kDim + threadIdx.x * 4;
-#pragma unroll
-    for (int k = 0; k < kPieces; ++k) {
-      const int g = (k * kCodeWarps * 128 + static_cast<int>(threadIdx.x) * 4) / kDim;
-      if (g >= part.n_heads) continue;
-      const float4 x = __ldcg(reinterpret_cast<const float4*>(here + k * kCodeWarps * 128));
-      const float share = shared.merge.shares[g][i], e = at % 2 == 0 ? share : 0, c = at % 2 == 0 ? 0 : share;
-      of_exact[k].x += e * x.x, of_exact[k].y += e * x.y, of_exact[k].z += e * x.z, of_exact[k].w += e * x.w;
-      of_codes[k].x += c * x.x, of_codes[k].y += c * x.y, of_codes[k].z += c * x.z, of_codes[k].w += c * x.w;
+    for (int i = group; i < sums.n(); i += kGroups) {  // loads of 8 sums are under way together
+      const int which = sums.at(i);
+      const float4 x =
+          __ldcg(reinterpret_cast<const float4*>(from + which / 2 * step + which % 2 * kHeadsAtOnce * kDim));
+      const float share = meeting.merge.shares[g][i], e = which % 2 == 0 ? share : 0, c = which % 2 == 0 ? 0 : share;
+      of_exact.x += e * x.x, of_exact.y += e * x.y, of_exact.z += e * x.z, of_exact.w += e * x.w;
+      of_codes.x += c * x.x, of_codes.y += c * x.y, of_codes.z += c * x.z, of_codes.w += c * x.w;
     }
-  }
-#pragma unroll
-  for (int k = 0; k < kPieces; ++k) {
-    const int at = k * kCodeWarps * 128 + static_cast<int>(threadIdx.x) * 4;
-    *reinterpret_cast<float4*>(&shared.merge.exact[0][0] + at) = of_exact[k];
-    *reinterpret_cast<float4*>(&shared.merge.rotated[0][0] + at) = of_codes[k];
+    *reinterpret_cast<float4*>(&meeting.merge.exact[group * kValues + at]) = of_exact;
+    *reinterpret_cast<float4*>(&meeting.merge.rotated[group * kValues + at]) = of_codes;
   }
   __syncthreads();
   const AttendParams& a = p.codes.attend;
-  for (int g = warp; g < part.n_heads; g += kCodeWarps) {
-    float x[kDim / 32];
+  for (int h = warp; h < part.n_heads; h += kWarps) {
+    float x[kDim / 32], exact[kDim / 32];
 #pragma unroll
-    for (int j = 0; j < kDim / 32; ++j) x[j] = shared.merge.rotated[g][32 * j + lane];
+    for (int j = 0; j < kDim / 32; ++j) {
+      x[j] = exact[j] = 0;
+#pragma unroll
+      for (int k = 0; k < kGroups; ++k) {
+        x[j] += meeting.merge.rotated[k * kValues + h * kDim + 32 * j + lane];
+        exact[j] += meeting.merge.exact[k * kValues + h * kDim + 32 * j + lane];
+      }
+    }
     unrotate<kDim>(lane_signs<kDim>(p.codes.signs[2 * part.kv_head + 1]), x);
 #pragma unroll
     for (int j = 0; j < kDim / 32; ++j) {
-      const int64_t column = int64_t{part.first_head + g} * kDim + 32 * j + lane;
-      const float value = (x[j] + shared.merge.exact[g][32 * j + lane]) / shared.totals[g];
+      const int64_t column = int64_t{part.first_head + h} * kDim + 32 * j + lane;
+      const float value = (x[j] + exact[j]) / shared.totals[h];
       a.out.data[part.row.row * a.out.stride + column] = value;
       if (a.twin) a.twin[part.row.row * a.out.cols + column] = __float2bfloat16_rn(value);
     }

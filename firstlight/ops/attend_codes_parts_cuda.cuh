@@ -8,7 +8,23 @@
 
 namespace firstlight::cuda {
 
-inline constexpr int kCodeWarps = 4;
+/// Bytes of a half of a page: keys, or values and all scales.
+__host__ __device__ constexpr int ring_pitch(const tq::PageShape& shape) {
+  const int keys = shape.values_at(), rest = shape.bytes() - keys;
+  return keys > rest ? keys : rest;
+}
+/// Warps of a block, of at most 128 or 168 registers a thread: 16, but 12 for one set of heads, which has fewer
+/// instructions and wants no spills; 8 where halves are large, so that shared memory has room.
+__host__ __device__ constexpr int code_warps(const tq::PageShape& shape, int n_sets) {
+  return ring_pitch(shape) > 4352 ? 8 : n_sets == 1 ? 12 : 16;
+}
+/// Halves that a warp has in shared memory or on their way there. More on their way is not better: with three of 4 KiB
+/// for each of 16 warps 32 x 32,768 keys took 320 us, with two 296.
+__host__ __device__ constexpr int ring_depth(const tq::PageShape& shape, int n_sets) {
+  return code_warps(shape, n_sets) == 16 && ring_pitch(shape) == 4352 ? 2 : 3;
+}
+inline constexpr int kMostDeep = 3;
+inline constexpr int kSetHeads = 4;  ///< heads that are computed at once; a block takes one set or two
 
 /// a / b rounded up, for 0 ≤ a < 2²³ and b > 0; the compiler's own division takes three times the instructions.
 __device__ __forceinline__ int ceil_quotient(int a, int b) {
@@ -52,31 +68,36 @@ struct CodePart {
   int begin, end;              ///< pages of codes
 };
 
-/// Units for each part, so that the parts fill the GPU once, twice or three times, whichever takes the least time. A
-/// warp's work; the same in all.
-__device__ __forceinline__ int units_each(const CodeSinglesParams& p) {
-  constexpr int kPartUnits = 6;  // what beginning and ending a part takes
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const auto units_of = [&](int r) { return r < p.n_rows ? RowCut(p, p.rows[r].position).units : 0; };
-  const int first = units_of(lane);
-  int units = first;
-  for (int r = lane + 32; r < p.n_rows; r += 32) units += units_of(r);
-  units = __reduce_add_sync(kWholeWarp, units);
-  int best = 0x7fffffff, each_of_best = 0;
-  for (int rounds = 1; rounds <= kMostRounds; ++rounds) {
-    const int room = rounds * p.held, least = max(p.exact_units, (units + room - 1) / room);
-    each_of_best = best == 0x7fffffff ? least : each_of_best;
-    for (int each = least; each <= least + least / 5; each += max(1, least / 16)) {
-      int n = ceil_quotient(first, each);
-      for (int r = lane + 32; r < p.n_rows; r += 32) n += ceil_quotient(units_of(r), each);
-      if (__reduce_add_sync(kWholeWarp, n) > room) continue;
-      if (rounds * (each + kPartUnits) < best) best = rounds * (each + kPartUnits), each_of_best = each;
-      break;
+/// Units for each part, so that the parts fill the GPU once, twice or three times, whichever takes the least time.
+struct CodePlan {
+  int each, n_parts;  ///< there are no more parts than that
+
+  /// A warp's work; the same in all.
+  __device__ __forceinline__ explicit CodePlan(const CodeSinglesParams& p) {
+    constexpr int kPartUnits = 6;  // what beginning and ending a part takes
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    const auto units_of = [&](int r) { return r < p.n_rows ? RowCut(p, p.rows[r].position).units : 0; };
+    const int first = units_of(lane);
+    int units = first;
+    for (int r = lane + 32; r < p.n_rows; r += 32) units += units_of(r);
+    units = __reduce_add_sync(kWholeWarp, units);
+    each = 0, n_parts = p.most_parts;
+    int best = 0x7fffffff;
+    for (int rounds = 1; rounds <= kMostRounds; ++rounds) {
+      const int room = rounds * p.held, least = max(p.exact_units, (units + room - 1) / room);
+      if (each == 0) each = least;
+      for (int more = least; more <= least + least / 5; more += max(1, least / 16)) {
+        int n = ceil_quotient(first, more);
+        for (int r = lane + 32; r < p.n_rows; r += 32) n += ceil_quotient(units_of(r), more);
+        n = __reduce_add_sync(kWholeWarp, n);
+        if (n > room) continue;
+        if (rounds * (more + kPartUnits) < best) best = rounds * (more + kPartUnits), each = more, n_parts = n;
+        break;
+      }
+      if (p.n_rows == 1) break;
     }
-    if (p.n_rows == 1) break;
   }
-  return each_of_best;
-}
+};
 
 /// Part `number` of all (rows in order, all blocks of heads of a part side by side); false if there are fewer.
 __device__ __forceinline__ bool find_part(const CodeSinglesParams& p, int each, int number, CodePart& part) {

@@ -68,8 +68,6 @@ struct CodeSinglesParams {
 inline constexpr int kMostParts = 128;
 /// Times that parts may fill the GPU.
 inline constexpr int kMostRounds = 3;
-/// Blocks of the kernel that a multiprocessor holds.
-int code_blocks_at_once(const AttendCodesParams& params);
 bool takes_code_singles(const AttendCodesParams& params);
 void attend_code_singles(const CodeSinglesParams& params, int n_blocks, cudaStream_t stream);
 

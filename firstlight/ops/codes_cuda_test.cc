@@ -39,21 +39,27 @@ class CodesCuda : public reference::WithGpu {
     SCOPED_TRACE(testing::Message() << to_string(kind) << ", " << heads << " heads on " << kv_heads << " of " << d);
     const auto cpu_ops = cpu();
     CodeBatch batch(sequences, kind, heads, kv_heads, d, 1, *cpu_ops, far);
-    const std::vector<float> out = attend(batch);
-    for (const AttentionSpan& span : batch.spans) {
+    compare(batch, attend(batch));
+  }
+
+  /// Of every so-many-th span.
+  void compare(CodeBatch& batch, const std::vector<float>& out, size_t every = 1) {
+    const int heads = batch.n_heads, d = batch.head_dim;
+    for (size_t i = 0; i < batch.spans.size(); i += every) {
+      const AttentionSpan& span = batch.spans[i];
       for (int64_t row = 0; row < span.n_rows; ++row) {
         if (row != 0 && row != span.n_rows - 1 && row % 37 != 0) continue;
         for (const int head : {0, heads / 2, heads - 1}) {
           const std::vector<double> expected = batch.attended(span, row, head, false);
           double error = 0, length = 0;
-          for (int i = 0; i < d; ++i) {
-            const double x = expected[static_cast<size_t>(i)];
-            const double y = out[static_cast<size_t>(((span.row_begin + row) * heads + head) * d + i)];
+          for (int j = 0; j < d; ++j) {
+            const double x = expected[static_cast<size_t>(j)];
+            const double y = out[static_cast<size_t>(((span.row_begin + row) * heads + head) * d + j)];
             error += (y - x) * (y - x);
             length += x * x;
           }
           // Tiles of rows round q and weights to bf16; kinds without such a kernel do not.
-          const KvBits bits = kv_bits(kind);
+          const KvBits bits = kv_bits(batch.kind);
           const bool rounded = span.n_rows >= 8 && d <= 128 && bits.key != 3 && bits.value != 3;
           ASSERT_LE(std::sqrt(error / length), rounded ? 8e-3 : 2e-4)
               << "span of " << span.n_rows << " rows at " << span.position << ", row " << row << ", head " << head;
@@ -173,6 +179,26 @@ TEST_F(CodesCuda, SumsOverCodesKeepTheirAccuracy) {
   for (const KvKind kind : {KvKind::tq8, KvKind::k8v4, KvKind::tq4, KvKind::k3v2}) {
     check({{20, 980}, {1, 700}}, kind, 2, 1, 64, true);
     check({{1, 4000}}, kind, 4, 1, 128, true);
+  }
+}
+
+/// So many rows that blocks have several parts each, of more pages than shared memory holds. They share pages.
+TEST_F(CodesCuda, PartsOfMorePagesThanSharedMemoryHoldsAreReadWhole) {
+  const auto cpu_ops = cpu();
+  for (const KvKind kind : {KvKind::tq4, KvKind::tq8, KvKind::k8v4}) {
+    for (const int group : {1, 5}) {
+      std::vector<Sequence> sequences(kind == KvKind::tq4 ? 70 : 36, {1, 0});
+      sequences[0] = {1, 1900};
+      SCOPED_TRACE(testing::Message() << to_string(kind) << ", groups of " << group);
+      CodeBatch batch(sequences, kind, 8 * group, 8, 128, 1, *cpu_ops);
+      for (size_t i = 1; i < sequences.size(); ++i) {
+        batch.spans[i].pages = batch.spans[i].exact = batch.spans[0].pages;
+        batch.spans[i].position = 1900 - static_cast<int64_t>(i) % 40;
+      }
+      const std::vector<float> out = attend(batch);
+      compare(batch, out, 35);
+      reference::expect_same(attend(batch), out, "attention");
+    }
   }
 }
 

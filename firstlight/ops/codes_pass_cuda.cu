@@ -80,7 +80,7 @@ void CudaOps::attend_codes(const cuda::AttendParams& attend, const cuda::RowSet&
   if (set.n_tiles > 0) cuda::attend_code_tiles(codes, set.tiles, set.n_tiles, stream_);
   if (set.n_single == 0) return;
   const int group = attend.n_heads / kv.n_kv_heads, blocks = cuda::n_head_blocks(attend);
-  const int n_blocks = gpu_.n_sms * cuda::code_blocks_at_once(codes), held = std::max(1, n_blocks / blocks);
+  const int held = std::max(1, gpu_.n_sms / blocks);
   const int rows = static_cast<int>(std::bit_ceil(static_cast<unsigned>(set.n_single)));
   const auto exact_page = static_cast<int64_t>(kv_page_bytes(KvKind::bf16, 1, kv.head_dim));
   // A row has one part at least, and no part is shorter than an exact page.
@@ -107,7 +107,7 @@ void CudaOps::attend_codes(const cuda::AttendParams& attend, const cuda::RowSet&
                              .partials = codes_.partials.as<float>(),
                              .arrivals = codes_.arrivals.as<unsigned>(),
                              .most_parts = parts},
-                            n_blocks, stream_);
+                            gpu_.n_sms, stream_);
 }
 
 }  // namespace firstlight

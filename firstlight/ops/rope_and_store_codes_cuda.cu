@@ -68,31 +68,64 @@ __device__ void encode_key(const StoreCodesParams& p, const RowOnDevice& row, in
   if (threadIdx.x % 32 == 0) reinterpret_cast<uint16_t*>(page + p.shape.key_scales_at())[slot] = scale;
 }
 
+/// Rows from `index` on whose values share a quad, which one warp writes; 0 if the warp of an earlier row does.
+__device__ __forceinline__ int rows_of_quad(const StoreCodesParams& p, int index) {
+  const RowOnDevice first = p.rows[index];
+  const auto follows = [&](int i, int n) {
+    const RowOnDevice row = p.rows[i];
+    return row.pages == first.pages && row.position == first.position + n;
+  };
+  const int slot = first.position % tq::kQuad;
+  if (index > 0 && slot != 0 && follows(index - 1, -1)) return 0;
+  int n = 1;
+  while (n < tq::kQuad - slot && index + n < p.n_rows && follows(index + n, n)) ++n;
+  return n;
+}
+
+/// What of an item is known before the pass's other kernels have written anything: all of it stands in the pass's
+/// tables, each look-up behind another.
+template <int kDim>
+struct Place {
+  RowOnDevice row;
+  int head, side, kv_head, n_rows;  ///< side: -1 a query, 0 a key, 1 the values of n_rows
+  uint8_t *page = nullptr, *quad = nullptr;
+  __nv_bfloat16* exact = nullptr;
+  uint32_t flips = 0;
+
+  __device__ Place(const StoreCodesParams& p, int index, int head) : row(p.rows[index]), head(head) {
+    kv_head = head - p.n_heads;
+    side = kv_head < 0 ? -1 : kv_head < p.kv.n_kv_heads ? 0 : 1;
+    if (side < 0) return;
+    kv_head -= side * p.kv.n_kv_heads;
+    n_rows = side == 0 ? 1 : rows_of_quad(p, index);
+    page = head_page(p, row, kv_head);
+    exact = exact_slot<kDim>(p, row, side, kv_head);
+    flips = lane_signs<kDim>(p.signs[2 * kv_head + side]);
+    quad = page + p.shape.values_at() + row.position % kPageTokens / tq::kQuad * p.shape.quad_bytes();
+    if (side == 1 && threadIdx.x % 32 * 32 < static_cast<unsigned>(p.shape.quad_bytes()))
+      asm volatile("prefetch.global.L2 [%0];" ::"l"(quad + threadIdx.x % 32 * 32));
+  }
+};
+
 /// Values of row `index` and of those behind it in the same quad.
 template <int kDim, int kBits>
-__device__ void encode_values(const StoreCodesParams& p, int index, int kv_head) {
-  const RowOnDevice first = p.rows[index];
-  uint8_t* page = head_page(p, first, kv_head);
-  uint8_t* at = page + p.shape.values_at() + first.position % kPageTokens / tq::kQuad * p.shape.quad_bytes();
-  const uint32_t signs = lane_signs<kDim>(p.signs[2 * kv_head + 1]);
+__device__ void encode_values(const StoreCodesParams& p, int index, const Place<kDim>& place) {
   Quad<kDim, kBits> quad;
-  quad.load(at);
-  for (int n = 0; n < tq::kQuad && index + n < p.n_rows; ++n) {
-    const RowOnDevice row = p.rows[index + n];
-    if (row.pages != first.pages || row.position != first.position + n || (n > 0 && row.position % tq::kQuad == 0))
-      break;
+  quad.load(place.quad);
+  for (int n = 0; n < place.n_rows; ++n) {
+    const RowOnDevice row = n == 0 ? place.row : p.rows[index + n];
     Vector<kDim> x;
-    load<kDim>(p.qkv.data + row.row * p.qkv.stride + int64_t{p.n_heads + p.kv.n_kv_heads + kv_head} * kDim, x);
-    store_exactly<kDim>(x, exact_slot<kDim>(p, row, 1, kv_head));
-    rotate<kDim>(signs, x);
+    load<kDim>(p.qkv.data + row.row * p.qkv.stride + int64_t{place.head} * kDim, x);
+    store_exactly<kDim>(x, n == 0 ? place.exact : exact_slot<kDim>(p, row, 1, place.kv_head));
+    rotate<kDim>(place.flips, x);
     uint32_t codes[kDim / 32];
     uint16_t scale;
-    if (!encode_rotated<kDim, kBits>(x, codes, scale)) report(p, row, 1, kv_head);
+    if (!encode_rotated<kDim, kBits>(x, codes, scale)) report(p, row, 1, place.kv_head);
     quad.put(row.position % tq::kQuad, codes);
     if (threadIdx.x % 32 == 0)
-      reinterpret_cast<uint16_t*>(page + p.shape.value_scales_at())[row.position % kPageTokens] = scale;
+      reinterpret_cast<uint16_t*>(place.page + p.shape.value_scales_at())[row.position % kPageTokens] = scale;
   }
-  quad.store(at);
+  quad.store(place.quad);
 }
 
 /// The RMS norm of a head, if the model has one, and the turn by the row's angles.
@@ -124,42 +157,33 @@ __device__ __forceinline__ void norm_and_turn(const StoreCodesParams& p, const R
 
 template <int kDim>
 __global__ void rope_and_store_codes_kernel(const __grid_constant__ StoreCodesParams p) {
-  wait_for_predecessor();
   let_successor_start();
-  const int n_rotated = p.n_heads + p.kv.n_kv_heads, heads = n_rotated + p.kv.n_kv_heads;
+  const int heads = p.n_heads + 2 * p.kv.n_kv_heads;
   const int64_t item = int64_t{blockIdx.x} * kWarps + threadIdx.x / 32;
-  if (item >= int64_t{p.n_rows} * heads) return;
-  const int index = static_cast<int>(item / heads), h = static_cast<int>(item % heads);
-  const RowOnDevice row = p.rows[index];
-  if (h >= n_rotated) {
-    if (index > 0 && row.position % tq::kQuad != 0) {  // the warp of an earlier row takes this one
-      const RowOnDevice before = p.rows[index - 1];
-      if (before.pages == row.pages && before.position + 1 == row.position) return;
-    }
-    const int kv_head = h - n_rotated;
-    if (p.shape.value_bits == 4) return encode_values<kDim, 4>(p, index, kv_head);
-    if (p.shape.value_bits == 8) return encode_values<kDim, 8>(p, index, kv_head);
-    if (p.shape.value_bits == 3) return encode_values<kDim, 3>(p, index, kv_head);
-    return encode_values<kDim, 2>(p, index, kv_head);
+  if (item >= int64_t{p.n_rows} * heads) return wait_for_predecessor();
+  const int index = static_cast<int>(item / heads);
+  const Place<kDim> place(p, index, static_cast<int>(item % heads));
+  wait_for_predecessor();
+  if (place.side == 1) {
+    if (place.n_rows == 0) return;
+    if (p.shape.value_bits == 4) return encode_values<kDim, 4>(p, index, place);
+    if (p.shape.value_bits == 8) return encode_values<kDim, 8>(p, index, place);
+    if (p.shape.value_bits == 3) return encode_values<kDim, 3>(p, index, place);
+    return encode_values<kDim, 2>(p, index, place);
   }
-  float* head = p.qkv.data + row.row * p.qkv.stride + int64_t{h} * kDim;
-  const bool is_key = h >= p.n_heads;
-  const int kv_head = is_key ? h - p.n_heads : 0;
-  // All that is to be looked up is asked for at once: one after the other it takes a microsecond more.
-  const uint32_t flips = is_key ? lane_signs<kDim>(p.signs[2 * kv_head]) : 0;
-  __nv_bfloat16* const slot = is_key ? exact_slot<kDim>(p, row, 0, kv_head) : nullptr;
-  uint8_t* const page = is_key ? head_page(p, row, kv_head) : nullptr;
+  const RowOnDevice& row = place.row;
+  float* head = p.qkv.data + row.row * p.qkv.stride + int64_t{place.head} * kDim;
   Vector<kDim> x;
   load<kDim>(head, x);
-  norm_and_turn<kDim>(p, row, h < p.n_heads, x);
+  norm_and_turn<kDim>(p, row, place.side < 0, x);
 #pragma unroll
   for (int j = 0; j < kDim / 32; ++j) head[32 * j + threadIdx.x % 32] = x[j];
-  if (!is_key) return;
-  store_exactly<kDim>(x, slot);
-  rotate<kDim>(flips, x);
-  if (p.shape.key_bits == 4) return encode_key<kDim, 4>(p, row, kv_head, page, x);
-  if (p.shape.key_bits == 8) return encode_key<kDim, 8>(p, row, kv_head, page, x);
-  encode_key<kDim, 3>(p, row, kv_head, page, x);
+  if (place.side < 0) return;
+  store_exactly<kDim>(x, place.exact);
+  rotate<kDim>(place.flips, x);
+  if (p.shape.key_bits == 4) return encode_key<kDim, 4>(p, row, place.kv_head, place.page, x);
+  if (p.shape.key_bits == 8) return encode_key<kDim, 8>(p, row, place.kv_head, place.page, x);
+  encode_key<kDim, 3>(p, row, place.kv_head, place.page, x);
 }
 
 }  // namespace
