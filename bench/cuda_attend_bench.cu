@@ -13,8 +13,11 @@
 #include "cuda_bench.cuh"
 #include "firstlight/device/buffer.h"
 #include "firstlight/device/cuda.h"
+#include "firstlight/ops/attend_cuda.cuh"
 #include "firstlight/ops/cuda_ops.h"
+#include "firstlight/ops/cuda_ptx.cuh"
 #include "firstlight/ops/matvec_cuda.cuh"
+#include "firstlight/ops/resident_ring_cuda.cuh"
 
 namespace firstlight {
 namespace {
@@ -38,6 +41,47 @@ struct Shape {
   int64_t n_pages() const { return static_cast<int64_t>(kKvBytes / (layer_bytes() * static_cast<unsigned>(n_layers))); }
 };
 
+/// GB/s at which blocks read pieces of the size of a head's keys or values in a page, in no order, by bulk copies
+/// through rings in shared memory: as attention's keys lie, and by the fastest means.
+constexpr unsigned kPiece = 16384, kPiecesAtOnce = 12;
+__global__ void bulk_read_kernel(const std::byte* data, int64_t n, uint32_t* out) {
+  extern __shared__ __align__(128) std::byte ring[];
+  __shared__ cuda::MemoryBarrier full[kPiecesAtOnce];
+  if (threadIdx.x > 0) return;
+  const uint64_t policy = cuda::policy_read_once();
+  for (auto& barrier : full) barrier.init(1);
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  uint32_t x = 0;
+  const auto ask = [&](int64_t i) {
+    const unsigned at = static_cast<unsigned>(i) % kPiecesAtOnce;
+    const int64_t piece = (blockIdx.x + i * gridDim.x) * 7919 % n;
+    full[at].arrive_and_expect(kPiece);
+    cuda::copy_bulk(cuda::shared_address(ring + at * kPiece), data + piece * kPiece, kPiece, full[at], policy);
+  };
+  const int64_t own = (n - blockIdx.x + gridDim.x - 1) / gridDim.x;
+  for (int64_t i = 0; i < kPiecesAtOnce && i < own; ++i) ask(i);
+  for (int64_t i = 0; i < own; ++i) {
+    full[i % kPiecesAtOnce].wait(static_cast<unsigned>(i / kPiecesAtOnce) & 1);
+    x ^= reinterpret_cast<const uint32_t*>(ring)[i % kPiecesAtOnce * (kPiece / 4)];
+    if (i + kPiecesAtOnce < own) ask(i + kPiecesAtOnce);
+  }
+  if (x == 0x12345678) *out = x;
+}
+
+double bulk_read_rate(const Buffer& memory, uint64_t bytes) {
+  cudaDeviceProp properties{};
+  cuda::check(cudaGetDeviceProperties(&properties, 0), "properties");
+  Buffer out(kGpu, 256);
+  constexpr int kBytes = kPiece * kPiecesAtOnce;
+  cuda::check(cudaFuncSetAttribute(bulk_read_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes), "shared");
+  const double s = median_seconds(9, [&] {
+    bulk_read_kernel<<<static_cast<unsigned>(properties.multiProcessorCount), 32, kBytes>>>(
+        memory.data(), static_cast<int64_t>(bytes / kPiece), reinterpret_cast<uint32_t*>(out.data()));
+    cuda::check(cudaDeviceSynchronize(), "bulk read");
+  });
+  return static_cast<double>(bytes) / s / 1e9;
+}
+
 /// Seconds of attention in one layer.
 double attention_seconds(const Shape& k, const std::vector<int64_t>& contexts, bool resident, const Buffer& memory,
                          float* q, float* heads) {
@@ -57,7 +101,7 @@ double attention_seconds(const Shape& k, const std::vector<int64_t>& contexts, b
   std::vector<Likeliest> picked(contexts.size());
   const int64_t width = int64_t{k.n_heads} * k.head_dim;
   const double bytes = static_cast<double>(tokens * k.n_kv_heads * k.head_dim * 4 * k.n_layers);
-  const int rounds = static_cast<int>(std::clamp(1e10 / bytes, 1.0, 12.0));
+  const int rounds = std::max(static_cast<int>(std::clamp(1e10 / bytes, 1.0, 12.0)), cuda::ceil_div(32, k.n_layers));
   const auto ops = make_cuda_ops(kGpu, {.load_cublaslt = false, .resident = resident});
   const auto once = [&] {
     if (!ops->begin({.ids = ids, .spans = spans, .wanted = spans, .likeliest = picked}, true)) {
@@ -78,6 +122,39 @@ double attention_seconds(const Shape& k, const std::vector<int64_t>& contexts, b
   return median_seconds(9, once) / (rounds * k.n_layers);
 }
 
+struct Case {
+  Shape shape;
+  std::vector<int64_t> contexts;
+};
+
+std::vector<Case> cases() {
+  using All = std::vector<int64_t>;
+  // Fewer layers leave room for more pages.
+  const Shape llama{32, 8, 128, 32}, long_llama{32, 8, 128, 16}, wide_llama{32, 8, 128, 8}, full_llama{32, 8, 128, 2};
+  const Shape grouped{64, 8, 128, 32}, small{9, 3, 64, 30};
+  std::vector<Case> all;
+  for (int64_t context = 64; context <= 65536; context *= 2) {
+    if (context > 64 && context < 512) continue;
+    all.push_back({llama, {context}});
+  }
+  all.push_back({long_llama, {131072}});
+  all.push_back({llama, All(2, 32768)});
+  all.push_back({llama, All(4, 512)});
+  all.push_back({llama, All(8, 2048)});
+  all.push_back({wide_llama, All(8, 32768)});
+  for (const size_t n : {16, 32, 64}) all.push_back({llama, All(n, 512)});
+  all.push_back({wide_llama, All(32, 4096)});
+  all.push_back({full_llama, All(32, 32768)});
+  All mixed(31, 512);
+  mixed.push_back(32768);
+  all.push_back({llama, mixed});
+  all.push_back({grouped, {32768}});
+  all.push_back({grouped, All(32, 512)});
+  for (const int64_t context : {512, 2048, 8192}) all.push_back({small, {context}});
+  all.push_back({small, All(16, 8192)});
+  return all;
+}
+
 void measure() {
   cuda::use(kGpu);
   Buffer memory(kGpu, kKvBytes), rows(kGpu, 256 * 4096 * 2 * 4);
@@ -87,21 +164,8 @@ void measure() {
   float* q = reinterpret_cast<float*>(rows.data());
   cuda::check(cudaMemset(q, 0x3d, 256 * 4096 * 4), "fill q");
   const double rate = bench::plain_read_rate(memory, 8'000'000'000);
-  std::printf("plain read: %.0f GB/s\n", rate);
-  const Shape llama{32, 8, 128, 32}, grouped{64, 8, 128, 32}, small{9, 3, 64, 30};
-  struct Case {
-    Shape shape;
-    std::vector<int64_t> contexts;
-  };
-  using All = std::vector<int64_t>;
-  All mixed(31, 512);
-  mixed.push_back(32768);
-  for (const Case& c : {Case{llama, {64}},     {llama, {512}},          {llama, {1024}},       {llama, {2048}},
-                        {llama, {4096}},       {llama, {8192}},         {llama, {16384}},      {llama, {32768}},
-                        {llama, {65536}},      {llama, All(2, 32768)},  {llama, All(4, 512)},  {llama, All(8, 2048)},
-                        {llama, All(16, 512)}, {llama, All(32, 512)},   {llama, All(64, 512)}, {llama, mixed},
-                        {grouped, {32768}},    {grouped, All(32, 512)}, {small, {512}},        {small, {2048}},
-                        {small, {8192}},       {small, All(16, 8192)}}) {
+  std::printf("plain read: %.0f GB/s; by bulk copies: %.0f GB/s\n", rate, bulk_read_rate(memory, 8'000'000'000));
+  for (const Case& c : cases()) {
     const Shape& k = c.shape;
     int64_t tokens = 0;
     for (const int64_t context : c.contexts) tokens += context;

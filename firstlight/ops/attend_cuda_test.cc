@@ -17,15 +17,45 @@ using reference::unwritten;
 class AttendCuda : public reference::WithGpu {
  protected:
   std::vector<float> attend(Batch& batch) {
+    ops_->end();
+    std::vector<float> result = attend(batch, *ops_);
+    ops_->begin({}, false);
+    return result;
+  }
+
+  static std::vector<float> attend(Batch& batch, Ops& ops) {
     const OnGpu cache(batch.cache.bytes);
     const GpuTensor q(batch.q);
     GpuTensor out(unwritten(batch.n_rows, int64_t{batch.n_heads} * batch.head_dim));
-    next({.ids = {}, .spans = batch.spans, .wanted = {}});
+    ops.begin({.ids = {}, .spans = batch.spans, .wanted = {}}, false);
     KvLayer layer = batch.cache.layer();
     layer.data = cache.data();
-    ops_->attend(q.view(), batch.n_heads, batch.spans, layer, out.matrix());
-    next();
+    ops.attend(q.view(), batch.n_heads, batch.spans, layer, out.matrix());
+    ops.end();
     return out.fetch().f32;
+  }
+
+  /// The same several times over by a resident kernel, whose program has to begin with a product.
+  static void expect_resident(Batch& batch, const std::vector<float>& expected) {
+    const OnGpu cache(batch.cache.bytes);
+    const GpuTensor q(batch.q), weight(reference::random_tensor(16, 128, DType::bf16, 3));
+    GpuTensor product(unwritten(batch.n_rows, 16));
+    KvLayer layer = batch.cache.layer();
+    layer.data = cache.data();
+    const std::vector<int> ids(batch.spans.size(), 1);
+    const auto ops = make_cuda_ops(reference::kGpu);
+    const Matrix<const float> all = q.view();
+    std::vector<GpuTensor> outs;
+    for (int i = 0; i < 3; ++i) outs.emplace_back(unwritten(batch.n_rows, int64_t{batch.n_heads} * batch.head_dim));
+    for (int pass = 0; pass < 3; ++pass) {
+      if (!ops->begin({.ids = ids, .spans = batch.spans, .wanted = batch.spans}, true)) {
+        ops->matmul({all.data, all.rows, 128, all.stride}, weight.weight(), nullptr, product.matrix());
+        for (GpuTensor& out : outs) ops->attend(all, batch.n_heads, batch.spans, layer, out.matrix());
+      }
+      ops->end();
+      for (GpuTensor& out : outs) reference::expect_same(out.fetch().f32, expected, "resident attention");
+    }
+    EXPECT_NE(ops->name().find("one resident kernel"), std::string_view::npos) << ops->name();
   }
 
   void check(const std::vector<Sequence>& sequences, KvKind kind, int heads, int kv_heads, int d) {
@@ -79,6 +109,28 @@ TEST_F(AttendCuda, EqualsSoftmaxWhereKeysAreCutIntoChunks) {
   check({{1, 40000}, {2, 511}}, KvKind::bf16, 3, 1, 64);
   check({{1, 4200}}, KvKind::bf16, 8, 8, 128);   // 33 chunks on an H200: one more than a warp has lanes
   check({{1, 2050}}, KvKind::bf16, 16, 4, 128);  // and here as many blocks as an item has values for each
+}
+
+// So long that crews take chunks as they come to them.
+TEST_F(AttendCuda, EqualsSoftmaxOverManyChunksOfAllSizes) {
+  check({{1, 33000}, {1, 9000}}, KvKind::bf16, 4, 2, 128);
+  check({{1, 17000}, {1, 40}, {1, 31000}}, KvKind::bf16, 9, 3, 64);
+}
+
+TEST_F(AttendCuda, IsTheSameBitsHoweverManyTakePartAndInAResidentKernel) {
+  for (const int d : {64, 128}) {
+    for (const std::vector<Sequence>& sequences :
+         {std::vector<Sequence>{{1, 33000}}, {{1, 9000}, {1, 300}, {1, 20000}}, {{1, 1000}, {1, 0}}}) {
+      Batch batch(sequences, KvKind::bf16, 4, 2, d, 1);
+      const std::vector<float> expected = attend(batch);
+      for (const int n_sharing : {2, 7, 100}) {
+        const auto few = make_cuda_ops(reference::kGpu, {.load_cublaslt = false, .n_sharing = n_sharing});
+        for (int again = 0; again < 3; ++again)
+          reference::expect_same(attend(batch, *few), expected, "attention by few");
+      }
+      expect_resident(batch, expected);
+    }
+  }
 }
 
 TEST_F(AttendCuda, IsTheSameBitsForAnyOrderOfPagesAndFromRunToRun) {

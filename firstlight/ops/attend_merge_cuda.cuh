@@ -45,11 +45,21 @@ __device__ __forceinline__ Running merge_piece(ChunkPiece* chunk_0, int64_t pitc
     for (int i = 0; i < kDeep * kOwn; ++i) {
       if (chunk(i) < n_chunks) x[i / kOwn][i % kOwn].load(chunk_0 + chunk(i) * pitch);
     }
+    // Those that were not there are asked for again side by side: one by one each would take a trip to L2.
+    for (bool all_there = false; !all_there;) {
+      all_there = true;
+#pragma unroll
+      for (int i = 0; i < kDeep * kOwn; ++i) {
+        PieceInFlight& at = x[i / kOwn][i % kOwn];
+        if (chunk(i) >= n_chunks || at.is_whole()) continue;
+        at.load(chunk_0 + chunk(i) * pitch);
+        all_there = false;
+      }
+    }
 #pragma unroll
     for (int i = 0; i < kDeep * kOwn; ++i) {
       if (chunk(i) >= n_chunks) break;
-      PieceInFlight& at = x[i / kOwn][i % kOwn];
-      while (!at.is_whole()) at.load(chunk_0 + chunk(i) * pitch);
+      const PieceInFlight& at = x[i / kOwn][i % kOwn];
       PieceInFlight::clear(chunk_0 + chunk(i) * pitch);
       sums[i % kOwn].add(at.sums, at.share.x, at.share.y);
     }
