@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The CUDA back end at Llama-3-8B's and SmolLM2-135M's shapes, on random data, beside the plain read rate that this run
 // measures first, and cuBLASLt's at 8192³; and whole steps of a model of 8B shapes. Passes of single rows are replays.
-#include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -12,7 +11,7 @@
 #include <string_view>
 #include <vector>
 
-#include "cuda_bench.cuh"
+#include "cuda_model.cuh"
 #include "firstlight/device/buffer.h"
 #include "firstlight/device/cuda.h"
 #include "firstlight/ops/cublaslt_cuda.cuh"
@@ -22,82 +21,8 @@
 namespace firstlight {
 namespace {
 
-using bench::Clock;
-using bench::kGpu;
-using bench::median_seconds;
+using namespace bench;
 double plain_rate = 0, product_rate = 0;  // GB/s, TFLOP/s
-
-/// Uniform in ±scale: as many bits as bf16 has, no zeros to compute quickly with.
-__global__ void fill_kernel(__nv_bfloat16* data, int64_t n, float scale) {
-  const int64_t stride = int64_t{gridDim.x} * blockDim.x;
-  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < n; i += stride) {
-    uint64_t h = static_cast<uint64_t>(i) * 0x9E3779B97F4A7C15ull;
-    h = (h ^ (h >> 29)) * 0xBF58476D1CE4E5B9ull;
-    data[i] = __float2bfloat16_rn((static_cast<float>((h >> 40) & 0xffff) / 32768.0f - 1) * scale);
-  }
-}
-
-Buffer random_memory(uint64_t bytes, float scale) {
-  Buffer memory(kGpu, bytes);
-  fill_kernel<<<2048, 256>>>(reinterpret_cast<__nv_bfloat16*>(memory.data()), static_cast<int64_t>(bytes / 2), scale);
-  cuda::check(cudaDeviceSynchronize(), "fill memory");
-  return memory;
-}
-
-/// Seconds of a pass of n sequences, `rows` each, at a position; replayed if it can be.
-class Pass {
- public:
-  Pass(int n, int64_t rows, int64_t position, int64_t n_pages) : ids_(static_cast<size_t>(n * rows), 17) {
-    const int64_t each = (position + rows - 1) / kPageTokens + 1;
-    for (int s = 0; s < n; ++s) {
-      std::vector<int32_t>& own = pages_.emplace_back();
-      for (int64_t p = 0; p < each; ++p) own.push_back(static_cast<int32_t>((s * each + p) * 7919 % n_pages));
-    }
-    for (int s = 0; s < n; ++s) spans.push_back({s * rows, rows, position, pages_[static_cast<size_t>(s)].data()});
-    for (int s = 0; s < n; ++s)
-      wanted.push_back({(s + 1) * rows - 1, 1, position + rows - 1, pages_[static_cast<size_t>(s)].data()});
-    if (rows == 1) wanted = spans;
-    picked.resize(static_cast<size_t>(n));
-  }
-  double seconds(Ops& ops, const std::function<void(std::span<const int>)>& fn, bool picks = false) {
-    const auto once = [&] {
-      const Matrix<float> logits{picks ? nullptr : logits_.data(), static_cast<int64_t>(spans.size()), 1, 200000};
-      const std::span<Likeliest> likeliest = picks ? std::span<Likeliest>(picked) : std::span<Likeliest>();
-      if (!ops.begin({ids_, spans, wanted, logits, likeliest}, true)) fn(ids_);
-      ops.end();
-    };
-    for (int i = 0; i < 4; ++i) once();
-    return median_seconds(7, once);
-  }
-  std::vector<AttentionSpan> spans, wanted;
-  std::vector<Likeliest> picked;
-
- private:
-  std::vector<int> ids_;
-  std::vector<std::vector<int32_t>> pages_;
-  static inline std::vector<float> logits_ = std::vector<float>(64 * 200000);
-};
-
-struct Memory {
-  Buffer weights = random_memory(17'000'000'000, 0.05f);
-  Buffer kv = random_memory(9'000'000'000, 1.0f);
-  Buffer rows = random_memory(2'000'000'000, 1.0f);
-  uint64_t weight_at = 0, row_at = 0;
-  Weight weight(int64_t rows_of, int64_t cols) {
-    const uint64_t bytes = static_cast<uint64_t>(rows_of * cols * 2);
-    if (weight_at + bytes > weights.size()) weight_at = 0;  // around: far more than L2 lies between
-    const Weight w{weights.data() + weight_at, DType::bf16, rows_of, cols};
-    weight_at += (bytes + 4095) / 4096 * 4096;
-    return w;
-  }
-  Matrix<float> matrix(int64_t n, int64_t cols) {
-    const Matrix<float> m{reinterpret_cast<float*>(rows.data() + row_at), n, cols, cols};
-    row_at += static_cast<uint64_t>((n * cols * 4 + 255) / 256 * 256);
-    return m;
-  }
-};
-
-Matrix<const float> constant(Matrix<float> m) { return {m.data, m.rows, m.cols, m.stride}; }
 
 void measure_roofs(Memory& memory) {
   plain_rate = bench::plain_read_rate(memory.weights, 8'000'000'000);
@@ -157,18 +82,6 @@ void few_rows(Memory& memory, cuda::CublasLt& lt, cudaStream_t stream) {
     cudaGraphDestroy(graph);
   }
 }
-
-struct KvShape {
-  int n_heads, n_kv_heads, head_dim, n_layers;
-  KvLayer layer(const Memory& memory, int i) const {
-    const uint64_t bytes = 2ull * static_cast<uint64_t>(n_kv_heads) * kPageTokens * static_cast<uint64_t>(head_dim) * 2;
-    return {memory.kv.data() + static_cast<uint64_t>(i) * bytes, bytes * static_cast<uint64_t>(n_layers), KvKind::bf16,
-            n_kv_heads, head_dim};
-  }
-  int64_t pages(const Memory& memory) const {
-    return static_cast<int64_t>(memory.kv.size() / layer(memory, 0).page_stride);
-  }
-};
 
 void attention(Memory& memory) {
   struct Case {
@@ -251,60 +164,6 @@ void many_rows(Ops& ops, Memory& memory, cuda::CublasLt& lt, cudaStream_t stream
   }
 }
 
-/// A model of Llama-3-8B's shapes, called as a forward pass calls.
-struct Model {
-  static constexpr int kLayers = 32, kDim = 4096, kHidden = 14336, kVocab = 128256;
-  static constexpr KvShape kKv{32, 8, 128, 32};
-  static constexpr double kLayerWeights = 32.0 * (6144 * 4096.0 + 4096 * 4096.0 + 3 * 4096 * 14336.0);
-  struct Layer {
-    Weight norm1, qkv, o, norm2, gate_up, down;
-  };
-  Memory& memory;
-  std::vector<Layer> layers;
-  Weight norm, head;
-  std::vector<double> frequencies = std::vector<double>(64, 0.01);
-  explicit Model(Memory& m) : memory(m) {
-    memory.weight_at = 0;
-    for (int i = 0; i < kLayers; ++i) {
-      layers.push_back({memory.weight(1, kDim), memory.weight(6144, kDim), memory.weight(kDim, kDim),
-                        memory.weight(1, kDim), memory.weight(2 * kHidden, kDim), memory.weight(kDim, kHidden)});
-    }
-    norm = memory.weight(1, kDim);
-    head = memory.weight(kVocab, kDim);
-  }
-  void forward(Ops& ops, std::span<const int> ids, Pass& pass, std::vector<float>& logits, bool picks) {
-    const int64_t n = static_cast<int64_t>(ids.size());
-    memory.row_at = 0;
-    Matrix<float> x = memory.matrix(n, kDim), normed = memory.matrix(n, kDim), qkv = memory.matrix(n, 6144),
-                  hidden = memory.matrix(n, kHidden);
-    Matrix<float> heads = normed;
-    ops.embed(ids, head, 0, x);
-    for (int i = 0; i < kLayers; ++i) {
-      const Layer& w = layers[static_cast<size_t>(i)];
-      const bool last = i + 1 == kLayers;
-      ops.rms_norm(constant(x), w.norm1, 1e-5f, normed);
-      ops.matmul(constant(normed), w.qkv, nullptr, qkv);
-      ops.rope_and_store(qkv, 32, nullptr, nullptr, 1e-5f, frequencies, pass.spans, kKv.layer(memory, i));
-      ops.attend({qkv.data, n, kDim, 6144}, 32, last ? pass.wanted : pass.spans, kKv.layer(memory, i), heads);
-      if (last) {
-        ops.keep_rows(pass.wanted, x);
-        ops.keep_rows(pass.wanted, heads);
-        normed.rows = hidden.rows = x.rows;
-      }
-      ops.matmul_add(constant(heads), w.o, nullptr, x);
-      ops.rms_norm(constant(x), w.norm2, 1e-5f, normed);
-      ops.gate_up_silu(constant(normed), w.gate_up, nullptr, hidden);
-      ops.matmul_add(constant(hidden), w.down, nullptr, x);
-    }
-    ops.rms_norm(constant(x), norm, 1e-5f, normed);
-    if (picks) {
-      ops.likeliest(constant(normed), head, 0, pass.picked);
-    } else {
-      ops.logits(constant(normed), head, {logits.data(), x.rows, kVocab, 200000});
-    }
-  }
-};
-
 /// Steps of n sequences, as a resident kernel and as a graph of kernels.
 void decode(Memory& memory) {
   Model model(memory);
@@ -325,6 +184,50 @@ void decode(Memory& memory) {
                   resident ? "resident" : "graph   ", s * 1e3, n / s, bytes / (plain_rate * 1e9) / s * 100);
     }
   }
+}
+
+/// Each kind of op of a step of n sequences alone, once a layer in one replay: where a step's time goes.
+void parts(Memory& memory, int n, int64_t context) {
+  const Model model(memory);
+  Pass pass(n, 1, context - 1, Model::kKv.pages(memory));
+  constexpr int kDim = Model::kDim, kHidden = Model::kHidden;
+  memory.row_at = 0;
+  const Matrix<float> x = memory.matrix(n, kDim), y = memory.matrix(n, kDim), qkv = memory.matrix(n, 6144),
+                      hidden = memory.matrix(n, kHidden);
+  double empty = 0;
+  const auto part = [&](const char* name, int times, double bytes, const auto& op) {
+    const auto ops = make_cuda_ops(kGpu, {.resident = false});
+    const double s = pass.seconds(
+        *ops,
+        [&](auto) {
+          for (size_t i = 0; i < static_cast<size_t>(times); ++i)
+            op(*ops, model.layers[i], Model::kKv.layer(memory, static_cast<int>(i)));
+        },
+        true);
+    if (times == 0) empty = s;
+    const double each = (s - empty) / std::max(times, 1);
+    std::printf("%2d x %5ld, %-20s: %2d x %7.2f us, %5.1f %% of the read rate\n", n, context, name, times,
+                (times ? each : s) * 1e6, times ? bytes / (plain_rate * 1e9) / each * 100 : 0);
+  };
+  using Layer = Model::Layer;
+  part("begin and end", 0, 0, [](Ops&, const Layer&, const KvLayer&) {});
+  part("norm", 32, 0, [&](Ops& ops, const Layer& w, auto) { ops.rms_norm(constant(x), w.norm1, 1e-5f, y); });
+  part("qkv", 32, 2.0 * 6144 * kDim,
+       [&](Ops& ops, const Layer& w, auto) { ops.matmul(constant(y), w.qkv, nullptr, qkv); });
+  part("rope and store", 32, 0, [&](Ops& ops, const Layer&, const KvLayer& kv) {
+    ops.rope_and_store(qkv, 32, nullptr, nullptr, 1e-5f, model.frequencies, pass.spans, kv);
+  });
+  part("attention", 32, 4096.0 * static_cast<double>(n * context), [&](Ops& ops, const Layer&, const KvLayer& kv) {
+    ops.attend({qkv.data, n, kDim, 6144}, 32, pass.spans, kv, y);
+  });
+  part("o", 32, 2.0 * kDim * kDim,
+       [&](Ops& ops, const Layer& w, auto) { ops.matmul_add(constant(y), w.o, nullptr, x); });
+  part("x rounded, gate_up", 32, 4.0 * kHidden * kDim,
+       [&](Ops& ops, const Layer& w, auto) { ops.gate_up_silu(constant(y), w.gate_up, nullptr, hidden); });
+  part("down", 32, 2.0 * kHidden * kDim,
+       [&](Ops& ops, const Layer& w, auto) { ops.matmul_add(constant(hidden), w.down, nullptr, x); });
+  part("likeliest", 1, 2.0 * Model::kVocab * kDim,
+       [&](Ops& ops, auto, auto) { ops.likeliest(constant(y), model.head, 0, pass.picked); });
 }
 
 void prompts(Memory& memory) {
@@ -363,6 +266,7 @@ int main(int argc, char** argv) {
     if (wanted("attention")) attention(memory);
     if (wanted("matmul") || wanted("steps")) many_rows(*ops, memory, lt, stream);
     if (wanted("decode")) decode(memory);
+    if (wanted("parts")) parts(memory, 32, 512);
     if (wanted("steps")) prompts(memory);
   });
 }

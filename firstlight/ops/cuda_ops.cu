@@ -22,7 +22,9 @@ CudaOps::CudaOps(Device device, const CudaOpsOptions& options)
   if (options.load_cublaslt) cublaslt_.start_loading();
   cudaDeviceProp properties{};
   check(cudaGetDeviceProperties(&properties, device.index), str("properties of ", to_string(device)));
-  gpu_ = {properties.multiProcessorCount, static_cast<int>(properties.sharedMemPerBlockOptin)};
+  gpu_ = {properties.multiProcessorCount, static_cast<int>(properties.sharedMemPerBlockOptin),
+          properties.major * 10 + properties.minor};
+  skinny_.emplace(gpu_);
   gpu_name_ = properties.name;
   if (!options.graphs || !options.resident) why_not_resident_ = options.why_not_resident;
   compose_name();
@@ -38,9 +40,11 @@ CudaOps::~CudaOps() {
 }
 
 void CudaOps::compose_name() {
-  name_ = str(to_string(device_), ": ", gpu_name_, ", ",
-              why_no_library_.empty() ? str("cuBLASLt above ", cuda::kMatvecRows, " rows")
-                                      : str("own kernels alone, no cuBLASLt: ", why_no_library_));
+  const std::string& why_no_skinny = skinny_->why_not();
+  name_ = str(to_string(device_), ": ", gpu_name_, ", own kernels to ",
+              why_no_skinny.empty() ? cuda::kSkinnyRows : cuda::kMatvecRows, " rows",
+              why_no_skinny.empty() ? "" : str(" (9 to 32: ", why_no_skinny, ")"),
+              why_no_library_.empty() ? ", cuBLASLt above" : str(", and above, no cuBLASLt: ", why_no_library_));
   if (!options_.graphs) return;
   name_ += why_not_resident_.empty()
                ? str("; recorded steps of up to ", cuda::kMatvecRows, " rows: one resident kernel")
@@ -77,6 +81,7 @@ bool CudaOps::begin(const PassRows& rows, bool weights_ready) {
   if (draw_tables_.send(rows.draws, stream_)) forget_recordings();
   has_angles_[0] = has_angles_[1] = false;
   twin_ = {};
+  twin_at_ = 0;  // so that a recorded pass finds its memory where the plain one before it did
   deliveries_.clear();
   staged_floats_ = 0;
   pass_logits_ = rows.logits;

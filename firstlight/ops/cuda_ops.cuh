@@ -6,6 +6,7 @@
 
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -18,6 +19,7 @@
 #include "firstlight/ops/draw_cuda.cuh"
 #include "firstlight/ops/matvec_cuda.cuh"
 #include "firstlight/ops/resident_cuda.cuh"
+#include "firstlight/ops/skinny_cuda.cuh"
 
 namespace firstlight {
 
@@ -77,6 +79,7 @@ class CudaOps final : public Ops {
   void deliver();            // staged logits, once they are there
   void reserve(cuda::DeviceScratch& scratch, int64_t bytes);
   void multiply(Matrix<const float> x, const Weight& w, const Weight* bias, Matrix<float> out, cuda::Join join);
+  bool multiply_skinny(Matrix<const float> x, const Weight& w, const Weight* bias, Matrix<float> out, cuda::Join join);
   bool multiply_by_library(Matrix<const float> x, const Weight& w, const Weight* bias, Matrix<float> out,
                            cuda::Join join);
   const __nv_bfloat16* rounded(Matrix<const float> x);
@@ -109,13 +112,15 @@ class CudaOps final : public Ops {
   const Stream own_stream_;
   cudaStream_t const stream_;
   cuda::CublasLt cublaslt_;
+  std::optional<cuda::SkinnyProducts> skinny_;
   cuda::PassTables pass_;
   cuda::CodesOfPass codes_;
   cuda::DrawTables draw_tables_;
-  cuda::DeviceScratch twin_memory_, products_, partials_, logits_, picks_, angle_memory_[2], frequency_memory_,
+  cuda::DeviceScratch twin_memory_[2], products_, partials_, logits_, picks_, angle_memory_[2], frequency_memory_,
       counters_;
   cuda::PinnedScratch staging_, pick_staging_;
   Twin twin_;
+  int twin_at_ = 0;  ///< of twin_memory_: where twin_ lies
   std::vector<double> frequencies_;
   bool has_angles_[2] = {};
 

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Products with weights, by the number of rows: own kernels to 8, cuBLASLt above. cuBLASLt wants its activations as
-// bf16: norms, attention and SiLU leave such a copy beside their result when more than 8 rows are on their way.
+// Products with weights, by the number of rows: own kernels to 8 (matvec_cuda.cuh), to 32 where weights are large
+// (skinny_cuda.cuh), else cuBLASLt; skinny products again where it has no kernel or is not there. From 9 on activations
+// are wanted as bf16: norms, attention and SiLU leave such a copy beside their result when more than 8 rows are on
+// their way.
 #include <algorithm>
 
 #include "firstlight/base/error.h"
@@ -72,9 +74,10 @@ __global__ void silu_kernel(const float* product, const void* bias, bool is_bf16
 __nv_bfloat16* CudaOps::twin_for(Matrix<float> out) {
   written(out);
   if (out.rows <= cuda::kMatvecRows || out.cols % 8 != 0) return nullptr;
-  reserve(twin_memory_, out.rows * out.cols * 2);
+  twin_at_ ^= 1;  // who writes it may be reading the last one
+  reserve(twin_memory_[twin_at_], out.rows * out.cols * 2);
   twin_ = {out.data, out.rows, out.cols, out.stride};
-  return twin_memory_.as<__nv_bfloat16>();
+  return twin_memory_[twin_at_].as<__nv_bfloat16>();
 }
 
 void CudaOps::written(Matrix<float> out) {
@@ -84,14 +87,39 @@ void CudaOps::written(Matrix<float> out) {
 }
 
 const __nv_bfloat16* CudaOps::rounded(Matrix<const float> x) {
-  __nv_bfloat16* memory = twin_memory_.as<__nv_bfloat16>();
-  if (twin_.of == x.data && twin_.rows == x.rows && twin_.cols == x.cols && twin_.stride == x.stride) return memory;
+  cuda::DeviceScratch& there = twin_memory_[twin_at_];
+  if (twin_.of == x.data && twin_.rows == x.rows && twin_.cols == x.cols && twin_.stride == x.stride) {
+    return there.as<__nv_bfloat16>();
+  }
   twin_ = {};
-  reserve(twin_memory_, x.rows * x.cols * 2);
-  memory = twin_memory_.as<__nv_bfloat16>();
+  reserve(there, x.rows * x.cols * 2);
+  __nv_bfloat16* memory = there.as<__nv_bfloat16>();
   cuda::launch("round", round_kernel, dim3(static_cast<unsigned>(x.rows)), 256, 0, stream_, x, memory);
   twin_ = {x.data, x.rows, x.cols, x.stride};
   return memory;
+}
+
+bool CudaOps::multiply_skinny(Matrix<const float> x, const Weight& w, const Weight* bias, Matrix<float> out,
+                              Join join) {
+  const bool fits = x.rows > cuda::kMatvecRows && x.rows <= cuda::kSkinnyRows && w.dtype == DType::bf16 &&
+                    x.cols % 8 == 0 && aligned(w.data) && skinny_->why_not().empty();
+  if (!fits) return false;
+  const __nv_bfloat16* rows = rounded(x);
+  __nv_bfloat16* twin = join == Join::silu ? twin_for(out) : nullptr;
+  skinny_->multiply({.x = rows,
+                     .rows = static_cast<int>(x.rows),
+                     .w = w.data,
+                     .bias = bias ? bias->data : nullptr,
+                     .bias_is_bf16 = bias && bias->dtype == DType::bf16,
+                     .n = static_cast<int>(out.cols),
+                     .k = static_cast<int>(w.cols),
+                     .join = join,
+                     .out = out.data,
+                     .out_stride = out.stride,
+                     .twin = twin},
+                    stream_);
+  if (join != Join::silu) written(out);
+  return true;
 }
 
 bool CudaOps::multiply_by_library(Matrix<const float> x, const Weight& w, const Weight* bias, Matrix<float> out,
@@ -138,7 +166,9 @@ void CudaOps::multiply(Matrix<const float> x, const Weight& w, const Weight* bia
   const int64_t n = join == Join::silu ? w.rows / 2 : w.rows;
   check_shapes(x, w, bias, out, n);
   if (x.rows == 0 || n == 0) return;
-  if (multiply_by_library(x, w, bias, out, join)) return;
+  const bool large = w.rows * w.cols * 2 >= cuda::kSkinnyBytes;
+  if (large && multiply_skinny(x, w, bias, out, join)) return;
+  if (multiply_by_library(x, w, bias, out, join) || multiply_skinny(x, w, bias, out, join)) return;
   cuda::MatvecParams params{.x = x.data,
                             .x_stride = x.stride,
                             .w = w.data,

@@ -80,6 +80,21 @@ TEST_F(MatmulCuda, EqualsTheSumOfProductsInTheShapesOfRealModels) {
   }
 }
 
+// A tile's k shared by blocks, a last tile beyond n, columns of k beyond the last box; n as ranks have it.
+TEST_F(MatmulCuda, EqualsTheSumOfProductsFor9To32RowsWhereverBlocksDivideThem) {
+  for (const int64_t rows : {9, 16, 17, 25, 32}) {
+    check(rows, 3, 8, DType::bf16, DType::f32, true);
+    check(rows, 51, 200, DType::bf16, DType::f32, true);
+    check(rows, 1001, 4104, DType::bf16, DType::bf16, rows % 2 == 0);
+    check(rows, 3072, 4096, DType::bf16, DType::bf16, false);
+    check(rows, 4096, 2048, DType::bf16, DType::bf16, rows % 2 != 0);
+  }
+  check(32, 4096, 4096, DType::bf16, DType::bf16, false);
+  check(32, 1028, 14336, DType::bf16, DType::f32, true);
+  check(32, 6148, 2056, DType::bf16, DType::f32, true);  // a block a tile
+  check(9, 20000, 712, DType::bf16, DType::f32, true);   // more tiles than blocks
+}
+
 TEST_F(MatmulCuda, WritesOnlyItsColumnsOfAStridedMatrix) {
   for (const int64_t rows : {3, 20}) {
     const int64_t n = 24, k = 40, stride = 32;
@@ -126,6 +141,37 @@ TEST_F(MatmulCuda, GateUpSiluEqualsItsDefinition) {
   }
 }
 
+// The product reads the copy of its rows that the norm left, and leaves one of its own, which the next product reads.
+TEST_F(MatmulCuda, GateUpSiluReadsItsRowsAndLeavesItsResultToTheNextProduct) {
+  for (const int64_t rows : {9, 32, 48}) {
+    const int64_t k = 1032, n = 9000;  // more than the GPU's blocks take at once
+    const GpuTensor x(random_tensor(rows, k, DType::f32, 1)), w(random_tensor(2 * n, k, DType::bf16, 2, 0.05)),
+        ones(Tensor{DType::f32, 1, k, std::vector<float>(static_cast<size_t>(k), 1.0f), {}}),
+        down(random_tensor(40, n, DType::bf16, 3));
+    GpuTensor normed(unwritten(rows, k)), hidden(unwritten(rows, n)), out(unwritten(rows, 40));
+    ops_->rms_norm(x.view(), ones.weight(), 1e-5f, normed.matrix());
+    ops_->gate_up_silu(normed.view(), w.weight(), nullptr, hidden.matrix());
+    ops_->matmul(hidden.view(), down.weight(), nullptr, out.matrix());
+    next();
+    normed.fetch();
+    hidden.fetch();
+    out.fetch();
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t c = 0; c < n; c += 61) {
+        const auto gate = reference::dot(normed.host, r, w.host, c, false),
+                   up = reference::dot(normed.host, r, w.host, n + c, false);
+        const double bound = 1.2 * (bound_of(w.host, rows, gate.magnitude) * (std::abs(up.value) + 1) +
+                                    bound_of(w.host, rows, up.magnitude) * (std::abs(gate.value) + 1));
+        ASSERT_NEAR(hidden.host.at(r, c), reference::silu(gate.value) * up.value, bound) << r << ", " << c;
+      }
+      for (int64_t c = 0; c < 40; ++c) {
+        const auto exact = reference::dot(hidden.host, r, down.host, c, false);
+        ASSERT_NEAR(out.host.at(r, c), exact.value, bound_of(down.host, rows, exact.magnitude)) << r << ", " << c;
+      }
+    }
+  }
+}
+
 TEST_F(MatmulCuda, SiluOfLargeValuesIsFinite) {
   const GpuTensor x(Tensor{DType::f32, 4, 1, {1e4f, -1e4f, 300.0f, -300.0f}, {}}),
       w(Tensor{DType::f32, 2, 1, {1.0f, 1e-4f}, {}});
@@ -158,9 +204,30 @@ TEST_F(MatmulCuda, ARowOfUpTo8IsTheSameBitsWhateverRowsAreBesideIt) {
   }
 }
 
+TEST_F(MatmulCuda, ARowOf9To32IsTheSameBitsWhateverRowsAreBesideIt) {
+  for (const int64_t k : {200, 4096, 14336}) {
+    const int64_t n = 1500;  // not a multiple of 8: cuBLASLt does not take it
+    const GpuTensor x(random_tensor(32, k, DType::f32, 1)), w(random_tensor(n, k, DType::bf16, 2));
+    std::vector<float> expected, expected_silu;
+    for (int64_t rows = 9; rows <= 32; ++rows) {
+      GpuTensor out(unwritten(rows, n)), silu(unwritten(rows, n / 2));
+      ops_->matmul({x.view().data, rows, k, k}, w.weight(), nullptr, out.matrix());
+      ops_->gate_up_silu({x.view().data, rows, k, k}, w.weight(), nullptr, silu.matrix());
+      next();
+      std::vector<float> first = out.fetch().f32, first_silu = silu.fetch().f32;
+      first.resize(static_cast<size_t>(n * 9));
+      first_silu.resize(static_cast<size_t>(n / 2 * 9));
+      if (expected.empty()) expected = first, expected_silu = first_silu;
+      reference::expect_same(first, expected, "nine rows");
+      reference::expect_same(first_silu, expected_silu, "nine rows");
+    }
+  }
+}
+
 TEST_F(MatmulCuda, IsTheSameBitsFromRunToRun) {
-  for (const int64_t rows : {1, 6, 8, 150}) {
-    const int64_t n = 704, k = 4096;
+  for (const auto& [rows, n] :
+       {std::pair<int64_t, int64_t>{1, 704}, {6, 704}, {8, 704}, {9, 700}, {32, 704}, {32, 700}, {150, 704}}) {
+    const int64_t k = 4096;
     const GpuTensor x(random_tensor(rows, k, DType::f32, 1)), w(random_tensor(n, k, DType::bf16, 2));
     std::vector<float> expected;
     for (int again = 0; again < 5; ++again) {

@@ -33,6 +33,7 @@ inline constexpr int kMatvecRows = 8;
 struct GpuShape {
   int n_sms = 0;
   int shared_bytes = 0;  ///< that one block can have
+  int capability = 0;    ///< 90: compute capability 9.0
 };
 
 /// Tensor cores, weights streamed; rows ≤ 8, bf16, x and w and their rows 16-byte aligned.

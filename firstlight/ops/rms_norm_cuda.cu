@@ -12,11 +12,12 @@ namespace firstlight {
 namespace {
 
 template <class T>
-__global__ void __launch_bounds__(1024)
-    rms_norm_kernel(Matrix<const float> x, const T* weight, float eps, Matrix<float> out, __nv_bfloat16* twin) {
+__global__ void __launch_bounds__(1024) rms_norm_kernel(Matrix<const float> x, const T* weight, float eps,
+                                                        Matrix<float> out, __nv_bfloat16* twin, bool ahead) {
   __shared__ float shared[32];
+  if (ahead) cuda::let_successor_start();
   cuda::wait_for_predecessor();
-  cuda::let_successor_start();
+  if (!ahead) cuda::let_successor_start();
   const float* from = x.data + int64_t{blockIdx.x} * x.stride;
   float* to = out.data + int64_t{blockIdx.x} * out.stride;
   const int n = static_cast<int>(x.cols), threads = static_cast<int>(blockDim.x);
@@ -31,12 +32,13 @@ __global__ void __launch_bounds__(1024)
 }
 
 template <class T>
-__global__ void __launch_bounds__(1024)
-    rms_norm_quads_kernel(Matrix<const float> x, const T* weight, float eps, Matrix<float> out, __nv_bfloat16* twin) {
+__global__ void __launch_bounds__(1024) rms_norm_quads_kernel(Matrix<const float> x, const T* weight, float eps,
+                                                              Matrix<float> out, __nv_bfloat16* twin, bool ahead) {
   __shared__ float shared[32];
   const int quads = static_cast<int>(x.cols) / 4, threads = static_cast<int>(blockDim.x);
+  if (ahead) cuda::let_successor_start();
   cuda::wait_for_predecessor();
-  cuda::let_successor_start();
+  if (!ahead) cuda::let_successor_start();
   const float4* from = reinterpret_cast<const float4*>(x.data + int64_t{blockIdx.x} * x.stride);
   float4* to = reinterpret_cast<float4*>(out.data + int64_t{blockIdx.x} * out.stride);
   float squares = 0;
@@ -64,13 +66,13 @@ bool in_quads(const void* data, int64_t stride) {
 }
 
 template <class T>
-void start(Matrix<const float> x, const Weight& weight, float eps, Matrix<float> out, __nv_bfloat16* twin,
+void start(Matrix<const float> x, const Weight& weight, float eps, Matrix<float> out, __nv_bfloat16* twin, bool ahead,
            cudaStream_t stream) {
   const bool quads = x.cols % 4 == 0 && in_quads(x.data, x.stride) && in_quads(out.data, out.stride);
   const int64_t wanted = quads ? x.cols / 4 : x.cols;
   const int threads = static_cast<int>(std::clamp<int64_t>((wanted + 31) / 32 * 32, 32, 1024));
   cuda::launch("rms_norm", quads ? rms_norm_quads_kernel<T> : rms_norm_kernel<T>, dim3(static_cast<unsigned>(x.rows)),
-               threads, 0, stream, x, static_cast<const T*>(weight.data), eps, out, twin);
+               threads, 0, stream, x, static_cast<const T*>(weight.data), eps, out, twin, ahead);
 }
 
 }  // namespace
@@ -93,8 +95,11 @@ void CudaOps::rms_norm(Matrix<const float> x, const Weight& weight, float eps, M
 void CudaOps::launch_norm(const cuda::ResidentNorm& norm) {
   const auto& [x, weight, eps, out] = norm;
   __nv_bfloat16* twin = twin_for(out);
-  weight.dtype == DType::bf16 ? start<__nv_bfloat16>(x, weight, eps, out, twin, stream_)
-                              : start<float>(x, weight, eps, out, twin, stream_);
+  // A product of many rows asks for weights before it waits, and may do so before the norm's own wait is over. Not
+  // where ranks share a GPU: its blocks would take the room of those that a sum in front of the norm waits for.
+  const bool ahead = twin && options_.n_sharing == 1;
+  weight.dtype == DType::bf16 ? start<__nv_bfloat16>(x, weight, eps, out, twin, ahead, stream_)
+                              : start<float>(x, weight, eps, out, twin, ahead, stream_);
 }
 
 }  // namespace firstlight

@@ -47,8 +47,8 @@ __device__ float norm_weight(const void* weights, bool is_bf16, int i) {
 
 template <class T>
 __global__ void rope_and_store_kernel(const __grid_constant__ RopeParams p) {
-  cuda::wait_for_predecessor();
   cuda::let_successor_start();
+  cuda::wait_for_predecessor();
   const int d = p.kv.head_dim, half = d / 2, lane = static_cast<int>(threadIdx.x) % 32;
   const int n_rotated = p.n_heads + p.kv.n_kv_heads, heads = n_rotated + p.kv.n_kv_heads;
   const int64_t item = int64_t{blockIdx.x} * kWarps + threadIdx.x / 32;

@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+// Products of 9 to 32 rows, bound by reading the weights: tensor cores fed by a ring of copies, all multiprocessors
+// with the same share of the weights.
+#pragma once
+#include <cuda_bf16.h>
+
+#include <cstdint>
+#include <string>
+
+#include "firstlight/ops/matvec_cuda.cuh"
+
+namespace firstlight::cuda {
+
+inline constexpr int kSkinnyRows = 32;  ///< the most
+/// From so many bytes of weights on cuBLASLt is slower at all shapes that were measured (3072 x 4096: 8.9 us,
+/// cuBLASLt's 11.2); below it may be faster (4096 x 2048: 7.5 and 6.8).
+inline constexpr int64_t kSkinnyBytes = int64_t{24} << 20;
+
+/// As Join says; x and w bf16, contiguous, at multiples of 16 bytes, k a multiple of 8.
+struct SkinnyProduct {
+  const __nv_bfloat16* x = nullptr;  ///< [rows, k]
+  int rows = 0;
+  const void* w = nullptr;     ///< [n or 2 n, k]
+  const void* bias = nullptr;  ///< [n or 2 n], maybe null
+  bool bias_is_bf16 = false;
+  int n = 0, k = 0;
+  Join join = Join::store;
+  float* out = nullptr;
+  int64_t out_stride = 0;
+  __nv_bfloat16* twin = nullptr;  ///< [rows, n], maybe null: out rounded, of Join::silu alone
+};
+
+/// One thread at a time, one stream. Results are the same bits in each run, and a row's whatever rows are beside it.
+class SkinnyProducts {
+ public:
+  explicit SkinnyProducts(const GpuShape& gpu);
+  /// Why this GPU or its driver cannot; empty: it can.
+  const std::string& why_not() const { return why_not_; }
+  /// Queues it on `stream`. Throws Error{device}.
+  void multiply(const SkinnyProduct& product, cudaStream_t stream) const;
+
+ private:
+  const GpuShape gpu_;
+  std::string why_not_;
+  void* encode_ = nullptr;  ///< cuTensorMapEncodeTiled
+};
+
+}  // namespace firstlight::cuda
