@@ -16,6 +16,7 @@
 #include <map>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "firstlight/base/error.h"
@@ -149,21 +150,25 @@ void clearing(const std::byte* host, size_t host_bytes, cudaStream_t stream) {
   report("cudaFree of 100 GB, ms", ms_since(begin));
   check(cudaMalloc(&target, kTarget), "8 GiB");
   begin = Clock::now();
-  double first = 0, slow_until = 0;
-  for (int step = 0; step < 60; ++step) {
+  std::vector<std::pair<double, double>> copies;  // ms since the free, GB/s
+  for (size_t at = 0; ms_since(begin) < 1500;) {
     const auto copy = Clock::now();
-    for (int i = 0; i < 4; ++i) {
-      std::byte* into = static_cast<std::byte*>(target) + (4 * static_cast<size_t>(step) + i) * host_bytes % kTarget;
-      check(cudaMemcpyAsync(into, host, host_bytes, cudaMemcpyHostToDevice, stream), "copy");
+    for (int i = 0; i < 4; ++i, at = (at + host_bytes) % kTarget) {
+      check(cudaMemcpyAsync(static_cast<std::byte*>(target) + at, host, host_bytes, cudaMemcpyHostToDevice, stream),
+            "copy");
     }
     check(cudaStreamSynchronize(stream), "copy");
-    const double gb_per_s = 4.0 * static_cast<double>(host_bytes) / ms_since(copy) / 1e6;
-    if (step == 0) first = gb_per_s;
-    if (gb_per_s < 1.5 * first) slow_until = ms_since(begin);
-    if (gb_per_s >= 1.5 * first) break;
+    copies.emplace_back(ms_since(begin), 4.0 * static_cast<double>(host_bytes) / ms_since(copy) / 1e6);
   }
+  double best = 0, slow_until = 0;
+  for (const auto& [at, rate] : copies) best = std::max(best, rate);
+  for (const auto& [at, rate] : copies) {
+    if (rate < 0.75 * best) slow_until = at;
+  }
+  const double first = copies[0].second;
   report("pinned host to HBM behind that, GB/s", first);
-  report("until it is faster by half, ms", slow_until);
+  report("last copy below 3/4 of the best behind it, ms", slow_until);
+  report("pinned host to HBM at last, GB/s", best);
   check(cudaFree(target), "free");
 }
 

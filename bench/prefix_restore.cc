@@ -18,6 +18,7 @@
 #include "firstlight/ckpt/checked_files.h"
 #include "firstlight/ckpt/load.h"
 #include "firstlight/ckpt/manifest.h"
+#include "firstlight/cli/bench_rest.h"
 #include "firstlight/device/buffer.h"
 #include "firstlight/io/reader_choice.h"
 #include "firstlight/kv/prefix_file.h"
@@ -134,6 +135,11 @@ struct Series {
   }
 };
 
+/// What a block has freed is not to slow the next one's copies.
+void rest(const Options& options, uint64_t freed) {
+  if (options.device.kind == Device::Kind::cuda) cli::rest_after_freeing(freed);
+}
+
 void measure(const Options& options) {
   const PrefixInfo info = info_of(options);
   write_file(options, info);
@@ -151,6 +157,7 @@ void measure(const Options& options) {
                                           cache.table);
     };
     double alone = 0, behind = 0, together = 0;
+    uint64_t alone_bytes = 0;
     {
       const auto first = load_rank_checkpoint(options.out, load);
       const LoadReport report = first->wait();
@@ -158,7 +165,9 @@ void measure(const Options& options) {
       const Cache cache(info, options.device);
       const PrefixRead::Report read = begin_read(*first, cache)->wait();
       behind = gb(read.bytes, read.end_s - read.begin_s);
+      alone_bytes = report.bytes + read.bytes;
     }
+    rest(options, alone_bytes);
     if (options.cold) set_cached(options);
     {
       const Cache cache(info, options.device);
@@ -167,6 +176,7 @@ void measure(const Options& options) {
       const LoadReport report = second->wait();
       together = gb(report.bytes + read.bytes, read.end_s - report.begin_s);
     }
+    rest(options, alone_bytes);
     if (i < 0) continue;
     weights.values.push_back(alone);
     prefix.values.push_back(behind);

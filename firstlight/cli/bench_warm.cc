@@ -12,7 +12,7 @@ namespace firstlight::cli {
 namespace {
 
 WarmStart start_once(const Context& outer, const SessionOptions& options, const std::string& prompt,
-                     const std::string& ids_file) {
+                     const std::string& ids_file, bool& on_gpu) {
   Context context;
   context.stop = outer.stop;
   context.json = outer.json;
@@ -34,6 +34,7 @@ WarmStart start_once(const Context& outer, const SessionOptions& options, const 
   context.timeline.add("prompt → first token", prompt_begin, answer.first_token_s);
   WarmStart start;
   start.load = session.wait();
+  on_gpu = session.device().kind == Device::Kind::cuda;
   start.first_token_s = answer.first_token_s - begin;
   for (const Phase& phase : context.timeline.phases()) {
     start.phases.push_back({phase.name, phase.start_s - begin, phase.end_s - begin});
@@ -51,8 +52,9 @@ std::vector<WarmStart> measure_warm_starts(Context& context, const SessionOption
     if (context.stop.stop_requested()) throw Interrupted();
     SessionOptions round_options = options;
     if (round < 0) round_options.reader = "pread";  // fills the page cache
-    WarmStart start = start_once(context, round_options, prompt, ids_file);
-    if (options.device != "cpu") rest_after_freeing(kMostMemory);
+    bool on_gpu = false;
+    WarmStart start = start_once(context, round_options, prompt, ids_file, on_gpu);
+    if (on_gpu) rest_after_freeing(kMostMemory);
     if (round >= 0) starts.push_back(std::move(start));
   }
   return starts;

@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "firstlight/cli/prefix.h"
 
+#include <sys/stat.h>
+
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <array>
 #include <cstdio>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <set>
 #include <utility>
 
 #include "firstlight/base/error.h"
@@ -57,27 +60,30 @@ PrefixInfo info_of(Session& session, std::span<const int> tokens) {
   return info;
 }
 
-/// What only a file system without answer lets last is ended at the deadline.
-PrefixFile open_in_time(const fs::path& path, double deadline_s) {
-  const LoadWatch watch(path.native(), deadline_s);
-  return PrefixFile(path);
-}
-
 /// How this file alone is best read.
 ReaderChoice choose_for(Context& context, const SessionOptions& options, const std::shared_ptr<const File>& file) {
-  if (options.reader != "auto") return {ReaderKind::pread, "--reader pread"};
+  if (options.reader == "io_uring") return {ReaderKind::io_uring, "--reader io_uring"};
+  if (options.reader != "auto")
+    return {.kind = ReaderKind::pread, .why = "--reader " + options.reader, .cold = is_cold({&file, 1})};
   ReaderChooser chooser;
   chooser.n_threads = options.threads > 0 ? options.threads : usable_cores();
   chooser.stop = context.stop;
   return chooser.choose({&file, 1});
 }
 
-/// Whether the weights' reader is as good for a file with this choice.
-bool reads_as_weights(const std::vector<ReadLane*>& lanes, const SessionOptions& options, const ReaderChoice& choice) {
+/// Whether the weights' reader is as good for `file`, for which `choice` was made. One by libcufile was chosen for the
+/// file system of the weights; one by pread may have the few threads that do for the page cache.
+bool reads_as_weights(const std::vector<ReadLane*>& lanes, const SessionOptions& options, const ReaderChoice& choice,
+                      const File& file) {
   if (lanes.empty()) return false;
   const std::string_view name = lanes[0]->reader->name();
-  return options.reader != "auto" || name == "cufile" ||
-         name == (choice.kind == ReaderKind::io_uring ? "io_uring" : "pread");
+  if (name == "cufile") {
+    struct stat model {};
+    const bool beside = ::stat(options.model.c_str(), &model) == 0 && model.st_dev == file.identity().device;
+    return options.reader == "cufile" || (beside && choice.cold);
+  }
+  if (name == "pread") return choice.kind == ReaderKind::pread && !choice.cold;
+  return options.reader != "auto" || choice.kind == ReaderKind::io_uring;
 }
 
 struct Amount {
@@ -132,8 +138,18 @@ struct PrefixRestore::OwnLanes {
 };
 
 PrefixRestore::PrefixRestore(Context& context, const SessionOptions& options, const fs::path& path)
-    : file_(open_in_time(path, options.deadline_s)), choice_(choose_for(context, options, file_.file())) {}
+    : begin_(Reader::Clock::now()),
+      watch_(path.native(), options.deadline_s),
+      file_(path),
+      choice_(choose_for(context, options, file_.file())) {}
 PrefixRestore::~PrefixRestore() = default;
+
+/// As a load's: from the opening on.
+void PrefixRestore::set_deadline(Reader& reader, double deadline_s) const {
+  if (deadline_s <= 0) return;
+  const auto seconds = std::chrono::duration<double>(std::min(deadline_s, 1e9));
+  reader.set_deadline(begin_ + std::chrono::duration_cast<Reader::Clock::duration>(seconds));
+}
 
 void PrefixRestore::begin(Session& session, const SessionOptions& options) {
   const std::string& path = file_.file()->path();
@@ -144,7 +160,7 @@ void PrefixRestore::begin(Session& session, const SessionOptions& options) {
   if (!pages_->try_reserve(n)) return;  // finish() says so
   pages_->hold_exact_before(n);
   std::vector<ReadLane*> lanes = session.load().lanes();
-  const bool as_weights = reads_as_weights(lanes, options, choice_);
+  const bool as_weights = reads_as_weights(lanes, options, choice_, *file_.file());
   if (!as_weights) {
     own_lanes_ = std::make_unique<OwnLanes>();
     LoadOptions& load = own_lanes_->options;
@@ -152,8 +168,12 @@ void PrefixRestore::begin(Session& session, const SessionOptions& options) {
     load.devices = session.devices();
     load.device = session.device();
     load.n_threads = options.threads;
-    load.make_reader = [choice = choice_](int n_threads) { return make_reader(choice, n_threads); };
+    std::set<int> devices;
+    for (const Device device : load.devices) devices.insert(device.index);
+    const int n_devices = std::max(1, static_cast<int>(devices.size()));
+    load.make_reader = [choice = choice_, n_devices](int n) { return make_reader(choice, n, n_devices); };
     own_lanes_->lanes = make_lanes(load);
+    for (LoadLane& lane : own_lanes_->lanes) set_deadline(*lane.reader, options.deadline_s);
     lanes.clear();
     for (int rank = 0; rank < session.tp(); ++rank) {
       const Device device = device_of(load, static_cast<size_t>(rank));
@@ -192,6 +212,7 @@ void PrefixRestore::finish(Context& context, Session& session, std::span<const i
   if (info.computed_by != arithmetic_of(session)) use.computed_by = info.computed_by;
   read_.reset();
   own_lanes_.reset();
+  watch_.end();
   prefix.pages = std::move(pages_);
   prefix.n_tokens = n;
 }

@@ -7,6 +7,7 @@
 #include <span>
 #include <string>
 
+#include "firstlight/cli/load_watch.h"
 #include "firstlight/cli/session.h"
 #include "firstlight/engine/prefix.h"
 #include "firstlight/kv/prefix_file.h"
@@ -56,6 +57,10 @@ class PrefixRestore {
 
  private:
   struct OwnLanes;
+  void set_deadline(Reader& reader, double deadline_s) const;
+
+  Reader::Clock::time_point begin_;
+  LoadWatch watch_;  // outlives what waits for threads that the kernel does not give back
   PrefixFile file_;
   ReaderChoice choice_;
   std::unique_ptr<OwnLanes> own_lanes_;

@@ -56,9 +56,9 @@ struct ReaderChooser {
 /// shared, and an update changes speeds).
 std::string speed_key(const Mount& mount);
 
-/// One of `n_readers` that share choice.in_flight. With n_threads threads (io_uring: at most 8; pread of cold files: at
-/// least one for each request under way, which sleeps meanwhile); for cufile that of bytes which end in host memory,
-/// pread. Throws Error{unsupported} for io_uring where it is not to be had.
+/// One of `n_readers` that share choice.in_flight. With n_threads threads (io_uring: at most 8; pread of cold files:
+/// one for each request under way, up to 64, which sleeps meanwhile); for cufile that of bytes which end in host
+/// memory, pread. Throws Error{unsupported} for io_uring where it is not to be had.
 std::unique_ptr<Reader> make_reader(const ReaderChoice& choice, int n_threads, int n_readers = 1);
 
 }  // namespace firstlight

@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <fstream>
 #include <iterator>
+#include <thread>
 #include <vector>
 
 #include "firstlight/base/error.h"
@@ -154,8 +155,11 @@ int64_t n_threads_now() { return std::distance(fs::directory_iterator("/proc/sel
 
 TEST_F(ReaderChoiceTest, PreadOfColdFilesHasAThreadForEachRequestUnderWay) {
   why_no_uring_ = "not here";
+  const int64_t before = n_threads_now();
   const auto n_threads = [&](int n_readers) {
-    const int64_t before = n_threads_now();
+    // A thread that has been joined may be listed a moment longer.
+    for (int i = 0; i < 5000 && n_threads_now() > before; ++i)
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
     const std::unique_ptr<Reader> reader = make_reader(choose(), 2, n_readers);
     why_ = reader->why();
     return n_threads_now() - before;

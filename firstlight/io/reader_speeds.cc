@@ -27,7 +27,8 @@ namespace firstlight {
 namespace {
 
 constexpr uint64_t kTurnBytes = 16u << 20;
-constexpr uint64_t kPieceBytes = 2u << 20;  // so that a turn keeps eight requests under way
+constexpr uint64_t kPieceBytes = 2u << 20;         // so that a turn keeps eight requests under way
+constexpr uint64_t kPreadBytes = kTurnBytes / 32;  // a piece for each of its threads
 constexpr auto kTurnTime = std::chrono::milliseconds(100);
 constexpr int64_t kRememberedFor_s = 30 * 24 * 3600;
 constexpr const char* kFirstLine = "firstlight readers 4";
@@ -60,10 +61,11 @@ struct Turn {
   double seconds = 0;
 };
 
-Turn read_once(Reader& reader, const Extent& extent, uint64_t size, const Buffer& into) {
+Turn read_once(Reader& reader, const Extent& extent, uint64_t size, const Buffer& into,
+               uint64_t piece_bytes = kPieceBytes) {
   std::vector<ReadRequest> requests;
-  for (uint64_t at = 0; at < size; at += kPieceBytes) {
-    requests.push_back({requests.size(), extent.file, extent.offset + at, kPieceBytes, into.data() + at});
+  for (uint64_t at = 0; at < size; at += piece_bytes) {
+    requests.push_back({requests.size(), extent.file, extent.offset + at, piece_bytes, into.data() + at});
   }
   std::atomic<uint64_t> bytes = 0;
   const auto begin = Reader::Clock::now();
@@ -79,7 +81,7 @@ Turn read_once(Reader& reader, const Extent& extent, uint64_t size, const Buffer
 Turn take_turn(ReaderKind kind, const ReaderCandidates& candidates, const Extent& extent, const Buffer& into) {
   if (kind != ReaderKind::cufile) {
     return read_once(*make_reader({.kind = kind, .why = "measured", .cold = true}, candidates.n_threads), extent,
-                     kTurnBytes, into);
+                     kTurnBytes, into, kind == ReaderKind::pread ? kPreadBytes : kPieceBytes);
   }
   const std::unique_ptr<DeviceReader> reader = candidates.direct->make();
   reader->wait_until_ready();

@@ -140,9 +140,22 @@ void PrefixRead::Impl::submit() {
   n_running = requests.size();
   begin_s = seconds_since_exec();
   const ReadCallback callback = [this](const ReadCompletion& done) { on_done(done.id, done.result); };
-  for (size_t i = 0; i < lanes.size(); ++i) {
-    if (!of_lane[i].empty()) lanes[i]->reader->submit(of_lane[i], callback);
-    if (!to_host[i].empty()) lanes[i]->host_reader().submit(to_host[i], callback);
+  size_t n_submitted = 0;
+  try {
+    for (size_t i = 0; i < lanes.size(); ++i) {
+      if (!of_lane[i].empty()) lanes[i]->reader->submit(of_lane[i], callback);
+      n_submitted += of_lane[i].size();
+      if (!to_host[i].empty()) lanes[i]->host_reader().submit(to_host[i], callback);
+      n_submitted += to_host[i].size();
+    }
+  } catch (...) {  // no memory: what is under way still calls back here
+    {
+      const std::lock_guard lock(mutex);
+      n_running -= requests.size() - n_submitted;
+    }
+    cancel();
+    wait_for_requests();
+    throw;
   }
 }
 
