@@ -70,9 +70,9 @@ void end_with(const std::exception_ptr& cause) {
 /// Before there are other threads. So a launcher that hides GPUs itself is no special case; memory of a GPU that is
 /// hidden opens all the same. Two H200, two processes: contexts stand 0.38 to 0.42 s after exec, as both do in one.
 void show_own_gpu(const std::string& device, const ProcessRank& me) {
+  if (device != "cpu") ::setenv("NCCL_NVLS_ENABLE", "0", 1);  // NcclApi::open() would, among threads
   const std::vector<Device> likely = likely_devices(device, me.size);
   if (likely.empty() || (device != "auto" && device != "cuda")) return;  // who names one has it for all ranks
-  ::setenv("NCCL_NVLS_ENABLE", "0", 1);                                  // NcclApi::open() would, among threads
   show_gpus(1, likely[static_cast<size_t>(me.rank)].index);
   if (std::count(likely.begin(), likely.end(), likely[0]) == 1) use_few_queues();
 }

@@ -246,13 +246,15 @@ Session::Session(Context& context, const SessionOptions& options, bool with_text
 
   load.device = device_;
   load.devices = devices_;
-  load.reserve_bytes = kv_page_bytes(config, tp_, kv) * static_cast<uint64_t>(runner_options_.n_pages) +
-                       exact_bytes(config, tp_, runner_options_) + scratch_bytes(config, tp_, runner_options_) +
-                       extra_bytes_;
+  const auto reserve = [&] {
+    return kv_page_bytes(config, tp_, kv) * static_cast<uint64_t>(runner_options_.n_pages) +
+           exact_bytes(config, tp_, runner_options_) + scratch_bytes(config, tp_, runner_options_) + extra_bytes_;
+  };
+  load.reserve_bytes = reserve();
   if (processes != nullptr) {
     agree(all_weights, load.reserve_bytes, with_runner);
     load.devices = {device_};
-    load.reserve_bytes /= static_cast<uint64_t>(tp_);
+    load.reserve_bytes = reserve() / static_cast<uint64_t>(tp_);  // of rank 0's pages, which all ranks have now
     runner_options_.processes = processes;
   }
   load_ = source_ ? load_traditionally(*source_, load)

@@ -44,11 +44,14 @@ void Session::require_joinable(const SessionOptions& options, ModelKind kind) {
 
 /// Before there is a device: on GPUs all ranks begin to read while contexts come up.
 void Session::share(ReaderChoice& reader) {
-  const nlohmann::json theirs =
-      from_rank_0(*context_->processes,
-                  {{"kind", static_cast<int>(reader.kind)}, {"in_flight", reader.in_flight}, {"why", reader.why}});
-  reader = {static_cast<ReaderKind>(theirs.at("kind").get<int>()), theirs.at("why").get<std::string>(),
-            theirs.at("in_flight").get<int>()};
+  const nlohmann::json theirs = from_rank_0(*context_->processes, {{"kind", static_cast<int>(reader.kind)},
+                                                                   {"in_flight", reader.in_flight},
+                                                                   {"cold", reader.cold},
+                                                                   {"why", reader.why}});
+  reader = {.kind = static_cast<ReaderKind>(theirs.at("kind").get<int>()),
+            .why = theirs.at("why").get<std::string>(),
+            .in_flight = theirs.at("in_flight").get<int>(),
+            .cold = theirs.at("cold").get<bool>()};
 }
 
 std::vector<Device> Session::devices_of_processes() const {

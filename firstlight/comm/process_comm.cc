@@ -79,7 +79,7 @@ class SharedComm final : public ProcessComm {
   void check() override { meeting_.check(); }
   void reset() override {}
   void fail(std::exception_ptr cause) override {
-    failed_here_.store(true);
+    if (!meeting_.failed()) failed_here_.store(true);  // not where this only passes on what it was woken with
     meeting_.fail(me_.rank, cause);
     wake_watcher();
   }
