@@ -82,7 +82,8 @@ bool reads_as_weights(const std::vector<ReadLane*>& lanes, const SessionOptions&
     const bool beside = ::stat(options.model.c_str(), &model) == 0 && model.st_dev == file.identity().device;
     return options.reader == "cufile" || (beside && choice.cold);
   }
-  if (name == "pread") return choice.kind == ReaderKind::pread && !choice.cold;
+  constexpr uint64_t kFew = 32u << 20;  // not worth threads of their own
+  if (name == "pread") return choice.kind == ReaderKind::pread && (!choice.cold || file.size() < kFew);
   return options.reader != "auto" || choice.kind == ReaderKind::io_uring;
 }
 

@@ -203,9 +203,9 @@ __global__ void __launch_bounds__(CodeRing<kDim, kKeyBits, kValueBits, kSets>::k
     }
     is_there = number < shared.n_parts;
     if (is_there) {
-      if (warp == 0) shared.is_there = find_part(p, shared.each, number, shared.parts[turn ^ 1]);
+      if (warp == 0) shared.next_is_there = find_part(p, shared.each, number, shared.parts[turn ^ 1]);
       __syncthreads();
-      is_there = shared.is_there;
+      is_there = shared.next_is_there;
       number += static_cast<int>(gridDim.x);
       if (is_there && warp >= Ring::kWarps / 2) ring.begin(shared.parts[turn ^ 1]);
     }

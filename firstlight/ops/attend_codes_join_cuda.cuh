@@ -32,9 +32,9 @@ struct CodeShared {
   float maxima[kWarps][kHeadsAtOnce], divisors[kWarps][kHeadsAtOnce], units[kHeadsAtOnce], totals[kHeadsAtOnce];
   ExpandTables tables[4];  ///< the same
   MemoryBarrier full[kWarps][kMostDeep];
-  CodePart parts[2];  ///< this one, and the next
-  int each, n_parts;  ///< the plan's
-  bool is_there, last;
+  CodePart parts[2];                   ///< this one, and the next
+  int each, n_parts;                   ///< the plan's
+  bool is_there, next_is_there, last;  ///< part 0; the next one, for which others may still read that word
 };
 
 /// What lies where the ring's slots are, when no page is there or on its way.

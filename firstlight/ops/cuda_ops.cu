@@ -41,9 +41,9 @@ CudaOps::~CudaOps() {
 
 void CudaOps::compose_name() {
   const std::string& why_no_skinny = skinny_->why_not();
-  name_ = str(to_string(device_), ": ", gpu_name_, ", own kernels to ",
-              why_no_skinny.empty() ? cuda::kSkinnyRows : cuda::kMatvecRows, " rows",
-              why_no_skinny.empty() ? "" : str(" (9 to 32: ", why_no_skinny, ")"),
+  name_ = str(to_string(device_), ": ", gpu_name_, ", own kernels to ", cuda::kMatvecRows, " rows",
+              why_no_skinny.empty() ? str(", to ", cuda::kSkinnyRows, " with weights of 24 MiB and more")
+                                    : str(" (9 to 32: ", why_no_skinny, ")"),
               why_no_library_.empty() ? ", cuBLASLt above" : str(", and above, no cuBLASLt: ", why_no_library_));
   if (!options_.graphs) return;
   name_ += why_not_resident_.empty()
