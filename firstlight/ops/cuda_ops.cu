@@ -44,7 +44,7 @@ void CudaOps::compose_name() {
   name_ = str(to_string(device_), ": ", gpu_name_, ", own kernels to ", cuda::kMatvecRows, " rows",
               why_no_skinny.empty() ? str(", to ", cuda::kSkinnyRows, " with weights of 24 MiB and more")
                                     : str(" (9 to 32: ", why_no_skinny, ")"),
-              why_no_library_.empty() ? ", cuBLASLt above" : str(", and above, no cuBLASLt: ", why_no_library_));
+              why_no_library_.empty() ? ", else cuBLASLt" : str(", and above, no cuBLASLt: ", why_no_library_));
   if (!options_.graphs) return;
   name_ += why_not_resident_.empty()
                ? str("; recorded steps of up to ", cuda::kMatvecRows, " rows: one resident kernel")
