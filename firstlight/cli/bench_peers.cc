@@ -58,6 +58,8 @@ Peers::Peers(Context& context, const fs::path& out, const Manifest& manifest, co
       if (tp_ == 1 && once.bytes != bytes) {
         throw Error(ErrorKind::device, str("it gave ", once.bytes, " bytes of tensors, the files hold ", bytes));
       }
+      say(context, str("  ", loader, " ", once.version, ": ", human_bytes(static_cast<double>(bytes) / once.seconds),
+                       "/s, its first load, not counted"));
       series_.push_back({str(loader, " ", once.version, tp_ > 1 ? str(", ", tp_, " ranks") : ""), "warm", "off", false,
                          bytes, [this, loader] { return load_once(loader).seconds; }});
     } catch (const Error& e) {
