@@ -19,6 +19,7 @@
 #include "firstlight/ckpt/load.h"
 #include "firstlight/ckpt/manifest.h"
 #include "firstlight/cli/bench_rest.h"
+#include "firstlight/cli/spread.h"
 #include "firstlight/device/buffer.h"
 #include "firstlight/io/reader_choice.h"
 #include "firstlight/kv/prefix_file.h"
@@ -122,18 +123,10 @@ void set_cached(const Options& options) {
   }
 }
 
-struct Series {
-  std::vector<double> values;
-  double median() const {
-    std::vector<double> sorted = values;
-    std::sort(sorted.begin(), sorted.end());
-    return sorted[sorted.size() / 2];
-  }
-  void print(const char* name, const char* unit) const {
-    const auto [least, most] = std::minmax_element(values.begin(), values.end());
-    std::printf("%-44s %7.3f%s (%.3f-%.3f)\n", name, median(), unit, *least, *most);
-  }
-};
+void print(const char* name, const std::vector<double>& values, const char* unit) {
+  const cli::Spread spread(values);
+  std::printf("%-44s %7.3f%s (%.3f-%.3f)\n", name, spread.median, unit, spread.least, spread.most);
+}
 
 /// What a block has freed is not to slow the next one's copies.
 void rest(const Options& options, uint64_t freed) {
@@ -147,7 +140,7 @@ void measure(const Options& options) {
   LoadOptions load;
   load.device = options.device;
   load.make_reader = [&](int n) { return make_reader({options.reader, "asked for"}, n); };
-  Series weights, prefix, both, prefix_share, both_share;
+  std::vector<double> weights, prefix, both, prefix_share, both_share;
   const auto gb = [](uint64_t bytes, double seconds) { return static_cast<double>(bytes) / seconds / 1e9; };
   for (int i = -1; i < options.runs; ++i) {  // the first is not counted
     if (options.cold) set_cached(options);
@@ -178,20 +171,20 @@ void measure(const Options& options) {
     }
     rest(options, alone_bytes);
     if (i < 0) continue;
-    weights.values.push_back(alone);
-    prefix.values.push_back(behind);
-    both.values.push_back(together);
-    prefix_share.values.push_back(behind / alone);
-    both_share.values.push_back(together / alone);
+    weights.push_back(alone);
+    prefix.push_back(behind);
+    both.push_back(together);
+    prefix_share.push_back(behind / alone);
+    both_share.push_back(together / alone);
   }
   std::printf("%s, %s, %lld tokens, %.1f MB of prefix\n", to_string(options.device).c_str(),
               std::string(to_string(options.kv)).c_str(), static_cast<long long>(options.tokens),
               1e-6 * static_cast<double>(fs::file_size(options.file)));
-  weights.print("weights alone", " GB/s");
-  prefix.print("prefix, the load is done", " GB/s");
-  both.print("weights and prefix behind them", " GB/s");
-  prefix_share.print("prefix / weights alone", "");
-  both_share.print("weights and prefix / weights alone", "");
+  print("weights alone", weights, " GB/s");
+  print("prefix, the load is done", prefix, " GB/s");
+  print("weights and prefix behind them", both, " GB/s");
+  print("prefix / weights alone", prefix_share, "");
+  print("weights and prefix / weights alone", both_share, "");
 }
 
 }  // namespace

@@ -93,11 +93,7 @@ RankLoad::RankLoad(const fs::path& out, const LoadOptions& options) : options_(o
   const auto t0 = Reader::Clock::now();
   if (options.stop.stop_requested()) throw Interrupted();
   lanes_ = make_lanes(options_);
-  if (options.deadline_s > 0) {
-    const auto seconds = std::chrono::duration<double>(std::min(options.deadline_s, 1e9));
-    const auto deadline = t0 + std::chrono::duration_cast<Reader::Clock::duration>(seconds);
-    for (LoadLane& lane : lanes_) lane.reader->set_deadline(deadline);
-  }
+  set_deadline(lanes_, t0, options.deadline_s);
   on_stop_ = std::make_unique<std::stop_callback<std::function<void()>>>(
       options.stop, [this] { fail(std::make_exception_ptr(Interrupted())); });
   try {

@@ -93,6 +93,13 @@ std::vector<LoadLane> make_lanes(const LoadOptions& options) {
   return lanes;
 }
 
+void set_deadline(std::span<LoadLane> lanes, Reader::Clock::time_point begin, double seconds) {
+  if (seconds <= 0) return;
+  const std::chrono::duration<double> bounded(std::min(seconds, 1e9));  // a time_point holds no more of nanoseconds
+  const auto deadline = begin + std::chrono::duration_cast<Reader::Clock::duration>(bounded);
+  for (LoadLane& lane : lanes) lane.reader->set_deadline(deadline);
+}
+
 std::vector<Buffer> make_arenas(LoadLane& lane, const LoadOptions& options, const Manifest& manifest,
                                 const ManifestTp& tp, const std::shared_future<uint64_t>& reserve, double begin_s) {
   if (lane.on_device != nullptr) lane.on_device->wait_until_ready();

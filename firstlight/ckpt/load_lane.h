@@ -33,6 +33,9 @@ Device device_of(const LoadOptions& options, size_t i);
 /// `options.devices` are neither none nor one a rank, or there is no such rank.
 std::vector<LoadLane> make_lanes(const LoadOptions& options);
 
+/// Reader::set_deadline() of all: `seconds` behind `begin`. None where they are 0.
+void set_deadline(std::span<LoadLane> lanes, Reader::Clock::time_point begin, double seconds);
+
 /// The hasher of a lane that ends on `device`.
 std::unique_ptr<LeafChecks> make_leaf_checks(const LoadOptions& options, Device device);
 

@@ -145,13 +145,6 @@ PrefixRestore::PrefixRestore(Context& context, const SessionOptions& options, co
       choice_(choose_for(context, options, file_.file())) {}
 PrefixRestore::~PrefixRestore() = default;
 
-/// As a load's: from the opening on.
-void PrefixRestore::set_deadline(Reader& reader, double deadline_s) const {
-  if (deadline_s <= 0) return;
-  const auto seconds = std::chrono::duration<double>(std::min(deadline_s, 1e9));
-  reader.set_deadline(begin_ + std::chrono::duration_cast<Reader::Clock::duration>(seconds));
-}
-
 void PrefixRestore::begin(Session& session, const SessionOptions& options) {
   const std::string& path = file_.file()->path();
   const PrefixInfo& info = file_.info();
@@ -174,13 +167,10 @@ void PrefixRestore::begin(Session& session, const SessionOptions& options) {
     const int n_devices = std::max(1, static_cast<int>(devices.size()));
     load.make_reader = [choice = choice_, n_devices](int n) { return make_reader(choice, n, n_devices); };
     own_lanes_->lanes = make_lanes(load);
-    for (LoadLane& lane : own_lanes_->lanes) set_deadline(*lane.reader, options.deadline_s);
-    lanes.clear();
-    for (int rank = 0; rank < session.tp(); ++rank) {
-      const Device device = device_of(load, static_cast<size_t>(rank));
-      for (LoadLane& lane : own_lanes_->lanes) {
-        if (lane.device == device) lanes.push_back(&lane);
-      }
+    set_deadline(own_lanes_->lanes, begin_, options.deadline_s);
+    lanes.resize(static_cast<size_t>(session.tp()));
+    for (LoadLane& lane : own_lanes_->lanes) {
+      for (const size_t rank : lane.ranks) lanes[rank] = &lane;
     }
   }
   reader_ = lanes[0]->reader->name();

@@ -57,10 +57,8 @@ class PrefixRestore {
 
  private:
   struct OwnLanes;
-  void set_deadline(Reader& reader, double deadline_s) const;
-
-  Reader::Clock::time_point begin_;
-  LoadWatch watch_;  // outlives what waits for threads that the kernel does not give back
+  Reader::Clock::time_point begin_;  // from which on the deadline of own lanes counts, as a load's does
+  LoadWatch watch_;                  // outlives what waits for threads that the kernel does not give back
   PrefixFile file_;
   ReaderChoice choice_;
   std::unique_ptr<OwnLanes> own_lanes_;

@@ -51,6 +51,19 @@ class Ranks:
                 process.kill()
             process.wait()
 
+    def kill_one(self, victim, timeout=10):
+        """The others end within 2 seconds, with code 6, and say why. Returns a note."""
+        self.processes[victim].kill()
+        begin = time.monotonic()
+        codes = self.end(timeout)
+        seconds = time.monotonic() - begin
+        n = len(self.processes)
+        assert codes == [-signal.SIGKILL if r == victim else 6 for r in range(n)], codes
+        for rank in set(range(n)) - {victim}:
+            assert self.stderr(rank).endswith(f"firstlight: rank {victim} of {n}: its process is gone without a word (killed, or crashed)\n"), self.stderr(rank)
+        assert seconds < 2, f"{seconds:.2f} s"
+        return f"{1000 * seconds:.0f} ms"
+
     def text(self, files, rank):
         files[rank].seek(0)
         return files[rank].read().decode(errors="replace")
@@ -113,17 +126,9 @@ def killed(suite, model, victim):
         while not ranks.stdout(0):  # all of them compute
             assert time.monotonic() < deadline and ranks.processes[0].poll() is None, ranks.stderr(0)
             time.sleep(0.01)
-        ranks.processes[victim].kill()
-        begin = time.monotonic()
-        codes = ranks.end(timeout=10)
-        seconds = time.monotonic() - begin
+        return ranks.kill_one(victim)
     finally:
         ranks.kill()
-    assert codes == [-signal.SIGKILL if r == victim else 6 for r in range(TP)], codes
-    for rank in set(range(TP)) - {victim}:
-        assert ranks.stderr(rank).endswith(f"firstlight: rank {victim} of {TP}: its process is gone without a word (killed, or crashed)\n"), ranks.stderr(rank)
-    assert seconds < 2, f"{seconds:.2f} s"
-    return f"{1000 * seconds:.0f} ms"
 
 
 def damaged(suite, model):
