@@ -27,8 +27,6 @@ class Comm {
   /// on return. On a GPU `data` is its memory, aligned to 16 bytes, and the call is queued on `stream`: it returns when
   /// all ranks have queued it, before it is done.
   virtual void all_reduce_sum(std::span<float> data, const Stream& stream) = 0;
-  /// out[r * mine.size() …] = rank r's `mine`; sizes equal on all ranks. As all_reduce_sum() otherwise.
-  virtual void all_gather(std::span<const float> mine, std::span<float> out, const Stream& stream) = 0;
   /// Whether collectives may be recorded with the stream they are queued on, and replayed on all ranks.
   virtual bool recordable() const { return false; }
 

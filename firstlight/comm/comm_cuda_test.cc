@@ -184,28 +184,6 @@ TEST_F(CudaPeers, ThousandsInARowOnOneStream) {
   for (const std::string& what : thrown) EXPECT_EQ(what, "");
 }
 
-TEST_F(CudaPeers, AGatherPutsThePiecesInRankOrder) {
-  for (const bool peer_access : {true, false}) {
-    Ranks ranks(all(2), {.peer_access = peer_access});
-    const auto thrown = ranks.run(500000, [&](OnRank& on) {
-      const Buffer mine(on.device, 4 * 200001);
-      for (const size_t n : {size_t{1}, size_t{7}, size_t{4096}, size_t{200001}}) {
-        std::vector<float> piece(n);
-        for (size_t i = 0; i < n; ++i) piece[i] = value(on.comm.rank(), i, n);
-        copy(mine.data(), on.device, reinterpret_cast<const std::byte*>(piece.data()), {}, 4 * n);
-        on.put(std::vector<float>(2 * n));
-        on.comm.all_gather({reinterpret_cast<const float*>(mine.data()), n}, on.floats(2 * n), on.stream);
-        const std::vector<float> whole = on.fetch(2 * n);
-        on.comm.barrier();
-        for (size_t i = 0; i < 2 * n; ++i) {
-          if (whole[i] != value(static_cast<int>(i / n), i % n, n)) throw Error(ErrorKind::bug, "wrong piece");
-        }
-      }
-    });
-    for (const std::string& what : thrown) EXPECT_EQ(what, "");
-  }
-}
-
 TEST_F(CudaPeers, AFailedRankEndsTheOthersWithItsCauseAndAResetMakesThemNew) {
   Ranks ranks(all(2));
   for (int round = 0; round < 3; ++round) {

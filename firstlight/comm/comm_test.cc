@@ -62,26 +62,6 @@ TEST(Comm, TheSumIsThatOfRankOrderToTheBitOnEveryRankAtEverySize) {
   }
 }
 
-TEST(Comm, AGatherPutsThePiecesInRankOrder) {
-  for (const int n : {1, 2, 3}) {
-    const auto thrown = on_all_ranks(n, [&](Comm& comm) {
-      for (int round = 0; round < 50; ++round) {
-        const size_t size = static_cast<size_t>(1 + round * 13 % 40);
-        std::vector<float> mine(size), all(size * static_cast<size_t>(n));
-        for (size_t i = 0; i < size; ++i) mine[i] = value(comm.rank(), i, round);
-        comm.all_gather(mine, all, {});
-        for (int r = 0; r < n; ++r) {
-          for (size_t i = 0; i < size; ++i) {
-            if (all[static_cast<size_t>(r) * size + i] != value(r, i, round))
-              throw Error(ErrorKind::bug, "wrong piece");
-          }
-        }
-      }
-    });
-    for (const std::string& what : thrown) EXPECT_EQ(what, "");
-  }
-}
-
 TEST(Comm, ABarrierLetsNobodyThroughBeforeTheLast) {
   constexpr int kRanks = 4;
   std::vector<int> arrived(kRanks * 16, 0);  // plain ints, a cache line apart: the barrier alone orders them
@@ -99,9 +79,9 @@ TEST(Comm, ABarrierLetsNobodyThroughBeforeTheLast) {
 }
 
 TEST(Comm, AFailedRankEndsEveryCallOnEveryRankWithTheFirstCause) {
-  for (int collective = 0; collective < 3; ++collective) {
+  for (int collective = 0; collective < 2; ++collective) {
     const auto thrown = on_all_ranks(3, [&](Comm& comm) {
-      std::vector<float> data(100, 1.0f), all(300);
+      std::vector<float> data(100, 1.0f);
       comm.all_reduce_sum(data, {});
       if (comm.rank() == 1) {
         comm.fail(std::make_exception_ptr(Error(ErrorKind::damaged, "leaf 7")));
@@ -109,7 +89,6 @@ TEST(Comm, AFailedRankEndsEveryCallOnEveryRankWithTheFirstCause) {
       }
       if (collective == 0) comm.barrier();
       if (collective == 1) comm.all_reduce_sum(data, {});
-      if (collective == 2) comm.all_gather(data, all, {});
     });
     for (const std::string& what : thrown) EXPECT_EQ(what, "leaf 7");
   }

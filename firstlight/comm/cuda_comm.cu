@@ -122,7 +122,6 @@ class CudaComm final : public Comm {
   void fail(std::exception_ptr cause) override;
   void reset() override;
   void all_reduce_sum(std::span<float> data, const Stream& stream) override;
-  void all_gather(std::span<const float> mine, std::span<float> out, const Stream& stream) override;
 
  private:
   Call meet(void* data, size_t n);
@@ -186,24 +185,6 @@ void CudaComm::all_reduce_sum(std::span<float> data, const Stream& stream) {
   if (!group_->peers) return through_host_.all_reduce_sum(*host_, device_, data, stream);
   const Call call = meet(data.data(), data.size());
   peer::queue_sum(call, static_cast<cudaStream_t>(stream.handle()));
-  group_->meeting.barrier();
-}
-
-void CudaComm::all_gather(std::span<const float> mine, std::span<float> out, const Stream& stream) {
-  if (out.size() != mine.size() * static_cast<size_t>(size())) {
-    throw Error(ErrorKind::bug, str("all_gather: ", size(), " pieces of ", mine.size(), " floats into ", out.size()));
-  }
-  const auto queue = static_cast<cudaStream_t>(stream.handle());
-  if (size() == 1) {
-    check();
-    cuda::use(device_);
-    return cuda::check(cudaMemcpyAsync(out.data(), mine.data(), mine.size_bytes(), cudaMemcpyDeviceToDevice, queue),
-                       "gather from one rank");
-  }
-  if (!group_->peers) return through_host_.all_gather(*host_, device_, mine, out, stream);
-  Call call = meet(out.data(), mine.size());
-  call.mine = mine.data();
-  peer::queue_gather(call, queue);
   group_->meeting.barrier();
 }
 

@@ -93,7 +93,6 @@ class IpcComm final : public CudaProcessComm {
   void reset() override {}
   void check() override;
   void all_reduce_sum(std::span<float> data, const Stream& stream) override;
-  void all_gather(std::span<const float> mine, std::span<float> out, const Stream& stream) override;
   void leave() override;
 
  private:
@@ -202,16 +201,6 @@ void IpcComm::all_reduce_sum(std::span<float> data, const Stream& stream) {
   host_.barrier();
 }
 
-void IpcComm::all_gather(std::span<const float> mine, std::span<float> out, const Stream& stream) {
-  if (out.size() != mine.size() * static_cast<size_t>(size())) {
-    throw Error(ErrorKind::bug, str("all_gather: ", size(), " pieces of ", mine.size(), " floats into ", out.size()));
-  }
-  Call call = meet(out.data(), mine.size(), /*in_place=*/true);
-  call.mine = mine.data();
-  peer::queue_gather(call, static_cast<cudaStream_t>(stream.handle()));
-  host_.barrier();
-}
-
 /// Sums by the processes' ends on the CPU.
 class HostComm final : public CudaProcessComm {
  public:
@@ -228,9 +217,6 @@ class HostComm final : public CudaProcessComm {
   void leave() override { host_.barrier(); }
   void all_reduce_sum(std::span<float> data, const Stream& stream) override {
     through_host_.all_reduce_sum(host_, device_, data, stream);
-  }
-  void all_gather(std::span<const float> mine, std::span<float> out, const Stream& stream) override {
-    through_host_.all_gather(host_, device_, mine, out, stream);
   }
 
  private:

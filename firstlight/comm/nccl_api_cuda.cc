@@ -37,7 +37,6 @@ NcclApi NcclApi::open() {
   find(library, "ncclGetUniqueId", api.get_unique_id);
   find(library, "ncclCommInitRank", api.init_rank);
   find(library, "ncclAllReduce", api.all_reduce);
-  find(library, "ncclAllGather", api.all_gather);
   find(library, "ncclGetErrorString", api.error_string);
   return api;
 }

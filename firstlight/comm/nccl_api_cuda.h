@@ -21,7 +21,6 @@ struct NcclApi {
   int (*get_unique_id)(Id* id) = nullptr;
   int (*init_rank)(void** comm, int size, Id id, int rank) = nullptr;
   int (*all_reduce)(const void* from, void* to, size_t n, int type, int operation, void* comm, cudaStream_t) = nullptr;
-  int (*all_gather)(const void* from, void* to, size_t n, int type, void* comm, cudaStream_t) = nullptr;
   const char* (*error_string)(int status) = nullptr;
 
   /// Opens libnccl.so.2, for good, with its NVLink multicast off (it sets NCCL_NVLS_ENABLE=0 in the environment).

@@ -49,15 +49,6 @@ class NcclComm final : public CudaProcessComm {
                "queue a sum");
   }
 
-  void all_gather(std::span<const float> mine, std::span<float> out, const Stream& stream) override {
-    if (out.size() != mine.size() * static_cast<size_t>(size())) {
-      throw Error(ErrorKind::bug, str("all_gather: ", size(), " pieces of ", mine.size(), " floats into ", out.size()));
-    }
-    meet();
-    api_.check(api_.all_gather(mine.data(), out.data(), mine.size(), api_.kF32, comm_, queue_of(stream)),
-               "queue a gather");
-  }
-
   void leave() override {
     wait_until_up();
     host_.barrier();

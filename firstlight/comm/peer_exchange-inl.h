@@ -46,8 +46,7 @@ struct Signals {
 struct Call {
   int rank = 0, size = 1;
   int64_t n = 0;                     ///< floats
-  float* data[kMaxRanks] = {};       ///< of each rank; in place for a sum, the destination of a gather
-  const float* mine = nullptr;       ///< of a gather
+  float* data[kMaxRanks] = {};       ///< of each rank
   Words* inbox[kMaxRanks] = {};      ///< of each rank: [2][size][place_floats / 4], kNothing all over
   Signals* signals[kMaxRanks] = {};  ///< of each rank, zeros at first
   uint32_t* stop = nullptr;          ///< host memory of all ranks: not 0 once one has failed or waited in vain
@@ -221,18 +220,6 @@ FIRSTLIGHT_HD inline void sum_in_place(const Here& here, const Call& call) {
         if (p < call.size) add_to(x[0][v], x[p][v]);
       for (int p = 0; p < call.size; ++p) here.write(call.data[p], i, call.n, x[0][v]);
     }
-  }
-  if (is_open) close(here, call, epoch);
-  count(here, call, epoch);
-}
-
-/// Rank r's floats to place r of everyone's.
-template <class Here>
-FIRSTLIGHT_HD inline void gather(const Here& here, const Call& call) {
-  const uint32_t epoch = call.signals[call.rank]->epoch;
-  const bool is_open = open(here, call, epoch);
-  for (int64_t i = is_open ? first_vector(here) : call.n; i < call.n; i += vector_step(here)) {
-    for (int p = 0; p < call.size; ++p) call.data[p][call.rank * call.n + i] = call.mine[i];
   }
   if (is_open) close(here, call, epoch);
   count(here, call, epoch);

@@ -55,7 +55,7 @@ struct OnHost {
   }
 };
 
-enum class Kind { by_inbox, in_place, gather };
+enum class Kind { by_inbox, in_place };
 
 struct Exchange {
   Kind kind;
@@ -73,8 +73,7 @@ class Machine {
  public:
   Machine(int n_ranks, int n_blocks, int64_t most) : n_blocks_(n_blocks), ranks_(static_cast<size_t>(n_ranks)) {
     for (Rank& rank : ranks_) {
-      rank.data.resize(static_cast<size_t>(most * n_ranks));
-      rank.mine.resize(static_cast<size_t>(most));
+      rank.data.resize(static_cast<size_t>(most));
       rank.inbox.assign(static_cast<size_t>(2 * n_ranks * place_floats(n_ranks) / 4),
                         Words{{kNothing, kNothing, kNothing, kNothing}});
       rank.signals = std::make_unique<Signals>();
@@ -96,7 +95,7 @@ class Machine {
 
  private:
   struct Rank {
-    std::vector<float> data, mine;  // malloc aligns to 16 bytes
+    std::vector<float> data;  // malloc aligns to 16 bytes
     std::vector<Words> inbox;
     std::unique_ptr<Signals> signals;
     std::unique_ptr<std::barrier<>> kernel;
@@ -110,7 +109,6 @@ class Machine {
     call.rank = rank;
     call.size = n_ranks();
     call.n = n;
-    call.mine = ranks_[static_cast<size_t>(rank)].mine.data();
     call.stop = &stop_;
     for (size_t r = 0; r < ranks_.size(); ++r) {
       call.data[r] = ranks_[r].floats();
@@ -126,17 +124,13 @@ class Machine {
     for (size_t round = 0; round < exchanges.size(); ++round) {
       const auto [kind, n] = exchanges[round];
       if (block == 0) {
-        for (int64_t i = 0; i < n; ++i) {
-          rank.mine[static_cast<size_t>(i)] = value(r, i, round);
-          if (kind != Kind::gather) rank.floats()[i] = value(r, i, round);
-        }
+        for (int64_t i = 0; i < n; ++i) rank.floats()[i] = value(r, i, round);
       }
       rank.kernel->arrive_and_wait();
       const Call call = call_of(r, n);
       if (kind == Kind::by_inbox) sum_by_inbox(here, call);
       if (kind == Kind::in_place && n_ranks() <= 2) sum_in_place<2>(here, call);
       if (kind == Kind::in_place && n_ranks() > 2) sum_in_place<8>(here, call);
-      if (kind == Kind::gather) gather(here, call);
       rank.kernel->arrive_and_wait();
       if (block == 0 && !stopped() && !is_right(rank, exchanges[round], round)) ++wrong_;
     }
@@ -146,7 +140,7 @@ class Machine {
     std::vector<float> expected;
     for (int r = 0; r < n_ranks(); ++r) {
       for (int64_t i = 0; i < exchange.n; ++i) {
-        if (r == 0 || exchange.kind == Kind::gather) {
+        if (r == 0) {
           expected.push_back(value(r, i, round));
         } else {
           expected[static_cast<size_t>(i)] += value(r, i, round);
@@ -179,7 +173,7 @@ TEST(PeerExchange, ManyInARowOfChangingSizeAndKind) {
   std::vector<Exchange> exchanges;
   for (int round = 0; round < 600; ++round) {
     const int kind = round * 7 % 10;  // mostly by the inbox, whose halves take turns
-    exchanges.push_back({kind < 7 ? Kind::by_inbox : kind < 9 ? Kind::in_place : Kind::gather, 1 + round * 37 % 90});
+    exchanges.push_back({kind < 7 ? Kind::by_inbox : Kind::in_place, 1 + round * 37 % 90});
   }
   EXPECT_EQ(Machine(3, 2, 90).run(exchanges), 0);
 }
@@ -191,14 +185,8 @@ TEST(PeerExchange, AnInboxOfFullSizeIsUsedToItsEnd) {
   }
 }
 
-TEST(PeerExchange, AGatherPutsThePiecesInRankOrder) {
-  std::vector<Exchange> exchanges;
-  for (int64_t n = 1; n < 40; ++n) exchanges.push_back({Kind::gather, n});
-  EXPECT_EQ(Machine(3, 2, 40).run(exchanges), 0);
-}
-
 TEST(PeerExchange, EndsOnAllRanksWhenOneNeverComes) {
-  for (const Kind kind : {Kind::by_inbox, Kind::in_place, Kind::gather}) {
+  for (const Kind kind : {Kind::by_inbox, Kind::in_place}) {
     Machine(3, 2, 100).run({{kind, 100}, {kind, 7}}, 1);  // ends: that is the test
   }
 }

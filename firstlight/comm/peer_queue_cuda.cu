@@ -17,11 +17,6 @@ __global__ void __launch_bounds__(256) sum_in_place_kernel(const __grid_constant
   enter();
   sum_in_place<kMost>(OnGpu{}, call);
 }
-__global__ void gather_kernel(const __grid_constant__ Call call) {
-  enter();
-  gather(OnGpu{}, call);
-}
-
 /// Blocks and threads are the same on all ranks: a block waits for its like.
 void launch(void (*kernel)(Call), const Call& call, int64_t n_items, int n_threads, cudaStream_t stream) {
   if (n_items <= 0) return;
@@ -46,8 +41,8 @@ uint64_t inbox_bytes(int size) {
 
 void load_kernels() {
   cudaFuncAttributes attributes{};
-  for (void (*kernel)(Call) : {&sum_by_inbox_kernel, &gather_kernel, &sum_in_place_kernel<2>, &sum_in_place_kernel<4>,
-                               &sum_in_place_kernel<8>}) {
+  for (void (*kernel)(Call) :
+       {&sum_by_inbox_kernel, &sum_in_place_kernel<2>, &sum_in_place_kernel<4>, &sum_in_place_kernel<8>}) {
     cuda::check(cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel)),
                 "load a collective's kernel");
   }
@@ -68,7 +63,5 @@ void queue_sum(const Call& call, cudaStream_t stream) {
                           : &sum_in_place_kernel<8>,
          call, (n_vectors + call.size - 1) / call.size, kThreads, stream);
 }
-
-void queue_gather(const Call& call, cudaStream_t stream) { launch(&gather_kernel, call, call.n, 256, stream); }
 
 }  // namespace firstlight::peer

@@ -17,7 +17,5 @@ void load_kernels();
 bool is_in_place(int64_t n, int size);
 /// The same call but for `rank` on all ranks, or their kernels wait until they are stopped.
 void queue_sum(const Call& call, cudaStream_t stream);
-/// call.data: where the whole goes; call.mine: n floats.
-void queue_gather(const Call& call, cudaStream_t stream);
 
 }  // namespace firstlight::peer

@@ -96,10 +96,6 @@ class SharedComm final : public ProcessComm {
     } while (at < data.size());
   }
 
-  void all_gather(std::span<const float> mine, std::span<float> out, const Stream&) override {
-    exchange(std::as_bytes(mine), std::as_writable_bytes(out));
-  }
-
   void exchange(std::span<const std::byte> mine, std::span<std::byte> all) override {
     const size_t expected = mine.size() * static_cast<size_t>(size());
     if (all.size() != expected) throw Error(ErrorKind::bug, str("exchange into ", all.size(), ", expected ", expected));

@@ -66,9 +66,6 @@ class WithoutPage final : public ProcessComm {
   int size() const override { return comm_->size(); }
   std::string_view path() const override { return comm_->path(); }
   void all_reduce_sum(std::span<float> data, const Stream& on) override { comm_->all_reduce_sum(data, on); }
-  void all_gather(std::span<const float> mine, std::span<float> out, const Stream& on) override {
-    comm_->all_gather(mine, out, on);
-  }
   int least(int mine) override { return comm_->least(mine); }
   void check() override { comm_->check(); }
   void fail(std::exception_ptr cause) override { comm_->fail(cause); }
@@ -141,19 +138,6 @@ void add_up(OneRank& me) {
     const std::vector<float> sum = floats_of(me.many, n + 1);
     EXPECT_EQ(std::memcmp(sum.data(), expected.data(), 4 * (n + 1)), 0) << n << " floats";
     ++round;
-  }
-}
-
-void gather_pieces(OneRank& me) {
-  for (const size_t n : {size_t{1}, size_t{4096}, size_t{200001}}) {
-    std::vector<float> mine(n);
-    for (size_t i = 0; i < n; ++i) mine[i] = term(me.comm->rank(), i, n);
-    fill(me.few, mine);
-    me.comm->all_gather(first_of(me.few, n), first_of(me.many, n * static_cast<size_t>(me.comm->size())), me.stream);
-    me.stream.wait();
-    me.comm->barrier();
-    const std::vector<float> all = floats_of(me.many, n * static_cast<size_t>(me.comm->size()));
-    for (size_t i = 0; i < all.size(); ++i) ASSERT_EQ(all[i], term(static_cast<int>(i / n), i % n, n)) << i;
   }
 }
 
@@ -235,7 +219,6 @@ TEST(OneCudaProcess, DISABLED_IsARank) {
   EXPECT_EQ(me.comm->recordable(), !me.comm->path().starts_with("host"));
   if (what.ends_with("a rank is killed")) return lose_a_rank(me);
   add_up(me);
-  gather_pieces(me);
   if (what.ends_with("recorded")) replay(me, one_gpu ? 10 : 100);
   me.comm->leave();
   me.processes->leave();

@@ -61,17 +61,6 @@ class ThreadComm final : public Comm {
     }
   }
 
-  void all_gather(std::span<const float> mine, std::span<float> out, const Stream&) override {
-    if (out.size() != mine.size() * static_cast<size_t>(size())) {
-      throw Error(ErrorKind::bug, str("all_gather: ", size(), " pieces of ", mine.size(), " floats into ", out.size()));
-    }
-    publish(mine);
-    for (int r = 0; r < size(); ++r) {
-      std::copy_n(group_->of(r).slot.data(), mine.size(), out.data() + static_cast<size_t>(r) * mine.size());
-    }
-    group_->meeting.barrier();
-  }
-
  private:
   /// Copies `data` into this rank's slot and waits for the other ranks'; throws on all ranks if their sizes differ.
   void publish(std::span<const float> data) {

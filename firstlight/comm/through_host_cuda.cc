@@ -45,14 +45,4 @@ void ThroughHost::all_reduce_sum(Comm& host, Device device, std::span<float> dat
   send_whole(mine_.as<float>(), data, stream);
 }
 
-void ThroughHost::all_gather(Comm& host, Device device, std::span<const float> mine, std::span<float> out,
-                             const Stream& stream) {
-  cuda::use(device);
-  mine_.reserve(mine.size_bytes(), stream);
-  all_.reserve(out.size_bytes(), stream);
-  fetch_piece(mine, mine_.as<float>(), stream);
-  host.all_gather({mine_.as<float>(), mine.size()}, {all_.as<float>(), out.size()}, {});
-  send_whole(all_.as<float>(), out, stream);
-}
-
 }  // namespace firstlight

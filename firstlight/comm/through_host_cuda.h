@@ -35,10 +35,9 @@ class ThroughHost {
  public:
   /// `host`: the rank's end on the CPU; to be there at every call.
   void all_reduce_sum(Comm& host, Device device, std::span<float> data, const Stream& stream);
-  void all_gather(Comm& host, Device device, std::span<const float> mine, std::span<float> out, const Stream& stream);
 
  private:
-  Pinned mine_, all_;
+  Pinned mine_;
 };
 
 }  // namespace firstlight
