@@ -28,8 +28,8 @@ class Turn {
  private:
   std::stop_source source_;
 };
-/// Who ends the process because of a signal says so; true for the first who asks: timeout(1) signals twice, and one
-/// line is enough.
+/// Who ends the process says why; true for the first who asks, who ends it at once: one line is enough where timeout(1)
+/// signals twice, or a rank fails whose peers fail with it.
 bool take_last_word();
 /// 130 or 143, by the signal that came.
 int interrupted_exit_code();

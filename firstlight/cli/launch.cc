@@ -48,13 +48,13 @@ void require_one_host(const Variables& variables, const char* name, int expected
                                           ": the ranks are on several hosts; one process a rank is done within one"));
 }
 
-/// A second after the failure: who waited for the rank has been woken and has said it by then. What is left is stuck
-/// in something else, a read or a computation that nobody needs any more.
+/// A second after the failure: who waited for the rank, or is it, has said it by then. What is left is stuck in
+/// something else: a read or a computation that nobody needs any more, or its own end, behind a GPU that waits.
 void end_with(const std::exception_ptr& cause) {
   std::this_thread::sleep_for(std::chrono::seconds(1));
   if (!take_last_word()) return;  // someone is about to end the process
   int code = interrupted_exit_code();
-  std::string what = "another rank was interrupted";
+  std::string what = "a rank was interrupted";
   try {
     std::rethrow_exception(cause);
   } catch (const Error& e) {

@@ -3,11 +3,13 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <chrono>
 #include <cstdio>
 #include <filesystem>
 #include <new>
 #include <nlohmann/json.hpp>
 #include <system_error>
+#include <thread>
 
 #include "firstlight/base/error.h"
 #include "firstlight/base/str.h"
@@ -21,7 +23,9 @@ namespace firstlight::cli {
 
 namespace {
 
+/// The last word of this process, unless another thread has taken it and is about to end the process.
 int fail(const Context& context, std::string_view kind, const std::string& what, int code) {
+  if (!take_last_word()) std::this_thread::sleep_for(std::chrono::seconds(5));
   const char* over = ::isatty(STDERR_FILENO) == 1 ? "\r\033[K" : "";  // a progress bar may stand there
   std::fprintf(stderr, "%sfirstlight: %s\n", over, printable(what).c_str());
   if (context.json) {
@@ -114,7 +118,6 @@ int run_program(int argc, char** argv, Context& context) {
     std::fflush(stdout);
     return code;
   } catch (const Interrupted&) {
-    if (!take_last_word()) return interrupted_exit_code();
     return fail(context, "interrupted", "interrupted", interrupted_exit_code());
   } catch (const std::filesystem::filesystem_error& e) {
     const bool absent = e.code() == std::errc::no_such_file_or_directory || e.code() == std::errc::not_a_directory;

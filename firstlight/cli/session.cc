@@ -252,9 +252,11 @@ Session::Session(Context& context, const SessionOptions& options, bool with_text
   };
   load.reserve_bytes = reserve();
   if (processes != nullptr) {
-    agree(all_weights, load.reserve_bytes, with_runner);
+    agree(with_runner);
+    load.reserve_bytes = reserve();  // of rank 0's pages, which all ranks have now
+    require_fits_together(all_weights, load.reserve_bytes);
     load.devices = {device_};
-    load.reserve_bytes = reserve() / static_cast<uint64_t>(tp_);  // of rank 0's pages, which all ranks have now
+    load.reserve_bytes /= static_cast<uint64_t>(tp_);
     runner_options_.processes = processes;
   }
   load_ = source_ ? load_traditionally(*source_, load)

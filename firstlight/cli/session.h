@@ -105,7 +105,8 @@ class Session {
   void choose_sums(const SessionOptions& options);
   void share(ReaderChoice& reader);
   std::vector<Device> devices_of_processes() const;
-  void agree(uint64_t all_weights, uint64_t reserve, bool with_runner);
+  void agree(bool with_runner);
+  void require_fits_together(uint64_t all_weights, uint64_t all_reserve);
   LoadReport end_group(LoadReport report);
 
   Context* context_;

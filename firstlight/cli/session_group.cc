@@ -85,13 +85,9 @@ void Session::choose_sums(const SessionOptions& options) {
   runner_options_.sums_by = options.comm == "ipc" ? SumsBy::ipc : options.comm == "nccl" ? SumsBy::nccl : SumsBy::host;
 }
 
-/// Where all ranks' weights come out of one memory (the host's, or a GPU's that ranks share), rank 0 looks before any
-/// of them is there; each rank looks at its own GPU when it loads.
-void Session::agree(uint64_t all_weights, uint64_t reserve, bool with_runner) {
+void Session::agree(bool with_runner) {
   ProcessComm& processes = *context_->processes;
   const bool decides = processes.rank() == 0;
-  const bool share = std::all_of(devices_.begin(), devices_.end(), [&](Device each) { return each == devices_[0]; });
-  if (decides && share) require_fits(all_weights, reserve, free_memory(device_), device_);
   const std::string manifest = firstlight::to_json(*manifest_),
                     model = xxh3_128_hex(std::as_bytes(std::span(manifest)));
   RunnerOptions& runner = runner_options_;
@@ -119,6 +115,18 @@ void Session::agree(uint64_t all_weights, uint64_t reserve, bool with_runner) {
   runner.max_batch_tokens = theirs.at("max_batch_tokens");
   runner.sums_by = static_cast<SumsBy>(theirs.at("sums_by").get<int>());
   runner.n_threads = theirs.at("n_threads");
+}
+
+/// Where several ranks' weights come out of one memory (the host's, or a GPU's that they share), the first of them looks
+/// before any of them takes its part; each rank looks at its own GPU when it loads.
+void Session::require_fits_together(uint64_t all_weights, uint64_t all_reserve) {
+  ProcessComm& processes = *context_->processes;
+  const auto rank = static_cast<size_t>(processes.rank());
+  const auto n = static_cast<uint64_t>(std::count(devices_.begin(), devices_.end(), devices_[rank]));
+  const bool first = std::find(devices_.begin(), devices_.end(), devices_[rank]) - devices_.begin() == processes.rank();
+  const auto part = [&](uint64_t bytes) { return bytes / devices_.size() * n; };
+  if (first && n > 1) require_fits(part(all_weights), part(all_reserve), free_memory(device_), device_);
+  processes.barrier();
 }
 
 /// The last that ranks say to each other.

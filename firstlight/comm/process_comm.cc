@@ -79,7 +79,6 @@ class SharedComm final : public ProcessComm {
   void check() override { meeting_.check(); }
   void reset() override {}
   void fail(std::exception_ptr cause) override {
-    if (!meeting_.failed()) failed_here_.store(true);  // not where this only passes on what it was woken with
     meeting_.fail(me_.rank, cause);
     wake_watcher();
   }
@@ -208,7 +207,7 @@ class SharedComm final : public ProcessComm {
       for (const Handle& each : met_.ranks) {
         if (each) ::send(each.get(), &word, 1, MSG_NOSIGNAL | MSG_DONTWAIT);
       }
-      if (!failed_here_.load() && on_failure_) on_failure_(cause());
+      if (on_failure_) on_failure_(cause());
     }
   }
 
@@ -238,7 +237,7 @@ class SharedComm final : public ProcessComm {
   SharedMeeting meeting_;
   const Handle wake_;
   const std::function<void(const std::exception_ptr&)> on_failure_;
-  std::atomic<bool> failed_here_{false}, stopping_{false};
+  std::atomic<bool> stopping_{false};
   std::thread watcher_;
 };
 

@@ -18,8 +18,8 @@ namespace firstlight {
 struct ProcessCommOptions {
   double timeout_s = 60;      ///< for all ranks to come: launchers start them within seconds of each other
   std::stop_token stop = {};  ///< while they come
-  /// Told once, on a thread of the comm's own, that a rank in another process has failed or is gone; whatever this
-  /// process is doing then, it has been waiting for nothing. Not told of what this process itself gave to fail().
+  /// Told once, on a thread of the comm's own, that a rank has failed or is gone, this process's too: whatever a
+  /// process is doing then, it does for nothing, and who frees memory of a GPU that waits for another waits with it.
   std::function<void(const std::exception_ptr& cause)> on_failure = {};
 };
 

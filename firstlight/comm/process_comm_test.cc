@@ -134,9 +134,9 @@ TEST(ProcessComm, RanksThatBringDifferentSizesAllFail) {
   for (const std::string& what : thrown) EXPECT_THAT(what, HasSubstr("collective: rank"));
 }
 
-TEST(ProcessComm, WhoFailsElsewhereIsToldAndWhoFailsItselfIsNot) {
+TEST(ProcessComm, AFailureIsToldToAllAndToWhoFailsItself) {
   const std::string group = fresh_group();
-  std::promise<std::exception_ptr> told;
+  std::promise<std::exception_ptr> told, told_itself;
   std::promise<void> joined;
   std::thread other([&] {
     const auto comm = ProcessComm::join(
@@ -145,9 +145,10 @@ TEST(ProcessComm, WhoFailsElsewhereIsToldAndWhoFailsItselfIsNot) {
   });
   {
     const auto comm = ProcessComm::join(
-        {0, 2, group}, {.on_failure = [](const std::exception_ptr&) { ADD_FAILURE() << "told of its own failure"; }});
+        {0, 2, group}, {.on_failure = [&](const std::exception_ptr& cause) { told_itself.set_value(cause); }});
     comm->fail(std::make_exception_ptr(Interrupted()));
     EXPECT_THROW(std::rethrow_exception(told.get_future().get()), Interrupted);
+    EXPECT_THROW(std::rethrow_exception(told_itself.get_future().get()), Interrupted);
   }
   joined.set_value();
   other.join();
