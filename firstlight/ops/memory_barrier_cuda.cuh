@@ -34,17 +34,6 @@ struct MemoryBarrier {
         "r"(of_loads), "r"(nothing)
         : "memory");
   }
-  /// At the barrier of block `rank` of the cluster that lies where this one does; releases to the cluster.
-  __device__ void arrive_at(unsigned rank) {
-    asm volatile(
-        "{\n"
-        ".reg .b32 at;\n"
-        "mapa.shared::cluster.u32 at, %0, %1;\n"
-        "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [at];\n"
-        "}" ::"r"(shared_address(this)),
-        "r"(rank)
-        : "memory");
-  }
   __device__ void arrive_and_expect(unsigned bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(this)), "r"(bytes)
                  : "memory");
@@ -55,18 +44,6 @@ struct MemoryBarrier {
         ".reg .pred done;\n"
         "again:\n"
         "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-        "@!done bra again;\n"
-        "}" ::"r"(shared_address(this)),
-        "r"(parity)
-        : "memory");
-  }
-  /// The same for what other blocks of the cluster arrive at.
-  __device__ void wait_cluster(unsigned parity) {
-    asm volatile(
-        "{\n"
-        ".reg .pred done;\n"
-        "again:\n"
-        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
         "@!done bra again;\n"
         "}" ::"r"(shared_address(this)),
         "r"(parity)

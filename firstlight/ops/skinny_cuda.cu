@@ -22,7 +22,7 @@ using LaneSums = float[Tile::kSlabs][Tile::kSums];
 template <class Tile>
 struct SkinnyShared {
   static constexpr int kPairs = Tile::kSplit == 1 ? 0 : Tile::kSlabs * Tile::kOwnSums / 2;
-  MemoryBarrier full[kMostSkinnyStages], empty[kMostSkinnyStages], met;
+  MemoryBarrier full[kMostSkinnyStages], empty[kMostSkinnyStages];
   float2 sums[Tile::kSplit * kPairs + 1][kConsumers];
 };
 
@@ -100,11 +100,8 @@ struct Consumer {
         store_at(there + static_cast<uint32_t>(i * kConsumers) * sizeof(float2), make_float2(pair[0], pair[1]));
       }
     }
-    __syncwarp();
-    for (int to = 0; to < Tile::kSplit; ++to) {
-      if (to != share.rank && threadIdx.x % 32 == 0) shared.met.arrive_at(static_cast<unsigned>(to));
-    }
-    shared.met.wait_cluster(0);
+    cluster_arrive();
+    cluster_wait();
 #pragma unroll
     for (int i = 0; i < kPairs; ++i) {
 #pragma unroll
@@ -163,7 +160,6 @@ __global__ void __cluster_dims__(Tile::kSplit) __launch_bounds__(kThreads, 1)
       shared.full[s].init(1);
       shared.empty[s].init(kConsumers / 32);
     }
-    if constexpr (Tile::kSplit > 1) shared.met.init(kConsumers / 32 * (Tile::kSplit - 1));
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
   __syncthreads();

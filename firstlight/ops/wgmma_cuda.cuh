@@ -73,7 +73,8 @@ template <int kGroups>
 __device__ __forceinline__ void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kGroups) : "memory");
 }
-/// All threads': this block is there; and until all of the cluster are.
+/// All threads': this block is there; and until all of the cluster are, but for threads that have ended. What was
+/// written before is seen behind it.
 __device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.aligned;" ::: "memory"); }
 __device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.aligned;" ::: "memory"); }
 /// Behind wgmma_wait<0>(): what reads the sums comes after it.
