@@ -117,8 +117,8 @@ void Session::agree(bool with_runner) {
   runner.n_threads = theirs.at("n_threads");
 }
 
-/// Where several ranks' weights come out of one memory (the host's, or a GPU's that they share), the first of them looks
-/// before any of them takes its part; each rank looks at its own GPU when it loads.
+/// Where several ranks' weights come out of one memory (the host's, or a GPU's that they share), the first of them
+/// looks before any of them takes its part; each rank looks at its own GPU when it loads.
 void Session::require_fits_together(uint64_t all_weights, uint64_t all_reserve) {
   ProcessComm& processes = *context_->processes;
   const auto rank = static_cast<size_t>(processes.rank());
