@@ -9,7 +9,7 @@ namespace firstlight::cuda {
 
 /// `ready` returns when what this pass computes is there: q, and all keys and values. Those of earlier passes are asked
 /// for before.
-template <int kDim, int kStages, class Ready>
+template <int kDim, int kStages, bool kResident, class Ready>
 __device__ void attend_item(const SinglesParams& p, const Item& item, uint32_t shared, const Meeting<kDim>& meeting,
                             const Ready& ready) {
   const int slot = crew_thread() / 32 * 16, head = static_cast<int>(threadIdx.x) % 32 / 4;
@@ -33,7 +33,8 @@ __device__ void attend_item(const SinglesParams& p, const Item& item, uint32_t s
   load_query<kDim>(p.attend.q.data + item.row.row * p.attend.q.stride + (int64_t{item.first_head} + head) * kDim,
                    head < item.n_heads, q);
   Sums<kDim> sums;
-  int chunk = quotient(item.begin, item.per_chunk), chunk_end = item.begin + item.per_chunk;
+  Added<kDim> added;
+  int chunk = item.first_chunk, chunk_end = item.begin + item.per_chunk;
   for (int page = item.begin, stage = 0; page < item.end; ++page) {
     const int ahead = page + kStages;
     const std::byte* next = ahead < item.end ? ring.keys_of(ahead) : nullptr;
@@ -54,7 +55,7 @@ __device__ void attend_item(const SinglesParams& p, const Item& item, uint32_t s
     stage = stage + 1 == kStages ? 0 : stage + 1;
     if (page + 1 == chunk_end || page + 1 == item.end) {
       put_down<kDim>(meeting, sums);
-      join_warps<kDim>(p, item, chunk++, meeting);
+      join_warps<kDim, kResident>(p, item, chunk++, meeting, added);
       chunk_end += item.per_chunk;
     }
   }
