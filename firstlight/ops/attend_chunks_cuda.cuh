@@ -46,7 +46,8 @@ struct Cut {
   int n_pages, per_chunk, n_chunks, per_section, per_item, n_items;  ///< pages; chunks a section and an item
   __device__ Cut(const SinglesParams& p, int position, int pages_each) {
     n_pages = position / kPageTokens + 1;
-    per_chunk = max(kLeastPages, ceil_quotient(n_pages, p.most_chunks));
+    per_chunk =
+        max(n_pages > kSections * kLeastPages ? 2 * kLeastPages : kLeastPages, ceil_quotient(n_pages, p.most_chunks));
     n_chunks = ceil_quotient(n_pages, per_chunk);
     per_section = (n_chunks + kSections - 1) / kSections;
     per_item = ceil_quotient(pages_each, per_chunk);
