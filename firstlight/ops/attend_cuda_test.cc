@@ -43,12 +43,13 @@ class AttendCuda : public reference::WithGpu {
     KvLayer layer = batch.cache.layer();
     layer.data = cache.data();
     const std::vector<int> ids(batch.spans.size(), 1);
+    std::vector<Likeliest> picked(batch.spans.size());  // a pass without a result is no step of decoding
     const auto ops = make_cuda_ops(reference::kGpu);
     const Matrix<const float> all = q.view();
     std::vector<GpuTensor> outs;
     for (int i = 0; i < 3; ++i) outs.emplace_back(unwritten(batch.n_rows, int64_t{batch.n_heads} * batch.head_dim));
     for (int pass = 0; pass < 3; ++pass) {
-      if (!ops->begin({.ids = ids, .spans = batch.spans, .wanted = batch.spans}, true)) {
+      if (!ops->begin({.ids = ids, .spans = batch.spans, .wanted = batch.spans, .likeliest = picked}, true)) {
         ops->matmul({all.data, all.rows, 128, all.stride}, weight.weight(), nullptr, product.matrix());
         for (GpuTensor& out : outs) ops->attend(all, batch.n_heads, batch.spans, layer, out.matrix());
       }
@@ -130,6 +131,11 @@ TEST_F(AttendCuda, IsTheSameBitsHoweverManyTakePartAndInAResidentKernel) {
       }
       expect_resident(batch, expected);
     }
+    std::vector<Sequence> eight(8, {1, 2000});  // an item of two sections each, and one that has a row
+    eight[3] = {1, 300};
+    eight[6] = {1, 3000};
+    Batch batch(eight, KvKind::bf16, 32, 8, d, 1);
+    expect_resident(batch, attend(batch));
   }
 }
 
