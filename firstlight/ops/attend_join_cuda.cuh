@@ -113,8 +113,10 @@ __device__ void join_warps(const SinglesParams& p, const Item& item, int chunk, 
   const bool whole_row = item.first_chunk == 0 && item.end_chunk == item.n_chunks;
   ChunkPiece* const pieces = pieces_of(p, item) + int64_t{whole_section ? first : chunk} * p.heads * (kDim / 4);
   sync_crew();
-#pragma unroll
-  for (int i = 0; i < Added<kDim>::kPieces; ++i) {
+  // Unrolled, the resident kernel spills more: 23 loads of such words instead of 18, up to four rows.
+  constexpr int kPieces = Added<kDim>::kPieces, kUnrolled = kResident ? 1 : kPieces;
+#pragma unroll(kUnrolled)
+  for (int i = 0; i < kPieces; ++i) {
     const int at = crew_thread() + i * kSinglesWarps * 32;
     if (at >= item.n_heads * (kDim / 4)) break;
     const Running piece = join_piece(meeting, at);

@@ -8,16 +8,23 @@ namespace firstlight::cuda {
 /// Pieces that a crew merges at once with a lane a section.
 inline constexpr int kMergedAtOnce = kSinglesWarps * 32 / kSections;
 
-/// Takes `n` pieces, `pitch` apart, when they are there, and leaves their places clear; those above n stay empty. Those
-/// that are missing are asked for again side by side, as one by one each would take a trip to L2. `in_turn`: only the
-/// first while none comes.
+/// Asks for pieces that are not there until all are: side by side, as one by one each would take a trip to L2.
 template <int kMost>
-__device__ __forceinline__ void take_pieces(ChunkPiece* from, int64_t pitch, int n, bool in_turn,
-                                            PieceInFlight (&x)[kMost]) {
+__device__ __forceinline__ void wait_for_pieces(const ChunkPiece* from, int64_t pitch, PieceInFlight (&x)[kMost]) {
+  for (bool all_there = false; !all_there;) {
+    all_there = true;
 #pragma unroll
-  for (int i = 0; i < kMost; ++i) {
-    if (i < n) x[i].load(from + i * pitch);
+    for (int i = 0; i < kMost; ++i) {
+      if (x[i].is_whole()) continue;
+      x[i].load(from + i * pitch);
+      all_there = false;
+    }
   }
+}
+
+/// The same, but while none comes only the first is asked for: crews without an item wait for a whole launch.
+template <int kMost>
+__device__ __forceinline__ void wait_in_turn(const ChunkPiece* from, int64_t pitch, PieceInFlight (&x)[kMost]) {
   for (int n_before = kMost + 1;;) {
     int n_missing = 0;
 #pragma unroll
@@ -28,10 +35,21 @@ __device__ __forceinline__ void take_pieces(ChunkPiece* from, int64_t pitch, int
     for (int i = 0; i < kMost; ++i) {
       if (!asks || x[i].is_whole()) continue;
       x[i].load(from + i * pitch);
-      asks = !in_turn || n_missing < n_before;
+      asks = n_missing < n_before;
     }
     n_before = n_missing;
   }
+}
+
+/// Takes `n` pieces, `pitch` apart, when they are there, and leaves their places clear; those above n stay empty.
+template <int kMost>
+__device__ __forceinline__ void take_pieces(ChunkPiece* from, int64_t pitch, int n, bool in_turn,
+                                            PieceInFlight (&x)[kMost]) {
+#pragma unroll
+  for (int i = 0; i < kMost; ++i) {
+    if (i < n) x[i].load(from + i * pitch);
+  }
+  in_turn ? wait_in_turn(from, pitch, x) : wait_for_pieces(from, pitch, x);
 #pragma unroll
   for (int i = 0; i < kMost; ++i) {
     if (i < n) PieceInFlight::clear(from + i * pitch);
