@@ -131,7 +131,7 @@ std::vector<Case> cases() {
   using All = std::vector<int64_t>;
   // Fewer layers leave room for more pages.
   const Shape llama{32, 8, 128, 32}, long_llama{32, 8, 128, 16}, wide_llama{32, 8, 128, 8}, full_llama{32, 8, 128, 2};
-  const Shape grouped{64, 8, 128, 32}, small{9, 3, 64, 30};
+  const Shape last_llama{32, 8, 128, 1}, grouped{64, 8, 128, 32}, full_grouped{64, 8, 128, 2}, small{9, 3, 64, 30};
   std::vector<Case> all;
   for (int64_t context = 64; context <= 65536; context *= 2) {
     if (context > 64 && context < 512) continue;
@@ -144,12 +144,17 @@ std::vector<Case> cases() {
   all.push_back({wide_llama, All(8, 32768)});
   for (const size_t n : {16, 32, 64}) all.push_back({llama, All(n, 512)});
   all.push_back({wide_llama, All(32, 4096)});
+  all.push_back({wide_llama, All(64, 4096)});
+  all.push_back({full_llama, All(8, 131072)});
+  all.push_back({full_llama, All(16, 32768)});
   all.push_back({full_llama, All(32, 32768)});
+  all.push_back({last_llama, All(64, 32768)});
   All mixed(31, 512);
   mixed.push_back(32768);
   all.push_back({llama, mixed});
   all.push_back({grouped, {32768}});
   all.push_back({grouped, All(32, 512)});
+  all.push_back({full_grouped, All(32, 32768)});
   for (const int64_t context : {512, 2048, 8192}) all.push_back({small, {context}});
   all.push_back({small, All(16, 8192)});
   return all;

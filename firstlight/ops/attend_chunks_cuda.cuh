@@ -3,6 +3,7 @@
 // takes which chunks: a question of the whole batch, which no bit depends on.
 #pragma once
 #include "firstlight/ops/attend_cuda.cuh"
+#include "firstlight/ops/attend_sections_cuda.cuh"
 #include "firstlight/ops/cuda_kernel.cuh"
 #include "firstlight/ops/cuda_ptx.cuh"
 
@@ -32,20 +33,29 @@ struct Item {
   int index;       ///< of the row in its set
   int head_block;  ///< of n_head_blocks
   int kv_head, first_head, n_heads;
-  int per_chunk;   ///< pages
-  int n_chunks;    ///< of the row
+  int per_chunk;    ///< pages
+  int per_section;  ///< chunks
+  int n_chunks;     ///< of the row
+  int first_chunk, end_chunk;
   int begin, end;  ///< pages
 };
 
-/// A row's chunks follow from its own length (and the GPU and the model); its items also from the whole batch.
+/// A row's chunks and sections follow from its own length (and the GPU and the model); its items also from the whole
+/// batch.
 struct Cut {
-  int n_pages, per_chunk, n_chunks, per_item, n_items;
+  int n_pages, per_chunk, n_chunks, per_section, per_item, n_items;  ///< pages; chunks a section and an item
   __device__ Cut(const SinglesParams& p, int position, int pages_each) {
     n_pages = position / kPageTokens + 1;
-    per_chunk = max(kLeastPages, ceil_quotient(n_pages, p.most_chunks));
+    per_chunk =
+        max(n_pages > kSections * kLeastPages ? 2 * kLeastPages : kLeastPages, ceil_quotient(n_pages, p.most_chunks));
     n_chunks = ceil_quotient(n_pages, per_chunk);
+    per_section = (n_chunks + kSections - 1) / kSections;
     per_item = ceil_quotient(pages_each, per_chunk);
     n_items = ceil_quotient(n_chunks, per_item);
+  }
+  /// Whether one item has all of the chunks from `first` to `last`.
+  __device__ bool is_in_one_item(int first, int last) const {
+    return quotient(first, per_item) == quotient(last, per_item);
   }
 };
 
@@ -53,12 +63,14 @@ struct Cut {
 /// blocks that the GPU holds have about the same to do; up to a quarter more, if that spares a second round.
 struct AttendPlan {
   int each, n_items;
+  bool splits_rows;  ///< else there is nothing to merge
   __device__ __forceinline__ explicit AttendPlan(const SinglesParams& p) {
     const int lane = static_cast<int>(threadIdx.x) % 32, held = max(1, quotient(p.n_blocks, p.head_blocks));
     if (p.n_rows == 1) {
       const int position = p.rows[0].position;
       each = ceil_quotient(position / kPageTokens + 1, held);
       n_items = Cut(p, position, each).n_items * p.head_blocks;
+      splits_rows = n_items > p.head_blocks;
       return;
     }
     unsigned n_pages = 0;
@@ -71,6 +83,7 @@ struct AttendPlan {
       if (fewer <= held) each = more, n = fewer;
     }
     n_items = n * p.head_blocks;
+    splits_rows = n > p.n_rows;
   }
 
  private:
@@ -118,9 +131,12 @@ __device__ __forceinline__ void find_item(const SinglesParams& p, int each, int 
   item.row = p.rows[item.index];
   const Cut cut(p, item.row.position, each);
   item.per_chunk = cut.per_chunk;
+  item.per_section = cut.per_section;
   item.n_chunks = cut.n_chunks;
-  item.begin = at * cut.per_item * cut.per_chunk;
-  item.end = min(cut.n_pages, item.begin + cut.per_item * cut.per_chunk);
+  item.first_chunk = at * cut.per_item;
+  item.end_chunk = min(cut.n_chunks, item.first_chunk + cut.per_item);
+  item.begin = item.first_chunk * cut.per_chunk;
+  item.end = min(cut.n_pages, item.end_chunk * cut.per_chunk);
   set_heads(p, number - wanted * n_blocks, item);
 }
 

@@ -43,12 +43,13 @@ class AttendCuda : public reference::WithGpu {
     KvLayer layer = batch.cache.layer();
     layer.data = cache.data();
     const std::vector<int> ids(batch.spans.size(), 1);
+    std::vector<Likeliest> picked(batch.spans.size());  // a pass without a result is no step of decoding
     const auto ops = make_cuda_ops(reference::kGpu);
     const Matrix<const float> all = q.view();
     std::vector<GpuTensor> outs;
     for (int i = 0; i < 3; ++i) outs.emplace_back(unwritten(batch.n_rows, int64_t{batch.n_heads} * batch.head_dim));
     for (int pass = 0; pass < 3; ++pass) {
-      if (!ops->begin({.ids = ids, .spans = batch.spans, .wanted = batch.spans}, true)) {
+      if (!ops->begin({.ids = ids, .spans = batch.spans, .wanted = batch.spans, .likeliest = picked}, true)) {
         ops->matmul({all.data, all.rows, 128, all.stride}, weight.weight(), nullptr, product.matrix());
         for (GpuTensor& out : outs) ops->attend(all, batch.n_heads, batch.spans, layer, out.matrix());
       }
@@ -107,8 +108,8 @@ TEST_F(AttendCuda, EqualsSoftmaxForEveryHeadShape) {
 TEST_F(AttendCuda, EqualsSoftmaxWhereKeysAreCutIntoChunks) {
   check({{1, 3000}, {1, 257}, {1, 0}}, KvKind::bf16, 4, 1, 128);
   check({{1, 40000}, {2, 511}}, KvKind::bf16, 3, 1, 64);
-  check({{1, 4200}}, KvKind::bf16, 8, 8, 128);   // 33 chunks on an H200: one more than a warp has lanes
-  check({{1, 2050}}, KvKind::bf16, 16, 4, 128);  // and here as many blocks as an item has values for each
+  check({{1, 8400}}, KvKind::bf16, 8, 8, 128);  // 33 chunks on an H200: one more than a warp has lanes
+  check({{1, 2050}}, KvKind::bf16, 16, 4, 128);
 }
 
 // So long that crews take chunks as they come to them.
@@ -130,6 +131,11 @@ TEST_F(AttendCuda, IsTheSameBitsHoweverManyTakePartAndInAResidentKernel) {
       }
       expect_resident(batch, expected);
     }
+    std::vector<Sequence> eight(8, {1, 2000});  // an item of two sections each, and one that has a row
+    eight[3] = {1, 300};
+    eight[6] = {1, 3000};
+    Batch batch(eight, KvKind::bf16, 32, 8, d, 1);
+    expect_resident(batch, attend(batch));
   }
 }
 
@@ -186,6 +192,35 @@ TEST_F(AttendCuda, ASequenceIsTheSameBitsAmongManyOthers) {
         ASSERT_FALSE(std::isnan(all[static_cast<size_t>(at)]));
         ASSERT_EQ(out[static_cast<size_t>(at)], all[static_cast<size_t>(at)])
             << "sequence " << i << " of heads of " << d;
+      }
+    }
+  }
+}
+
+// As many blocks as the GPU holds: items have parts of sections, sections, and whole rows. Alone each row's items are a
+// chunk each, so that others add up what one crew does here.
+TEST_F(AttendCuda, ASequenceIsTheSameBitsWhoeverAddsItsChunksUp) {
+  struct Case {
+    int heads, kv_heads, d;
+  };
+  for (const Case& c : {Case{16, 8, 64}, {64, 8, 128}}) {
+    std::vector<Sequence> sequences(34, {1, 2200});
+    sequences[2] = {1, 0};
+    sequences[5] = {1, 300};
+    sequences[7] = {1, 3300};
+    sequences[10] = {1, 2600};
+    sequences[33] = {1, 5500};
+    Batch batch(sequences, KvKind::bf16, c.heads, c.kv_heads, c.d, 1);
+    const std::vector<float> all = attend(batch);
+    const std::vector<AttentionSpan> spans = batch.spans;
+    for (const size_t i : {size_t{1}, size_t{2}, size_t{5}, size_t{7}, size_t{10}, size_t{33}}) {
+      batch.spans = {spans[i]};
+      const std::vector<float> out = attend(batch);
+      const int64_t width = int64_t{c.heads} * c.d, begin = spans[i].row_begin * width;
+      for (int64_t at = begin; at < begin + width; ++at) {
+        ASSERT_FALSE(std::isnan(all[static_cast<size_t>(at)]));
+        ASSERT_EQ(out[static_cast<size_t>(at)], all[static_cast<size_t>(at)])
+            << "sequence " << i << ", " << c.heads << " heads of " << c.d;
       }
     }
   }

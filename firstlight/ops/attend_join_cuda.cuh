@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Attention of single rows: a chunk's sums are made of its warps', always in the same order, and passed on through L2.
+// Attention of single rows: a chunk's sums are made of its warps', always in the same order, and passed on through L2
+// if others have the rest of its section or row.
 #pragma once
 #include "firstlight/ops/attend_chunks_cuda.cuh"
 
@@ -30,6 +31,9 @@ __device__ __forceinline__ float4 quotients(float4 x, float by) {
 struct PieceInFlight {
   float4 sums = {};
   float2 share = {-INFINITY, 0};  ///< maximum and divisor
+  PieceInFlight() = default;
+  __device__ explicit PieceInFlight(const Running& x) : sums(x.sums), share(make_float2(x.top, x.total)) {}
+  __device__ __forceinline__ Running running() const { return {sums, share.x, share.y}; }
   __device__ __forceinline__ void load(const ChunkPiece* from) {
     asm volatile("ld.relaxed.gpu.global.v4.f32 {%0, %1, %2, %3}, [%4];"
                  : "=f"(sums.x), "=f"(sums.y), "=f"(sums.z), "=f"(sums.w)
@@ -71,30 +75,70 @@ struct Meeting {
   __device__ float& sum(int warp, int head, int i) const { return sums[(warp * heads + head) * kStride + i]; }
 };
 
-/// A chunk's sums: those of the block's warps, in order. All threads call, after the warps have put theirs down.
+/// What a crew has added up of an item's chunks, each thread of the pieces it joins. Not in the resident kernel: there
+/// it spills registers, and 32,768 keys take 46 us instead of 34.
 template <int kDim>
-__device__ void join_warps(const SinglesParams& p, const Item& item, int chunk, const Meeting<kDim>& meeting) {
-  ChunkPiece* const pieces = pieces_of(p, item) + int64_t{chunk} * p.heads * (kDim / 4);
+struct Added {
+  static constexpr int kPieces = kHeadsAtOnce * (kDim / 4) / (kSinglesWarps * 32);
+  Running section[kPieces];
+  SectionTree row[kPieces];
+};
+
+/// Piece `at` of a chunk, from the warps' sums in order; never -0, so that adding it to nothing leaves it as it is.
+template <int kDim>
+__device__ __forceinline__ Running join_piece(const Meeting<kDim>& meeting, int at) {
+  const int g = at / (kDim / 4), i = at % (kDim / 4) * 4;
+  Running piece;
+  piece.top = meeting.maxima[0][g];
+#pragma unroll
+  for (int w = 1; w < kSinglesWarps; ++w) piece.top = fmaxf(piece.top, meeting.maxima[w][g]);
+#pragma unroll
+  for (int w = 0; w < kSinglesWarps; ++w) {
+    const float share = power_of_two(meeting.maxima[w][g] - piece.top);  // warp 0 has a visible key: top is finite
+    piece.sums = scaled_sum(piece.sums, share, *reinterpret_cast<const float4*>(&meeting.sum(w, g, i)));
+    piece.total += share * meeting.divisors[w][g];
+  }
+  piece.sums = make_float4(piece.sums.x + 0.0f, piece.sums.y + 0.0f, piece.sums.z + 0.0f, piece.sums.w + 0.0f);
+  return piece;
+}
+
+/// The crew's warps have put their sums of a chunk down: they are added up, and passed on if the item ends before the
+/// section does, as the section's if that is whole and the row is not, or as the row's result. All threads call.
+template <int kDim, bool kResident>
+__device__ void join_warps(const SinglesParams& p, const Item& item, int chunk, const Meeting<kDim>& meeting,
+                           Added<kDim>& added) {
+  const int section = quotient(chunk, item.per_section), first = section * item.per_section;
+  const int last = min(first + item.per_section, item.n_chunks) - 1;
+  const bool whole_section = !kResident && first >= item.first_chunk && last < item.end_chunk;
+  const bool whole_row = item.first_chunk == 0 && item.end_chunk == item.n_chunks;
+  ChunkPiece* const pieces = pieces_of(p, item) + int64_t{whole_section ? first : chunk} * p.heads * (kDim / 4);
   sync_crew();
-  for (int at = crew_thread(); at < item.n_heads * (kDim / 4); at += kSinglesWarps * 32) {
-    const int g = at / (kDim / 4), i = at % (kDim / 4) * 4;
-    float top = meeting.maxima[0][g];
-    PieceInFlight piece;
-    piece.share.y = 0;
-#pragma unroll
-    for (int w = 1; w < kSinglesWarps; ++w) top = fmaxf(top, meeting.maxima[w][g]);
-#pragma unroll
-    for (int w = 0; w < kSinglesWarps; ++w) {
-      const float share = power_of_two(meeting.maxima[w][g] - top);  // warp 0 has a visible key: top is finite
-      piece.sums = scaled_sum(piece.sums, share, *reinterpret_cast<const float4*>(&meeting.sum(w, g, i)));
-      piece.share.y += share * meeting.divisors[w][g];
+  // Unrolled, the resident kernel spills more: 23 loads of such words instead of 18, up to four rows.
+  constexpr int kPieces = Added<kDim>::kPieces, kUnrolled = kResident ? 1 : kPieces;
+#pragma unroll(kUnrolled)
+  for (int i = 0; i < kPieces; ++i) {
+    const int at = crew_thread() + i * kSinglesWarps * 32;
+    if (at >= item.n_heads * (kDim / 4)) break;
+    const Running piece = join_piece(meeting, at);
+    if (kResident && item.n_chunks == 1) {
+      deliver(p.attend, item.row, int64_t{item.first_head} * kDim + at * 4, quotients(piece.sums, piece.total));
+      continue;
     }
-    piece.share.x = top;
-    if (item.n_chunks > 1) {
-      piece.store(pieces + at);
+    if (!whole_section) {
+      PieceInFlight(piece).store(pieces + at);
+      continue;
+    }
+    Running& sum = added.section[i];
+    sum.add(piece.sums, piece.top, piece.total);
+    if (chunk < last) continue;
+    if (whole_row) {
+      added.row[i].add(section, last + 1 == item.n_chunks, sum);
+      if (last + 1 == item.n_chunks)
+        deliver(p.attend, item.row, int64_t{item.first_head} * kDim + at * 4, quotients(sum.sums, sum.total));
     } else {
-      deliver(p.attend, item.row, int64_t{item.first_head} * kDim + at * 4, quotients(piece.sums, piece.share.y));
+      PieceInFlight(sum).store(pieces + at);
     }
+    sum = Running{};
   }
   sync_crew();
 }

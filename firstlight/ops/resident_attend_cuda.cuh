@@ -47,7 +47,7 @@ __device__ void run_crew(const SinglesParams& p, const AttendPlan& plan, std::by
   Item item;
   for (int number = first_item(crew); number < plan.n_items; number += 2 * static_cast<int>(gridDim.x)) {
     find_item(p, plan.each, number, item);
-    attend_item<kDim, kStages>(p, item, shared_address(keys), meeting, ready);
+    attend_item<kDim, kStages, true>(p, item, shared_address(keys), meeting, ready);
   }
 }
 
@@ -81,7 +81,7 @@ __device__ __forceinline__ void run_attend(const SinglesParams& p, Ring& ring, c
     ring.advance();
   }
   ready();
-  if (p.n_chunks > 1) merge_chunks<kDim>(p, plan, first_item(crew), 2 * static_cast<int>(gridDim.x));
+  if (p.n_chunks > 1) merge_items<kDim, true>(p, plan, first_item(crew), 2 * static_cast<int>(gridDim.x));
 }
 
 }  // namespace firstlight::cuda
