@@ -169,7 +169,7 @@ __device__ __forceinline__ void join_codes(const CodeSinglesParams& p, const Cod
   for (int set = 0; set < kSets; ++set) {
 #pragma unroll
     for (int i = 0; i < kDim / 16; ++i)
-      *reinterpret_cast<float2*>(&meeting.sums[warp][t][channel_pair<kValueBits>(i)]) =
+      *reinterpret_cast<float2*>(&meeting.sums[warp][t][swizzled(t, channel_pair<kValueBits>(i))]) =
           make_float2(sums.of[set][i][0], sums.of[set][i][1]);
     join_code_warps<kDim>(p, part, 1, set, shared, meeting);
   }
