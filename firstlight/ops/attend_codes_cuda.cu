@@ -212,8 +212,9 @@ __global__ void __launch_bounds__(CodeRing<kDim, kKeyBits, kValueBits>::kWarps *
     if (warp < kPartsKnown) shared.is_there[warp] = find_part(p, number + warp * step, shared.parts[warp]);
     __syncthreads();
     for (n = 0; n < kPartsKnown && shared.is_there[n];) ++n;
-    // What is asked for at first are pages of codes.
-    const bool early = n > 0 && shared.parts[0].end - shared.parts[0].begin >= 2 * Ring::kWarps;
+    // What is asked for at first are pages of codes alone.
+    const bool early = n > 0 && (shared.parts[0].end - shared.parts[0].begin >= 2 * Ring::kWarps ||
+                                 (n == 1 && shared.parts[0].n_pieces == 0));
     if (!has_waited && early) ring.begin(shared.parts, n);
     if (!has_waited) wait_for_predecessor();
     asm volatile("fence.proxy.async;" ::: "memory");
