@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Attention of single rows over TurboQuant codes of 4 or 8 bits, bound by reading them. A block, one a multiprocessor,
-// takes a part of a row's pages for up to 8 heads of a group; its warps take the pages in turn, all 64 tokens of each,
-// through a ring of their own in shared memory. Products are whole numbers: scores exactly those of the CPU; weights 16
-// bits of a page's largest.
+// takes parts of rows one after the other, for up to 8 heads of a group; its warps take a part's pages in turn, all 64
+// tokens of each, through a ring of their own in shared memory, which runs on into the next part. Products are whole
+// numbers: scores exactly those of the CPU; weights 16 bits of a page's largest.
 #include <algorithm>
 
 #include "firstlight/ops/attend_codes_exact_cuda.cuh"
@@ -25,12 +25,14 @@ struct CodeSums {
   }
 };
 
-/// The block's queries, rotated, as integers of 15 bits in two bytes; a warp a head.
+/// The block's queries, rotated, as integers of 15 bits in two bytes, a warp a head; and as exact pages want them.
 template <int kDim, int kWarps>
-__device__ void fix_queries(const CodeSinglesParams& p, const CodePart& part, CodeShared<kDim, kWarps>& shared) {
+__device__ void fix_queries(const CodeSinglesParams& p, const CodePart& part, CodeShared<kDim, kWarps>& shared,
+                            CodeMeeting<kDim, kWarps>& meeting) {
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   const Matrix<const float>& q = p.codes.attend.q;
   if (threadIdx.x < 4) shared.tables[threadIdx.x] = ExpandTables::known();
+  if (warp == kWarps - 1 && part.n_pieces > 0) split_query<kDim>(p, part, meeting.exact_query);
   const uint32_t signs = lane_signs<kDim>(p.codes.signs[2 * part.kv_head]);
   for (int g = warp; g < kHeadsAtOnce; g += kWarps) {
     const float* row = q.data + part.row.row * q.stride + (int64_t{part.first_head} + min(g, part.n_heads - 1)) * kDim;
@@ -59,7 +61,8 @@ __device__ __forceinline__ void load_query(const CodeShared<kDim, kWarps>& share
 #pragma unroll
   for (int set = 0; set < kSets; ++set) {
     const int8_t* head = shared.query[kSetHeads * set + column / 2] + column % 2 * 4;
-    int base[4] = {};
+    int(&base)[4] = q.base[set];
+    base[0] = base[1] = base[2] = base[3] = 0;
 #pragma unroll
     for (int s = 0; s < kDim / 32; ++s) {
       q.b[set][s][0] = *reinterpret_cast<const uint32_t*>(head + 2 * first_dimension<kDim, kBits>(s));
@@ -67,7 +70,6 @@ __device__ __forceinline__ void load_query(const CodeShared<kDim, kWarps>& share
       const uint32_t offsets[4] = {kMinusOffsets, kMinusOffsets, kMinusOffsets, kMinusOffsets};
       if constexpr (kBits == 4) mma_s8(base, offsets, q.b[set][s][0], q.b[set][s][1], base);
     }
-    q.base[set][0] = base[0], q.base[set][1] = base[1];
   }
 }
 
@@ -89,13 +91,12 @@ __device__ __forceinline__ void weigh(float (&scores)[kSets][2 * kTiles], const 
     top[set] = scores[set][0];
 #pragma unroll
     for (int i = 1; i < 2 * kTiles; ++i) top[set] = fmaxf(top[set], scores[set][i]);
-    top[set] = largest_of_head(top[set]);
     grows |= top[set] > sums.maximum[set];
   }
   if (__any_sync(kWholeWarp, grows)) {
 #pragma unroll
     for (int set = 0; set < kSets; ++set) {
-      const float higher = fmaxf(top[set], sums.maximum[set]),
+      const float higher = fmaxf(largest_of_head(top[set]), sums.maximum[set]),
                   shrink = power_of_two((sums.maximum[set] - higher) * unit[set]);
       sums.maximum[set] = higher;
       sums.divisor[set] *= shrink;
@@ -129,108 +130,110 @@ __device__ __forceinline__ void weigh(float (&scores)[kSets][2 * kTiles], const 
   }
 }
 
-/// The part's pages of codes, put down in shared memory. The first ones are on their way.
+/// The warp's pages of codes of the part.
 template <int kDim, int kKeyBits, int kValueBits, int kSets, int kWarps>
-__device__ __forceinline__ void add_code_pages(CodeRing<kDim, kKeyBits, kValueBits, kSets>& ring,
-                                               CodeShared<kDim, kWarps>& shared, CodeMeeting<kDim, kWarps>& meeting) {
+__device__ __forceinline__ void add_code_pages(CodeRing<kDim, kKeyBits, kValueBits>& ring, int n,
+                                               const CodeShared<kDim, kWarps>& shared, const float (&unit)[kSets],
+                                               CodeSums<kDim, kSets>& sums) {
   constexpr tq::PageShape kShape{kDim, kKeyBits, kValueBits};
-  const int warp = static_cast<int>(threadIdx.x) / 32, t = static_cast<int>(threadIdx.x) % 4;
   CodeQuery<kDim, kSets> q;
   load_query<kDim, kKeyBits>(shared, q);
-  float unit[kSets];
-#pragma unroll
-  for (int set = 0; set < kSets; ++set) unit[set] = shared.units[kSetHeads * set + t];
-  CodeSums<kDim, kSets> sums;
-  const ExpandTables tables = shared.tables[t];
-  for (int i = 0; i < ring.n(); ++i) {
+  const ExpandTables tables = shared.tables[threadIdx.x % 4];
+  for (int i = 0; i < n; ++i) {
     float scores[kSets][2 * kTiles];
-    ring.template release<0>(i, score_page<kDim, kKeyBits, kSets>(ring.template wait<0>(), tables, q, scores));
+    ring.template release<0>(score_page<kDim, kKeyBits, kSets>(ring.template wait<0>(), tables, q, scores));
     const uint8_t* page = ring.template wait<1>() - kShape.values_at();
     scale_scores<kSets>(page + kShape.key_scales_at(), scores);
     CodeWeights<kSets> weights;
     weigh<kDim, kSets>(scores, unit, page + kShape.value_scales_at(), sums, weights);
-    ring.template release<1>(i, mix_page<kDim, kValueBits, kSets>(page + kShape.values_at(), tables, weights, sums.of));
-  }
-  __syncthreads();  // the slots are empty
-#pragma unroll
-  for (int set = 0; set < kSets; ++set) {
-    const int head = kSetHeads * set + t;
-#pragma unroll
-    for (int step = 4; step < 32; step *= 2) sums.divisor[set] += __shfl_xor_sync(kWholeWarp, sums.divisor[set], step);
-    if (threadIdx.x % 32 < 4) {
-      shared.maxima[warp][head] = ring.n() > 0 ? sums.maximum[set] * unit[set] : -INFINITY;
-      shared.divisors[warp][head] = sums.divisor[set];
-    }
-#pragma unroll
-    for (int i = 0; i < kDim / 16; ++i)
-      *reinterpret_cast<float2*>(&meeting.sums[warp][head][channel_pair<kValueBits>(i)]) =
-          make_float2(sums.of[set][i][0], sums.of[set][i][1]);
+    ring.template release<1>(mix_page<kDim, kValueBits, kSets>(page + kShape.values_at(), tables, weights, sums.of));
   }
 }
 
+/// The warps' sums over codes become the part's. All threads call.
+template <int kDim, int kValueBits, int kSets, int kWarps>
+__device__ __forceinline__ void join_codes(const CodeSinglesParams& p, const CodePart& part, bool has_any,
+                                           const float (&unit)[kSets], CodeSums<kDim, kSets>& sums,
+                                           CodeShared<kDim, kWarps>& shared, CodeMeeting<kDim, kWarps>& meeting) {
+  const int warp = static_cast<int>(threadIdx.x) / 32, t = static_cast<int>(threadIdx.x) % 4;
+#pragma unroll
+  for (int set = 0; set < kSets; ++set) {
+#pragma unroll
+    for (int step = 4; step < 32; step *= 2) sums.divisor[set] += __shfl_xor_sync(kWholeWarp, sums.divisor[set], step);
+    if (threadIdx.x % 32 < 4) {
+      shared.maxima[warp][kSetHeads * set + t] = has_any ? sums.maximum[set] * unit[set] : -INFINITY;
+      shared.divisors[warp][kSetHeads * set + t] = sums.divisor[set];
+    }
+  }
+#pragma unroll
+  for (int set = 0; set < kSets; ++set) {
+#pragma unroll
+    for (int i = 0; i < kDim / 16; ++i)
+      *reinterpret_cast<float2*>(&meeting.sums[warp][t][swizzled(t, channel_pair<kValueBits>(i))]) =
+          make_float2(sums.of[set][i][0], sums.of[set][i][1]);
+    join_code_warps<kDim>(p, part, 1, set, shared, meeting);
+  }
+}
+
+template <int kDim, int kKeyBits, int kValueBits, int kSets, int kWarps>
+__device__ __forceinline__ void take_part(const CodeSinglesParams& p, const CodePart& part,
+                                          CodeRing<kDim, kKeyBits, kValueBits>& ring, CodeShared<kDim, kWarps>& shared,
+                                          CodeMeeting<kDim, kWarps>& meeting) {
+  fix_queries(p, part, shared, meeting);
+  float unit[kSets];
+#pragma unroll
+  for (int set = 0; set < kSets; ++set) unit[set] = shared.units[kSetHeads * set + threadIdx.x % 4];
+  const int n = ring.n_of(part);
+  CodeSums<kDim, kSets> sums;
+  if (part.begin < part.end) add_code_pages(ring, n, shared, unit, sums);
+  ExactSums<kDim> exact;
+  if (part.n_pieces > 0) add_exact_pages(p, part, ring, meeting, exact);
+  __syncthreads();  // the exact pages' query has been read
+  if (part.begin < part.end) join_codes<kDim, kValueBits>(p, part, n > 0, unit, sums, shared, meeting);
+  if (part.n_pieces > 0) join_exact<kDim, kSets>(p, part, exact, shared, meeting);
+  if (comes_last(p, part, shared)) merge_parts<kDim, kSets>(p, part, shared, meeting);
+}
+
 template <int kDim, int kKeyBits, int kValueBits, int kSets>
-__global__ void __launch_bounds__(CodeRing<kDim, kKeyBits, kValueBits, kSets>::kWarps * 32, 1)
+__global__ void __launch_bounds__(CodeRing<kDim, kKeyBits, kValueBits>::kWarps * 32, 1)
     attend_code_singles_kernel(const __grid_constant__ CodeSinglesParams p) {
-  using Ring = CodeRing<kDim, kKeyBits, kValueBits, kSets>;
+  using Ring = CodeRing<kDim, kKeyBits, kValueBits>;
   using Meeting = CodeMeeting<kDim, Ring::kWarps>;
   extern __shared__ __align__(128) uint8_t slots[];
   __shared__ CodeShared<kDim, Ring::kWarps> shared;
   let_successor_start();
-  // Where the first half of the warps have their rings; the others' next pages may be on their way meanwhile.
-  static_assert(sizeof(Meeting) <= Ring::kBytes / 2);
-  Meeting& meeting = *reinterpret_cast<Meeting*>(slots);
+  Meeting& meeting = *reinterpret_cast<Meeting*>(slots + Ring::kBytes);
   const int warp = static_cast<int>(threadIdx.x) / 32;
   Ring ring(p, shared, slots);
-  if (warp == 0) {
-    const CodePlan plan(p);
-    shared.each = plan.each, shared.n_parts = plan.n_parts * p.head_blocks;
-    shared.is_there = find_part(p, plan.each, static_cast<int>(blockIdx.x), shared.parts[0]);
-  }
-  __syncthreads();
-  if (!p.olds_hold) wait_for_predecessor();
-  if (shared.is_there) {
-    ring.begin(shared.parts[0]);
-    fetch_exact_pages<kDim>(p, shared.parts[0]);
-  }
-  if (p.olds_hold) wait_for_predecessor();
-  bool is_there = shared.is_there;
-  for (int number = static_cast<int>(blockIdx.x + gridDim.x), turn = 0; is_there; turn ^= 1) {
-    const CodePart& part = shared.parts[turn];
-    if (part.begin < part.end) {
-      fix_queries<kDim>(p, part, shared);
-      add_code_pages<kDim, kKeyBits, kValueBits, kSets>(ring, shared, meeting);
-      join_code_warps<kDim>(p, part, 1, shared, meeting);
-    }
-    is_there = number < shared.n_parts;
-    if (is_there) {
-      if (warp == 0) shared.next_is_there = find_part(p, shared.each, number, shared.parts[turn ^ 1]);
-      __syncthreads();
-      is_there = shared.next_is_there;
-      number += static_cast<int>(gridDim.x);
-      if (is_there && warp >= Ring::kWarps / 2) ring.begin(shared.parts[turn ^ 1]);
-    }
-    if (part.exact_begin < part.exact_end) {
-      add_exact_pages<kDim>(p, part, shared, meeting);
-      join_code_warps<kDim>(p, part, 0, shared, meeting);
-    }
-    if (comes_last(p, part, shared)) merge_parts<kDim, kSets>(p, part, shared.each, shared, meeting);
-    if (!is_there) break;
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+  const int step = static_cast<int>(gridDim.x);
+  bool has_waited = !p.olds_hold;
+  if (has_waited) wait_for_predecessor();
+  for (int number = static_cast<int>(blockIdx.x), n = kPartsKnown; n == kPartsKnown; number += kPartsKnown * step) {
+    if (warp < kPartsKnown) shared.is_there[warp] = find_part(p, number + warp * step, shared.parts[warp]);
     __syncthreads();
-    if (warp < Ring::kWarps / 2) ring.begin(shared.parts[turn ^ 1]);
-    fetch_exact_pages<kDim>(p, shared.parts[turn ^ 1]);
+    for (n = 0; n < kPartsKnown && shared.is_there[n];) ++n;
+    // What is asked for at first are pages of codes alone.
+    const bool early = n > 0 && (shared.parts[0].end - shared.parts[0].begin >= 2 * Ring::kWarps ||
+                                 (n == 1 && shared.parts[0].n_pieces == 0));
+    if (!has_waited && early) ring.begin(shared.parts, n);
+    if (!has_waited) wait_for_predecessor();
+    asm volatile("fence.proxy.async;" ::: "memory");
+    if (has_waited || !early) ring.begin(shared.parts, n);
+    has_waited = true;
+    for (int k = 0; k < n; ++k) take_part<kDim, kKeyBits, kValueBits, kSets>(p, shared.parts[k], ring, shared, meeting);
+    __syncthreads();
   }
 }
 
 template <int kDim, int kKeyBits, int kValueBits, int kSets>
 void start(const CodeSinglesParams& p, int n_blocks, cudaStream_t stream) {
-  using Ring = CodeRing<kDim, kKeyBits, kValueBits, kSets>;
+  using Ring = CodeRing<kDim, kKeyBits, kValueBits>;
+  constexpr int kBytes = Ring::kBytes + static_cast<int>(sizeof(CodeMeeting<kDim, Ring::kWarps>));
   const auto kernel = attend_code_singles_kernel<kDim, kKeyBits, kValueBits, kSets>;
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Ring::kBytes),
-        "attention over codes");
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes), "attention over codes");
   const int64_t most = int64_t{p.most_parts} * p.head_blocks;
   launch("attention over codes", kernel, dim3(static_cast<unsigned>(std::min<int64_t>(n_blocks, most))),
-         Ring::kWarps * 32, Ring::kBytes, stream, p);
+         Ring::kWarps * 32, kBytes, stream, p);
 }
 
 template <int kKeyBits, int kValueBits>

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Exact pages beside codes: a warp takes 16 tokens of a page, four warps one. q and the weights go in as two bf16
-// terms, in rows 0 to 7 and 8 to 15 of the first operand, so that nothing but the pages' own rounding is lost.
+// Exact pages beside codes: a warp takes 16 tokens of a page at a time, from shared memory. q and the weights go in as
+// two bf16 terms, in rows 0 to 7 and 8 to 15 of the first operand, so that nothing but the pages' own rounding is lost.
 #pragma once
-#include "firstlight/ops/attend_codes_join_cuda.cuh"
+#include "firstlight/ops/attend_codes_ring_cuda.cuh"
 #include "firstlight/ops/cuda_ptx.cuh"
 
 namespace firstlight::cuda {
@@ -13,44 +13,45 @@ struct ExactSums {
   float maximum = -INFINITY, divisor = 0;
 };
 
-/// Head lane / 4 of the part, as the first operand.
+/// Head lane / 4 of the part, as the first operand: for each 16 dimensions its four words. A warp's work.
 template <int kDim>
-struct ExactQuery {
-  uint32_t a[kDim / 16][4];
-  __device__ __forceinline__ ExactQuery(const CodeSinglesParams& p, const CodePart& part) {
-    const int g = static_cast<int>(threadIdx.x) % 32 / 4, t = static_cast<int>(threadIdx.x) % 4;
-    const Matrix<const float>& q = p.codes.attend.q;
-    const float* row = q.data + part.row.row * q.stride + (int64_t{part.first_head} + g) * kDim;
+__device__ __forceinline__ void split_query(const CodeSinglesParams& p, const CodePart& part,
+                                            uint4 (&operand)[kDim / 16][32]) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
+  const Matrix<const float>& q = p.codes.attend.q;
+  const float* row = q.data + part.row.row * q.stride + (int64_t{part.first_head} + g) * kDim;
 #pragma unroll
-    for (int s = 0; s < kDim / 16; ++s) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        float2 x = make_float2(0, 0);
-        if (g < part.n_heads)
-          x = __ldcg(reinterpret_cast<const float2*>(row + 8 * (t + 4 * (s / 2)) + 4 * (s % 2) + 2 * half));
-        split(x.x, x.y, a[s][2 * half], a[s][2 * half + 1]);
-      }
+  for (int s = 0; s < kDim / 16; ++s) {
+    uint4 a = {};
+    if (g < part.n_heads) {
+      const auto* two = reinterpret_cast<const float2*>(row + 8 * (t + 4 * (s / 2)) + 4 * (s % 2));
+      const float2 x = __ldcg(two), y = __ldcg(two + 1);
+      split(x.x, x.y, a.x, a.y);
+      split(y.x, y.y, a.z, a.w);
     }
+    operand[s][lane] = a;
   }
-};
+}
 
-/// scores[2 tile + e]: of token 8 tile + 2 t + e.
+/// scores[2 tile + e]: of token 8 tile + 2 t + e. What this and mix_exactly() return depends on every word they read.
 template <int kDim>
-__device__ __forceinline__ void score_exactly(const ExactQuery<kDim>& q, const __nv_bfloat16* keys,
-                                              float (&scores)[4]) {
-  const int g = static_cast<int>(threadIdx.x) % 32 / 4, t = static_cast<int>(threadIdx.x) % 4;
+__device__ __forceinline__ int score_exactly(const uint4 (&query)[kDim / 16][32], const __nv_bfloat16* keys,
+                                             float (&scores)[4]) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
 #pragma unroll
   for (int tile = 0; tile < 2; ++tile) {
     float c[4] = {};
 #pragma unroll
     for (int i = 0; i < kDim / 32; ++i) {
-      const uint4 k = load_stream_fresh(keys + (8 * tile + g) * kDim + 8 * (t + 4 * i));
-      mma(c, q.a[2 * i][0], q.a[2 * i][1], q.a[2 * i][2], q.a[2 * i][3], k.x, k.y);
-      mma(c, q.a[2 * i + 1][0], q.a[2 * i + 1][1], q.a[2 * i + 1][2], q.a[2 * i + 1][3], k.z, k.w);
+      const uint4 k = *reinterpret_cast<const uint4*>(keys + (8 * tile + g) * kDim + 8 * (t + 4 * i));
+      const uint4 a = query[2 * i][lane], b = query[2 * i + 1][lane];
+      mma(c, a.x, a.y, a.z, a.w, k.x, k.y);
+      mma(c, b.x, b.y, b.z, b.w, k.z, k.w);
     }
     scores[2 * tile] = c[0] + c[2];
     scores[2 * tile + 1] = c[1] + c[3];
   }
+  return __float_as_int(scores[0] + scores[2]) ^ 1;  // a number that is none is not kNever
 }
 
 /// Scores become weights, older sums shrink; `n_slots`: of these 16 and on, how many are visible.
@@ -78,19 +79,21 @@ __device__ __forceinline__ void weigh_exactly(float scale, int n_slots, float (&
 }
 
 template <int kDim>
-__device__ __forceinline__ void mix_exactly(const float (&weights)[4], const __nv_bfloat16* values, int n_slots,
-                                            ExactSums<kDim>& sums) {
+__device__ __forceinline__ int mix_exactly(const float (&weights)[4], const __nv_bfloat16* values, int n_slots,
+                                           ExactSums<kDim>& sums) {
   const int g = static_cast<int>(threadIdx.x) % 32 / 4, t = static_cast<int>(threadIdx.x) % 4;
-  uint32_t a[4];
+  uint32_t a[4], seen = 0;
   split(weights[0], weights[1], a[0], a[1]);
   split(weights[2], weights[3], a[2], a[3]);
 #pragma unroll
   for (int half = 0; half < kDim / 64; ++half) {
-    uint4 v[4];  // tokens 2 t, 2 t + 1, 2 t + 8, 2 t + 9; what is not visible may be anything, so it is not read
+    uint4 v[4];  // tokens 2 t, 2 t + 1, 2 t + 8, 2 t + 9; what is not visible may be anything
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int slot = i / 2 * 8 + 2 * t + i % 2;
-      v[i] = slot < n_slots ? load_stream_fresh(values + slot * kDim + 8 * (g + 8 * half)) : make_uint4(0, 0, 0, 0);
+      v[i] = *reinterpret_cast<const uint4*>(values + slot * kDim + 8 * (g + 8 * half));
+      seen ^= v[i].x;
+      if (slot >= n_slots) v[i] = make_uint4(0, 0, 0, 0);
     }
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
@@ -100,49 +103,47 @@ __device__ __forceinline__ void mix_exactly(const float (&weights)[4], const __n
           permute(word(v[2]), word(v[3]), selector));
     }
   }
+  return static_cast<int>(seen);
 }
 
-/// The part's exact pages on their way to L2, where nothing that is still to be written is missed.
-template <int kDim>
-__device__ __forceinline__ void fetch_exact_pages(const CodeSinglesParams& p, const CodePart& part) {
-  constexpr int kBytes = kPageTokens * kDim * 2;  // keys or values of a head
-  const KvLayer& kv = p.codes.attend.kv;
-  const RowCut row(p, part.row.position);
-  for (int i = part.exact_begin; i < part.exact_end; ++i) {
-    const std::byte* keys = kv.exact +
-                            static_cast<uint64_t>(p.codes.exact[part.row.pages + row.exact_page(i)]) * kv.exact_stride +
-                            int64_t{part.kv_head} * kBytes;
-    if (threadIdx.x < 2) fetch_to_l2(keys + static_cast<int>(threadIdx.x) * int64_t{kv.n_kv_heads} * kBytes, kBytes);
-  }
-}
-
-/// The part's exact pages, put down in shared memory.
-template <int kDim, int kWarps>
-__device__ void add_exact_pages(const CodeSinglesParams& p, const CodePart& part, CodeShared<kDim, kWarps>& shared,
-                                CodeMeeting<kDim, kWarps>& meeting) {
-  const int warp = static_cast<int>(threadIdx.x) / 32, g = static_cast<int>(threadIdx.x) % 32 / 4,
-            t = static_cast<int>(threadIdx.x) % 4;
-  const KvLayer& kv = p.codes.attend.kv;
-  ExactSums<kDim> sums;
-  const RowCut row(p, part.row.position);
-  for (int i = part.exact_begin + warp / 4; i < part.exact_end; i += kWarps / 4) {
-    const int page = row.exact_page(i), n_slots = part.row.position + 1 - page * kPageTokens - warp % 4 * 16;
-    const auto number = static_cast<uint64_t>(p.codes.exact[part.row.pages + page]);
-    const auto* keys = reinterpret_cast<const __nv_bfloat16*>(kv.exact + number * kv.exact_stride) +
-                       (int64_t{part.kv_head} * kPageTokens + warp % 4 * 16) * kDim;
+/// The warp's pieces of the part's exact pages.
+template <int kDim, class Ring, int kWarps>
+__device__ __forceinline__ void add_exact_pages(const CodeSinglesParams& p, const CodePart& part, Ring& ring,
+                                                const CodeMeeting<kDim, kWarps>& meeting, ExactSums<kDim>& sums) {
+  const RowCut row(p.exact_units, part.row.position);
+  for (int piece = ring.first_piece(part); piece < part.n_pieces; piece += kWarps) {
+    const int page = row.exact_page(part.exact_begin + piece / Ring::kPagePieces),
+              n_slots = part.row.position + 1 - page * kPageTokens - piece % Ring::kPagePieces * kPieceTokens;
     float scores[4];
-    score_exactly<kDim>(ExactQuery<kDim>(p, part), keys, scores);
+    ring.template release<0>(score_exactly<kDim>(
+        meeting.exact_query, reinterpret_cast<const __nv_bfloat16*>(ring.template wait<0>()), scores));
     weigh_exactly<kDim>(p.codes.attend.scale, n_slots, scores, sums);
-    mix_exactly<kDim>(scores, keys + int64_t{kv.n_kv_heads} * kPageTokens * kDim, n_slots, sums);
+    ring.template release<1>(
+        mix_exactly<kDim>(scores, reinterpret_cast<const __nv_bfloat16*>(ring.template wait<1>()), n_slots, sums));
   }
+}
+
+/// The warps' sums over exact pages become the part's. All threads call.
+template <int kDim, int kSets, int kWarps>
+__device__ __forceinline__ void join_exact(const CodeSinglesParams& p, const CodePart& part, ExactSums<kDim>& sums,
+                                           CodeShared<kDim, kWarps>& shared, CodeMeeting<kDim, kWarps>& meeting) {
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4,
+            t = lane % 4;
   sums.divisor += __shfl_xor_sync(kWholeWarp, sums.divisor, 1);
   sums.divisor += __shfl_xor_sync(kWholeWarp, sums.divisor, 2);
   if (t == 0) shared.maxima[warp][g] = sums.maximum, shared.divisors[warp][g] = sums.divisor;
+#pragma unroll 1
+  for (int set = 0; set < kSets; ++set) {
+    if (g / kSetHeads == set) {
 #pragma unroll
-  for (int n = 0; n < kDim / 8; ++n) {
-    float* sum = &meeting.sums[warp][g][64 * (n / 8) + 16 * t + n % 8];
-    sum[0] = sums.of[n][0] + sums.of[n][2];
-    sum[8] = sums.of[n][1] + sums.of[n][3];
+      for (int n = 0; n < kDim / 8; ++n) {
+        float* of_head = meeting.sums[warp][g % kSetHeads];
+        const int channel = 64 * (n / 8) + 16 * t + n % 8;
+        of_head[swizzled(g % kSetHeads, channel)] = sums.of[n][0] + sums.of[n][2];
+        of_head[swizzled(g % kSetHeads, channel + 8)] = sums.of[n][1] + sums.of[n][3];
+      }
+    }
+    join_code_warps<kDim>(p, part, 0, set, shared, meeting);
   }
 }
 

@@ -7,11 +7,6 @@
 
 namespace firstlight::cuda {
 
-/// Bytes on their way to L2: 16-byte units.
-__device__ __forceinline__ void fetch_to_l2(const void* from, int bytes) {
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
-}
-
 /// Where sums wait: of a part, over its exact pages (which 0) or its codes (1).
 template <int kDim>
 struct CodePartials {
@@ -25,6 +20,18 @@ struct CodePartials {
   }
 };
 
+/// What a warp has still to ask for; lane 0's.
+struct AskedPages {
+  const CodePart *next, *end;  ///< of the block, behind the one whose pages are asked for
+  const int32_t* numbers;      ///< of its pages of codes, behind the one whose number is known; `left` of them
+  int left, piece, n_pieces;   ///< piece: of its exact pages, the next
+  int to_values;               ///< of the page whose number is known: bytes from keys to values if it is exact, else 0
+  const uint8_t* head;         ///< page 0 of its kind
+  uint64_t stride;             ///< to page 1
+  const uint8_t* values;       ///< where halves come: of the page whose keys were asked for last, or null
+  unsigned values_bytes;
+};
+
 /// Shared memory of a block, beside the ring's slots.
 template <int kDim, int kWarps>
 struct CodeShared {
@@ -32,29 +39,33 @@ struct CodeShared {
   float maxima[kWarps][kHeadsAtOnce], divisors[kWarps][kHeadsAtOnce], units[kHeadsAtOnce], totals[kHeadsAtOnce];
   ExpandTables tables[4];  ///< the same
   MemoryBarrier full[kWarps][kMostDeep];
-  CodePart parts[2];                   ///< this one, and the next
-  int each, n_parts;                   ///< the plan's
-  bool is_there, next_is_there, last;  ///< part 0; the next one, for which others may still read that word
+  AskedPages asked[kWarps];
+  CodePart parts[kPartsKnown];  ///< of the block
+  bool is_there[kPartsKnown], last;
 };
 
-/// What lies where the ring's slots are, when no page is there or on its way.
+/// Where a block's warps meet: for one set of heads at a time.
 template <int kDim, int kWarps>
 union CodeMeeting {
-  float sums[kWarps][kHeadsAtOnce][kDim + 4];
+  float sums[kWarps][kSetHeads][kDim];  ///< at swizzled()
+  uint4 exact_query[kDim / 16][32];     ///< of each lane, until sums are put down
   struct {
     float shares[kHeadsAtOnce][kMostParts + 32];
     float exact[kWarps * 128], rotated[kWarps * 128];  ///< four values a thread
   } merge;
 };
 
-/// The warps' sums, put down in shared memory, become the part's. All threads call.
+/// Where a set's head has a channel's sum: so that warps that put sums down meet few conflicts of banks.
+__device__ __forceinline__ int swizzled(int head, int channel) { return channel ^ 2 * head; }
+
+/// The warps' sums of a set of heads, put down in shared memory, become the part's. All threads call.
 template <int kDim, int kWarps>
-__device__ void join_code_warps(const CodeSinglesParams& p, const CodePart& part, int which,
+__device__ void join_code_warps(const CodeSinglesParams& p, const CodePart& part, int which, int set,
                                 const CodeShared<kDim, kWarps>& shared, const CodeMeeting<kDim, kWarps>& meeting) {
   const CodePartials<kDim> partials(p, part.slot + part.part, part.head_block, which);
   __syncthreads();
-  for (int at = static_cast<int>(threadIdx.x) * 4; at < part.n_heads * kDim; at += kWarps * 128) {
-    const int g = at / kDim, i = at % kDim;
+  const int at = static_cast<int>(threadIdx.x) * 4, in_set = at / kDim, g = set * kSetHeads + in_set, i = at % kDim;
+  if (in_set < kSetHeads && g < part.n_heads) {
     float top = shared.maxima[0][g], total = 0;
     float4 sum = make_float4(0, 0, 0, 0);
 #pragma unroll
@@ -62,11 +73,13 @@ __device__ void join_code_warps(const CodeSinglesParams& p, const CodePart& part
 #pragma unroll
     for (int w = 0; w < kWarps; ++w) {
       const float share = exp2f(shared.maxima[w][g] - top);
-      const float4 x = *reinterpret_cast<const float4*>(&meeting.sums[w][g][i]);
+      const float* at_four = &meeting.sums[w][in_set][swizzled(in_set, i) & ~3];
+      float4 x = *reinterpret_cast<const float4*>(at_four);
+      if (in_set % 2 == 1) x = make_float4(x.z, x.w, x.x, x.y);
       sum.x += share * x.x, sum.y += share * x.y, sum.z += share * x.z, sum.w += share * x.w;
       total += share * shared.divisors[w][g];
     }
-    *reinterpret_cast<float4*>(partials.sums + at) = sum;
+    *reinterpret_cast<float4*>(partials.sums + g * kDim + i) = sum;
     if (i == 0) partials.shares[g] = make_float2(top, total);
   }
   __syncthreads();

@@ -15,7 +15,7 @@ inline constexpr int kTiles = 4;  ///< of 16 tokens, of a page
 template <int kDim, int kSets>
 struct CodeQuery {
   uint32_t b[kSets][kDim / 32][2];
-  int base[kSets][2];  ///< what products begin with: -kOffset Σ q for codes of 4 bits
+  int base[kSets][4];  ///< what products begin with, as a third operand: -kOffset Σ q for codes of 4 bits
 };
 
 /// The first of the lane's 8 dimensions of step s: four in the operands' places 4 t, four in 16 + 4 t.
@@ -69,9 +69,6 @@ __device__ __forceinline__ int score_page(const uint8_t* keys, const ExpandTable
     const KeyWords<kDim, kBits> first(token), second(token + kDim * kBits / 8);
     int c[kSets][4];
 #pragma unroll
-    for (int set = 0; set < kSets; ++set)
-      c[set][0] = c[set][2] = q.base[set][0], c[set][1] = c[set][3] = q.base[set][1];
-#pragma unroll
     for (int s = 0; s < kDim / 32; ++s) {
       uint32_t a[4];
       if constexpr (kBits == 4) {
@@ -81,7 +78,10 @@ __device__ __forceinline__ int score_page(const uint8_t* keys, const ExpandTable
         a[0] = first.of[2 * s], a[1] = second.of[2 * s], a[2] = first.of[2 * s + 1], a[3] = second.of[2 * s + 1];
       }
 #pragma unroll
-      for (int set = 0; set < kSets; ++set) mma_s8(c[set], a, q.b[set][s][0], q.b[set][s][1], c[set]);
+      for (int set = 0; set < kSets; ++set) {
+        const int(&so_far)[4] = c[set];
+        mma_s8(c[set], a, q.b[set][s][0], q.b[set][s][1], s == 0 ? q.base[set] : so_far);
+      }
     }
 #pragma unroll
     for (int set = 0; set < kSets; ++set) {

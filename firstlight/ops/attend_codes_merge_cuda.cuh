@@ -8,10 +8,11 @@ namespace firstlight::cuda {
 /// What a row's result is made of: the sums of its parts over exact pages, then those over codes.
 struct PartSums {
   int n_exact, n_codes, first_codes;
-  __device__ PartSums(const CodeSinglesParams& p, const RowCut& row) {
-    n_exact = ceil_quotient((row.n_exact - 1) * p.exact_units + 1, row.per_part);
-    first_codes = row.n_codes > 0 ? row.n_exact * p.exact_units / row.per_part : row.n_parts;
-    n_codes = row.n_parts - first_codes;
+  __device__ PartSums(const CodeSinglesParams& p, const CodePart& part) {
+    const RowCut row(p.exact_units, part.row.position);
+    n_exact = ceil_quotient((row.n_exact - 1) * p.exact_units + 1, part.per_part);
+    first_codes = row.n_codes > 0 ? row.n_exact * p.exact_units / part.per_part : part.n_parts;
+    n_codes = part.n_parts - first_codes;
   }
   __device__ __forceinline__ int n() const { return n_exact + n_codes; }
   /// Of the i-th: 2 part + {exact, codes}.
@@ -50,12 +51,10 @@ __device__ __forceinline__ void share_out(const CodeSinglesParams& p, const Code
 
 /// A row's result: its parts' sums, weighted; those over codes are rotated back. Threads add up every kGroups-th sum.
 template <int kDim, int kSets, int kWarps>
-__device__ void merge_parts(const CodeSinglesParams& p, const CodePart& part, int each,
-                            CodeShared<kDim, kWarps>& shared, CodeMeeting<kDim, kWarps>& meeting) {
+__device__ void merge_parts(const CodeSinglesParams& p, const CodePart& part, CodeShared<kDim, kWarps>& shared,
+                            CodeMeeting<kDim, kWarps>& meeting) {
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  RowCut row(p, part.row.position);
-  row.cut(each);
-  const PartSums sums(p, row);
+  const PartSums sums(p, part);
   share_out(p, part, sums, shared, meeting);
   __syncthreads();
   constexpr int kValues = kSetHeads * kSets * kDim, kThreads = kValues / 4, kGroups = kWarps * 32 / kThreads;

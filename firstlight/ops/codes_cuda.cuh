@@ -49,6 +49,7 @@ void attend_codes_plain(const AttendCodesParams& params, const RowOnDevice* rows
 /// Tiles of up to 64 rows by tensor cores: codes of 4 or 8 bits, head_dim 64 or 128.
 void attend_code_tiles(const AttendCodesParams& params, const TileOnDevice* tiles, int n_tiles, cudaStream_t stream);
 
+struct RowPart;
 /// Single rows over codes of 4 or 8 bits, head_dim 64 or 128.
 struct CodeSinglesParams {
   AttendCodesParams codes;
@@ -59,15 +60,19 @@ struct CodeSinglesParams {
   int head_blocks = 0;        ///< blocks for a row's part
   int held = 0;               ///< parts of rows that the GPU holds at a time
   int exact_units = 0;        ///< pages of codes that an exact page counts for
-  bool olds_hold = false;     ///< the pass writes no page of codes that a row reads
+  bool olds_hold = false;     ///< the pass writes no page of codes that a row reads, and the table of parts is there
   float* partials = nullptr;  ///< [parts][head_blocks][exact, codes][heads][head_dim], then so many (maximum, divisor)
   unsigned* arrivals = nullptr;  ///< [n_rows, head_blocks], zeros before and after
-  int most_parts = 0;            ///< that the partials provide for
+  int most_parts = 0;            ///< that the partials and the table provide for
+  RowPart* parts = nullptr;      ///< the table, which plan_code_parts() makes
 };
 /// Parts of a row at most.
 inline constexpr int kMostParts = 128;
 /// Times that parts may fill the GPU.
 inline constexpr int kMostRounds = 3;
+inline constexpr int kRowPartBytes = 64;
+/// Of parts, for all layers of a pass that have the same rows and shapes; no later launch starts before it has ended.
+void plan_code_parts(const CodeSinglesParams& params, cudaStream_t stream);
 bool takes_code_singles(const AttendCodesParams& params);
 void attend_code_singles(const CodeSinglesParams& params, int n_blocks, cudaStream_t stream);
 

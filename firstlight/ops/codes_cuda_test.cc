@@ -202,6 +202,26 @@ TEST_F(CodesCuda, PartsOfMorePagesThanSharedMemoryHoldsAreReadWhole) {
   }
 }
 
+/// Rows of exact pages alone, more of them than blocks: then a few more than a block knows at a time. They share pages.
+TEST_F(CodesCuda, ManyShortRowsAreAllReadByBlocksThatTakeSeveral) {
+  const auto cpu_ops = cpu();
+  for (const int n_rows : {25, 150}) {
+    for (const int64_t first : {192, 330}) {
+      SCOPED_TRACE(testing::Message() << n_rows << " rows from position " << first << " on");
+      std::vector<Sequence> sequences(static_cast<size_t>(n_rows), {1, 0});
+      sequences[0] = {1, first / kPageTokens * kPageTokens + 63};
+      CodeBatch batch(sequences, KvKind::tq4, 8, 8, 128, 1, *cpu_ops);
+      for (size_t i = 1; i < sequences.size(); ++i) {
+        batch.spans[i].pages = batch.spans[i].exact = batch.spans[0].pages;
+        batch.spans[i].position = batch.spans[0].position - static_cast<int64_t>(i * 7 % 64);
+      }
+      const std::vector<float> out = attend(batch);
+      compare(batch, out, 7);
+      for (int again = 0; again < 20; ++again) reference::expect_same(attend(batch), out, "attention");
+    }
+  }
+}
+
 TEST_F(CodesCuda, AttentionIsTheSameBitsForAnyOrderOfPagesAndEveryTime) {
   const std::vector<Sequence> sequences{{1, 1700}, {30, 290}, {5, 320}, {1, 0}};
   const auto cpu_ops = cpu();

@@ -95,19 +95,25 @@ void CudaOps::attend_codes(const cuda::AttendParams& attend, const cuda::RowSet&
         cudaMemsetAsync(codes_.arrivals.as<unsigned>(), 0, static_cast<size_t>(int64_t{rows} * blocks * 4), stream_),
         "clear the counts of arrivals");
   }
-  cuda::attend_code_singles({.codes = codes,
-                             .rows = set.singles,
-                             .n_rows = set.n_single,
-                             .group = group,
-                             .of_group = cuda::ceil_div(group, cuda::kHeadsAtOnce),
-                             .head_blocks = blocks,
-                             .held = held,
-                             .exact_units = exact_units,
-                             .olds_hold = pass_.all().n_tiles == 0,
-                             .partials = codes_.partials.as<float>(),
-                             .arrivals = codes_.arrivals.as<unsigned>(),
-                             .most_parts = parts},
-                            gpu_.n_sms, stream_);
+  reserve(codes_.parts, int64_t{parts} * cuda::kRowPartBytes);
+  cuda::CodeSinglesParams params{.codes = codes,
+                                 .rows = set.singles,
+                                 .n_rows = set.n_single,
+                                 .group = group,
+                                 .of_group = cuda::ceil_div(group, cuda::kHeadsAtOnce),
+                                 .head_blocks = blocks,
+                                 .held = held,
+                                 .exact_units = exact_units,
+                                 .partials = codes_.partials.as<float>(),
+                                 .arrivals = codes_.arrivals.as<unsigned>(),
+                                 .most_parts = parts,
+                                 .parts = codes_.parts.as<cuda::RowPart>()};
+  const cuda::CodesOfPass::Plan plan{params.parts, params.rows, params.n_rows, held, exact_units, parts};
+  const bool is_planned = codes_.plan == plan;
+  if (!is_planned) cuda::plan_code_parts(params, stream_);
+  codes_.plan = plan;
+  params.olds_hold = is_planned && pass_.all().n_tiles == 0;
+  cuda::attend_code_singles(params, gpu_.n_sms, stream_);
 }
 
 }  // namespace firstlight

@@ -24,7 +24,15 @@ class CodesOfPass {
   /// Of a pass that came to no end.
   void forget_fault(cudaStream_t stream);
 
-  DeviceScratch partials, arrivals;
+  /// What the table of parts was made of in this pass; of another pass it is forgotten.
+  struct Plan {
+    const RowPart* parts = nullptr;
+    const RowOnDevice* rows = nullptr;
+    int n_rows = 0, held = 0, exact_units = 0, most_parts = 0;
+    bool operator==(const Plan&) const = default;
+  } plan;
+
+  DeviceScratch partials, arrivals, parts;
 
  private:
   struct Rotations {

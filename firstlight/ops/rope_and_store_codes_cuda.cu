@@ -17,6 +17,9 @@ namespace cuda {
 
 namespace {
 
+/// Warps of a block: of up to so many items one, so that no multiprocessor gets more of the long ones than others. 32
+/// rows of 32/8 heads at tq4: 2.7 us, with blocks of four warps 3.3.
+constexpr int64_t kSpreadItems = 4096;
 constexpr int kWarps = 4;
 
 template <int kDim>
@@ -158,11 +161,15 @@ __device__ __forceinline__ void norm_and_turn(const StoreCodesParams& p, const R
 template <int kDim>
 __global__ void rope_and_store_codes_kernel(const __grid_constant__ StoreCodesParams p) {
   let_successor_start();
-  const int heads = p.n_heads + 2 * p.kv.n_kv_heads;
-  const int64_t item = int64_t{blockIdx.x} * kWarps + threadIdx.x / 32;
-  if (item >= int64_t{p.n_rows} * heads) return wait_for_predecessor();
-  const int index = static_cast<int>(item / heads);
-  const Place<kDim> place(p, index, static_cast<int>(item % heads));
+  // Keys and values, which take longest, come first.
+  const unsigned item = (blockIdx.x * blockDim.x + threadIdx.x) / 32,
+                 stored = 2 * static_cast<unsigned>(p.kv.n_kv_heads),
+                 n_stored = static_cast<unsigned>(p.n_rows) * stored,
+                 heads = item < n_stored ? stored : static_cast<unsigned>(p.n_heads),
+                 at = item < n_stored ? item : item - n_stored;
+  const int index = static_cast<int>(at / heads);
+  if (index >= p.n_rows) return wait_for_predecessor();
+  const Place<kDim> place(p, index, static_cast<int>(at % heads) + (item < n_stored ? p.n_heads : 0));
   wait_for_predecessor();
   if (place.side == 1) {
     if (place.n_rows == 0) return;
@@ -190,12 +197,12 @@ __global__ void rope_and_store_codes_kernel(const __grid_constant__ StoreCodesPa
 
 void rope_and_store_codes(const StoreCodesParams& p, cudaStream_t stream) {
   const int64_t items = int64_t{p.n_rows} * (p.n_heads + 2 * p.kv.n_kv_heads);
-  const int d = p.kv.head_dim;
+  const int d = p.kv.head_dim, warps = items <= kSpreadItems ? 1 : kWarps;
   launch("rope_and_store of codes",
          d == 64    ? rope_and_store_codes_kernel<64>
          : d == 128 ? rope_and_store_codes_kernel<128>
                     : rope_and_store_codes_kernel<256>,
-         dim3(static_cast<unsigned>((items + kWarps - 1) / kWarps)), kWarps * 32, 0, stream, p);
+         dim3(static_cast<unsigned>((items + warps - 1) / warps)), warps * 32, 0, stream, p);
 }
 
 }  // namespace cuda
