@@ -39,11 +39,13 @@ struct Case {
   int n_heads, n_kv_heads, head_dim, batch;
   int64_t context;
   KvKind kind;
+  bool centred = false;
 };
 
 struct Memory {
   Buffer pages{kGpu, kMemory}, exact{kGpu, kExactMemory};
   Buffer rows{kGpu, static_cast<uint64_t>(64 * kWidest * 2 * 4)};
+  Buffer means{kGpu, uint64_t{32} * 2 * 8 * 128 * 4};
 };
 
 struct Measured {
@@ -102,6 +104,7 @@ Measured measure(const Case& c, Memory& memory, bool append) {
           kv.exact = memory.exact.data() + layer * exact_bytes;
           kv.exact_stride = exact_bytes * static_cast<uint64_t>(n_layers);
           kv.signs = signs.data();
+          if (c.centred) kv.means = reinterpret_cast<const float*>(memory.means.data()) + layer * 2 * 8 * 128;
         }
         if (append) {
           ops->rope_and_store({q, c.batch, cols, cols}, c.n_heads, nullptr, nullptr, 1e-5f, frequencies, spans, kv);
@@ -116,17 +119,38 @@ Measured measure(const Case& c, Memory& memory, bool append) {
   return {median_seconds(7, once) / (rounds * n_layers), bytes, rounds * n_layers};
 }
 
+/// And what means change: the append, and attention.
+void measure_appends(Memory& memory) {
+  for (const KvKind kind : {KvKind::bf16, KvKind::tq8, KvKind::tq4, KvKind::tq3}) {
+    for (const int batch : {1, 32}) {
+      for (const bool centred : {false, true}) {
+        if (centred && !is_compressed(kind)) continue;
+        const Measured m = measure({32, 8, 128, batch, 4096, kind, centred}, memory, true);
+        std::printf("append of %2d rows, %-4s%s: %6.2f us a layer\n", batch, std::string(to_string(kind)).c_str(),
+                    centred ? ", centred" : "", m.seconds * 1e6);
+      }
+    }
+  }
+  for (const int batch : {1, 8}) {
+    for (const bool centred : {false, true}) {
+      const Measured m = measure({32, 8, 128, batch, 32768, KvKind::tq4, centred}, memory, false);
+      std::printf("attention, %d x 32768, tq4%s: %7.2f us\n", batch, centred ? ", centred" : "", m.seconds * 1e6);
+    }
+  }
+}
+
 void measure_all(const std::string& only) {
   cuda::use(kGpu);
   near = only == "near";
   Memory memory;
-  for (const Buffer* each : {&memory.pages, &memory.exact, &memory.rows})
+  for (const Buffer* each : {&memory.pages, &memory.exact, &memory.rows, &memory.means})
     fill_kernel<<<4096, 256>>>(reinterpret_cast<uint64_t*>(each->data()), static_cast<int64_t>(each->size() / 8));
   cuda::check(cudaDeviceSynchronize(), "fill memory");
   const double rate = bench::plain_read_rate(memory.pages, 20'000'000'000, 7);
   std::printf("plain read: %.0f GB/s\n", rate);
   for (const int n_heads : {32, 64}) {
     for (const int batch : {1, 8, 32, 64}) {
+      if (only == "append") continue;
       for (const int64_t context : {4096, 32768, 131072}) {
         double seconds[3] = {};
         for (const KvKind kind : {KvKind::bf16, KvKind::tq8, KvKind::tq4}) {
@@ -144,13 +168,7 @@ void measure_all(const std::string& only) {
       }
     }
   }
-  for (const KvKind kind : {KvKind::bf16, KvKind::tq8, KvKind::tq4, KvKind::tq3}) {
-    for (const int batch : {1, 32}) {
-      const Measured m = measure({32, 8, 128, batch, 4096, kind}, memory, true);
-      std::printf("append of %2d rows, %-4s: %6.2f us a layer\n", batch, std::string(to_string(kind)).c_str(),
-                  m.seconds * 1e6);
-    }
-  }
+  measure_appends(memory);
 }
 
 }  // namespace

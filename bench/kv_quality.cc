@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // What a KV cache loses: each kind's, or each variant's (kv_variants.h), next-token distributions against those of an
 // f32 cache, over the same tokens and weights, in windows. Prints a table of Kullback-Leibler divergence (KLD),
-// agreement and perplexity; or, for prompts that hide a pass key, how many are found.
+// agreement and perplexity, and writes it as JSON (tools/plot_kv.py); or, for prompts that hide a pass key, how many
+// are found.
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -10,6 +12,7 @@
 #include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -27,8 +30,9 @@ constexpr int kChunk = 128;
 struct Options {
   std::string out;
   std::vector<std::string> files, columns;
-  std::string passkeys, calibration;
+  std::string passkeys, calibration, json;
   int64_t window = 2048, skip = 256;
+  int threads = 0;  ///< 0: usable cores
 };
 
 /// What is measured: a kind of the product, or a variant.
@@ -47,6 +51,7 @@ Column make_column(std::string name, const Options& given, Load& load) {
   column.name = name;
   RunnerOptions options;
   options.max_batch_tokens = kChunk;
+  options.n_threads = given.threads;
   options.n_pages = given.window / kPageTokens + 1;
   if (name.ends_with(kCentred)) {
     if (given.calibration.empty()) throw Error(ErrorKind::bad_input, "--kv " + name + " wants a --calibration");
@@ -78,12 +83,41 @@ std::vector<Column> make_columns(const Options& options, Load& load) {
   return columns;
 }
 
-/// One column's losses, a value a scored position.
+/// Parts of a window that the divergence is told of.
+constexpr size_t kParts = 16;
+
+/// Mean of some values.
+struct Mean {
+  double sum = 0;
+  int64_t n = 0;
+  void add(const Mean& other) { sum += other.sum, n += other.n; }
+  double value() const { return n > 0 ? sum / static_cast<double>(n) : 0; }
+};
+
+/// One column's losses.
 struct Losses {
-  std::vector<double> kld;
-  std::vector<int64_t> position;
+  std::vector<double> kld;                          ///< a value a scored position
+  std::vector<std::array<Mean, kParts>> of_window;  ///< the same, by part of the window
   int64_t same_top = 0;
   double nll = 0;
+
+  double n() const { return static_cast<double>(kld.size()); }
+  double perplexity_change(const Losses& exact) const { return std::exp((nll - exact.nll) / n()) - 1; }
+  double same_top_share() const { return static_cast<double>(same_top) / n(); }
+  double mean() const { return std::accumulate(kld.begin(), kld.end(), 0.0) / n(); }
+  double quarter(size_t which) const {
+    Mean all;
+    for (const auto& parts : of_window) {
+      for (size_t i = which * kParts / 4; i < (which + 1) * kParts / 4; ++i) all.add(parts[i]);
+    }
+    return all.value();
+  }
+  std::vector<double> quantiles(const std::vector<double>& of) const {
+    std::vector<double> sorted = kld, out;
+    std::sort(sorted.begin(), sorted.end());
+    for (const double q : of) out.push_back(sorted[static_cast<size_t>(q * (n() - 1))]);
+    return out;
+  }
 };
 
 struct Distribution {
@@ -120,6 +154,7 @@ class Quality {
       tables.emplace_back(column.runner->pool(), column.runner->exact_pool());
       if (!tables.back().try_reserve(static_cast<int64_t>(ids.size()))) std::abort();
     }
+    for (Losses& losses : losses_) losses.of_window.emplace_back();
     for (size_t begin = 0; begin < ids.size(); begin += kChunk) {
       const auto tokens = ids.subspan(begin, std::min<size_t>(kChunk, ids.size() - begin));
       const size_t end = begin + tokens.size(), first = std::max(begin, static_cast<size_t>(options_.skip));
@@ -144,6 +179,34 @@ class Quality {
     std::printf("|---|---|---|---|---|---|---|---|---|\n");
     for (size_t k = 0; k < losses_.size(); ++k) print(columns_[k], losses_[k]);
     std::fflush(stdout);
+    if (!options_.json.empty()) std::ofstream(options_.json) << to_json().dump(1) << "\n";
+  }
+
+  nlohmann::ordered_json to_json() const {
+    nlohmann::ordered_json kinds;
+    for (size_t k = 0; k < losses_.size(); ++k) {
+      const Losses& losses = losses_[k];
+      const std::vector<double> tail = losses.quantiles({.99, .999});
+      nlohmann::ordered_json windows;
+      for (const auto& parts : losses.of_window) {
+        windows.emplace_back();
+        for (const Mean& part : parts) windows.back().push_back(part.value());
+      }
+      kinds.push_back({{"kv", columns_[k].name},
+                       {"bytes", columns_[k].bytes},
+                       {"mse", columns_[k].distortion},
+                       {"perplexity_change", losses.perplexity_change(losses_[0])},
+                       {"mean_kld", losses.mean()},
+                       {"p99_kld", tail[0]},
+                       {"p999_kld", tail[1]},
+                       {"same_top1", losses.same_top_share()},
+                       {"kld_by_window_and_position", windows}});
+    }
+    return {{"positions", losses_[0].kld.size()},
+            {"window", options_.window},
+            {"skip", options_.skip},
+            {"head_dim", load_.config().head_dim},
+            {"kinds", kinds}};
   }
 
  private:
@@ -154,28 +217,19 @@ class Quality {
     found_.set(logits);
     Losses& losses = losses_[k];
     losses.kld.push_back(divergence(exact, found_));
-    losses.position.push_back(position);
+    const auto part = static_cast<size_t>((position - options_.skip) * static_cast<int64_t>(kParts) /
+                                          (options_.window - options_.skip));
+    losses.of_window.back()[part].add({losses.kld.back(), 1});
     losses.same_top += exact.top == found_.top ? 1 : 0;
     losses.nll -= found_.log_p[next];
   }
 
   void print(const Column& column, const Losses& losses) const {
-    std::vector<double> sorted = losses.kld;
-    std::sort(sorted.begin(), sorted.end());
-    const auto n = static_cast<double>(sorted.size());
-    const auto quantile = [&](double q) { return sorted[static_cast<size_t>(q * (n - 1))]; };
-    double sum = 0, quarters[4] = {}, counts[4] = {};
-    for (size_t i = 0; i < losses.kld.size(); ++i) {
-      const auto quarter = static_cast<size_t>(
-          std::min<int64_t>(3, (losses.position[i] - options_.skip) * 4 / (options_.window - options_.skip)));
-      sum += losses.kld[i];
-      quarters[quarter] += losses.kld[i];
-      counts[quarter] += 1;
-    }
+    const std::vector<double> tail = losses.quantiles({.99, .999});
     std::printf("| %s | %.0f | %.5f | %+.2f | %.7f | %.5f | %.5f | %.2f |", column.name.c_str(), column.bytes,
-                column.distortion, 100 * (std::exp((losses.nll - losses_[0].nll) / n) - 1), sum / n, quantile(.99),
-                quantile(.999), 100 * static_cast<double>(losses.same_top) / n);
-    for (int i = 0; i < 4; ++i) std::printf(" %.6f", quarters[i] / std::max(1.0, counts[i]));
+                column.distortion, 100 * losses.perplexity_change(losses_[0]), losses.mean(), tail[0], tail[1],
+                100 * losses.same_top_share());
+    for (size_t i = 0; i < 4; ++i) std::printf(" %.6f", losses.quarter(i));
     std::printf(" |\n");
   }
 
@@ -273,6 +327,8 @@ Options parse(int argc, char** argv) {
       options.window = std::stoll(value());
     } else if (word == "--skip") {
       options.skip = std::stoll(value());
+    } else if (word == "--threads") {
+      options.threads = std::stoi(value());
     } else if (word == "--kv") {
       const std::string name = value();
       if (name == "variants") {
@@ -284,6 +340,8 @@ Options parse(int argc, char** argv) {
       options.passkeys = value();
     } else if (word == "--calibration") {
       options.calibration = value();
+    } else if (word == "--json") {
+      options.json = value();
     } else if (options.out.empty()) {
       options.out = word;
     } else {
@@ -291,10 +349,12 @@ Options parse(int argc, char** argv) {
     }
   }
   if (options.files.empty() == options.passkeys.empty() || options.window <= options.skip) {
-    throw Error(ErrorKind::bad_input,
-                "usage: kv_quality OUT IDS.json... [--window N] [--skip N] [--kv KIND[+centred]|VARIANT|variants]... "
-                "[--calibration FILE]; each file a JSON list of token ids, cut into windows; or kv_quality OUT "
-                "--passkeys FILE, a JSON list of {length, depth, n_answer, ids}");
+    throw Error(
+        ErrorKind::bad_input,
+        "usage: kv_quality OUT IDS.json... [--window N] [--skip N] [--threads N] [--kv "
+        "KIND[+centred]|VARIANT|variants]... "
+        "[--calibration FILE] [--json FILE]; each file a JSON list of token ids, cut into windows; or kv_quality OUT "
+        "--passkeys FILE, a JSON list of {length, depth, n_answer, ids}");
   }
   if (options.columns.empty()) {
     for (const KvKind kind : kKvKinds) options.columns.emplace_back(to_string(kind));

@@ -45,7 +45,7 @@ void SessionOptions::add_to(CLI::App& command) {
                   "k4v3, tq3, k3v2")
       ->check(one_of(kinds));
   command.add_option("--kv-calibration", kv_calibration,
-                     "File of `calibrate` that codes are centred by (on the CPU; default: they are not centred)");
+                     "File of `calibrate` that codes are centred by (default: they are not centred)");
   command.add_option("--kv-memory", kv_memory,
                      "Bytes for the KV cache, such as 2GiB (default: one sequence of --max-context)");
   command.add_option("--max-context", max_context, "Tokens a sequence may have (default: the model's, or what fits)")

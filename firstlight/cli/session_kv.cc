@@ -27,10 +27,6 @@ void Session::read_means(const ModelConfig& config, const std::string& path, KvK
   if (!is_compressed(kv))
     throw Error(ErrorKind::bad_input, str("--kv-calibration centres codes, and --kv ", to_string(kv),
                                           " keeps numbers: choose a preset of codes, or leave it out"));
-  if (device_.kind != Device::Kind::cpu)
-    throw Error(ErrorKind::unsupported, str("--kv-calibration: keys and values are centred on the CPU alone, the "
-                                            "device is ",
-                                            to_string(device_)));
   runner_options_.means = std::make_shared<KvMeans>(read_kv_calibration(path, config, fingerprint()).means);
 }
 

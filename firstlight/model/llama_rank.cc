@@ -6,6 +6,7 @@
 
 #include "firstlight/base/error.h"
 #include "firstlight/base/str.h"
+#include "firstlight/device/copy.h"
 #include "firstlight/ops/cuda_ops.h"
 
 namespace firstlight {
@@ -47,10 +48,10 @@ std::vector<turboquant::Signs> signs_of_rank(const ModelConfig& config, const Ra
   return signs;
 }
 
-/// [layer][k, v][this rank's kv heads][head_dim].
-std::vector<float> means_of_rank(const RankShape& shape, int first_head, const KvMeans* means) {
+/// [layer][k, v][this rank's kv heads][head_dim], on its device.
+Buffer means_of_rank(Device device, const RankShape& shape, int first_head, const KvMeans* means) {
+  if (!means) return {};
   std::vector<float> own;
-  if (!means) return own;
   const std::ptrdiff_t side = std::ptrdiff_t{means->n_kv_heads} * shape.head_dim;
   const std::ptrdiff_t first = std::ptrdiff_t{first_head} * shape.head_dim,
                        n = std::ptrdiff_t{shape.n_kv_heads} * shape.head_dim;
@@ -58,7 +59,9 @@ std::vector<float> means_of_rank(const RankShape& shape, int first_head, const K
     const auto begin = means->values.begin() + i * side + first;
     own.insert(own.end(), begin, begin + n);
   }
-  return own;
+  Buffer out(device, own.size() * sizeof(float));
+  copy(out.data(), device, reinterpret_cast<const std::byte*>(own.data()), {}, out.size());
+  return out;
 }
 
 /// The KV cache is the one buffer whose size is the caller's choice: who cannot have it is told so.
@@ -112,7 +115,7 @@ LlamaRank::LlamaRank(const ModelConfig& config, RankWeights& weights, const Runn
       exact_(kv_buffer(weights.arena.device(),
                        static_cast<uint64_t>(options.n_exact_pages) * shape_.page_bytes(KvKind::bf16))),
       signs_(signs_of_rank(config, weights, options.kv)),
-      means_(means_of_rank(shape_, first_kv_head_, options.means.get())),
+      means_(means_of_rank(weights.arena.device(), shape_, first_kv_head_, options.means.get())),
       scratch_(weights.arena.device(), shape_.scratch_bytes(options.max_batch_tokens)) {}
 
 void LlamaRank::forward(const Batch& batch, std::span<Likeliest> likeliest) {
@@ -227,8 +230,9 @@ KvLayer LlamaRank::kv_layer(int i) const {
   kv.exact = exact_.data() + layer * shape_.layer_page_bytes(KvKind::bf16);
   kv.exact_stride = shape_.page_bytes(KvKind::bf16);
   kv.signs = signs_.data() + layer * 2 * static_cast<uint64_t>(shape_.n_kv_heads);
-  if (!means_.empty())
-    kv.means = means_.data() + layer * 2 * static_cast<uint64_t>(shape_.n_kv_heads * shape_.head_dim);
+  if (means_.size() > 0)
+    kv.means = reinterpret_cast<const float*>(means_.data()) +
+               layer * 2 * static_cast<uint64_t>(shape_.n_kv_heads * shape_.head_dim);
   return kv;
 }
 

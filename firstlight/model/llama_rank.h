@@ -91,7 +91,7 @@ class LlamaRank {
   Buffer kv_;     ///< [page][layer][k, v][n_kv_heads][64][head_dim], or [page][layer][n_kv_heads] pages of codes
   Buffer exact_;  ///< beside codes: [exact page][layer][k, v][n_kv_heads][64][head_dim] bf16
   std::vector<turboquant::Signs> signs_;  ///< of codes: [layer][n_kv_heads][key, value]
-  std::vector<float> means_;              ///< of centred codes: [layer][k, v][n_kv_heads][head_dim]; else empty
+  Buffer means_;                          ///< of centred codes: f32 [layer][k, v][n_kv_heads][head_dim]; else empty
   Buffer scratch_;
 };
 

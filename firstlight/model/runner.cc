@@ -131,13 +131,10 @@ class LlamaRunner final : public Runner {
   const std::unique_ptr<RankCrew> crew_;
 };
 
-void check_means(const ModelConfig& config, const KvMeans& means, KvKind kind, Device device) {
+void check_means(const ModelConfig& config, const KvMeans& means, KvKind kind) {
   if (!is_compressed(kind))
     throw Error(ErrorKind::bad_input,
                 str("keys and values are centred before they become codes; ", to_string(kind), " keeps numbers"));
-  if (device.kind != Device::Kind::cpu)
-    throw Error(ErrorKind::unsupported,
-                str("keys and values are centred on the CPU alone, the device is ", to_string(device)));
   if (means.n_layers != config.n_layers || means.n_kv_heads != config.n_kv_heads || means.head_dim != config.head_dim)
     throw Error(ErrorKind::bad_input, "the means of keys and values are another model's");
 }
@@ -164,7 +161,7 @@ void check_ranks(const ModelConfig& config, const std::vector<RankWeights>& weig
     throw Error(ErrorKind::bug, str(options.n_exact_pages, " exact KV pages beside ", to_string(options.kv),
                                     ", expected ", exact, exact > 0 ? " at least" : ""));
   }
-  if (options.means) check_means(config, *options.means, options.kv, weights[0].arena.device());
+  if (options.means) check_means(config, *options.means, options.kv);
   const uint64_t page = RankShape(config, tp).page_bytes(options.kv);
   if (options.n_pages < 0 || options.n_pages > INT32_MAX ||
       static_cast<uint64_t>(options.n_pages) > UINT64_MAX / page) {

@@ -35,7 +35,7 @@ struct RunnerOptions {
   int64_t n_pages = 0;        ///< size of the page pool, pages of 64 tokens over all layers
   int64_t n_exact_pages = 0;  ///< of the pool of bf16 pages beside codes, exact_pages_for(); 0 for f32 and bf16
   /// Subtracted from keys and values before they become codes (KvLayer::means); null: they are not centred. With codes
-  /// on the CPU alone: otherwise make_runner throws Error{bad_input} and {unsupported}.
+  /// alone: otherwise make_runner throws Error{bad_input}.
   std::shared_ptr<const KvMeans> means;
   int max_batch_tokens = 512;
   int n_threads = 0;                                          ///< over all ranks; 0: usable cores

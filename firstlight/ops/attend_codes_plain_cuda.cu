@@ -133,7 +133,7 @@ __device__ void finish(const AttendCodesParams& p, const RowOnDevice& row, int h
 #pragma unroll
   for (int j = 0; j < kDim / 32; ++j) {
     const int column = head * kDim + 32 * j + lane;
-    const float value = (rotated[j] + exact[j]) / total;
+    const float value = (rotated[j] + exact[j]) / total + mean_of(p.attend.kv, 1, kv_head, 32 * j + lane);
     p.attend.out.data[row.row * p.attend.out.stride + column] = value;
     if (p.attend.twin) p.attend.twin[row.row * p.attend.out.cols + column] = __float2bfloat16_rn(value);
   }

@@ -142,7 +142,7 @@ __device__ __forceinline__ void fetch_exact(const __nv_bfloat16* keys, int64_t t
 }
 
 template <int kDim>
-__device__ __forceinline__ void store(const AttendParams& p, const TileOnDevice& tile, int head,
+__device__ __forceinline__ void store(const AttendParams& p, const TileOnDevice& tile, int head, int kv_head,
                                       const TileRows<kDim>& rows) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
@@ -155,8 +155,10 @@ __device__ __forceinline__ void store(const AttendParams& p, const TileOnDevice&
     const int64_t row = int64_t{tile.row} + within;
 #pragma unroll
     for (int n = 0; n < kDim / 8; ++n) {
-      const float a = rows.sums[n][half * 2] / divisor, b = rows.sums[n][half * 2 + 1] / divisor;
-      const int64_t column = int64_t{head} * kDim + n * 8 + lane % 4 * 2;
+      const int at = n * 8 + lane % 4 * 2;
+      const float a = rows.sums[n][half * 2] / divisor + mean_of(p.kv, 1, kv_head, at),
+                  b = rows.sums[n][half * 2 + 1] / divisor + mean_of(p.kv, 1, kv_head, at + 1);
+      const int64_t column = int64_t{head} * kDim + at;
       p.out.data[row * p.out.stride + column] = a;
       p.out.data[row * p.out.stride + column + 1] = b;
       if (p.twin) *reinterpret_cast<uint32_t*>(p.twin + row * p.out.cols + column) = pack(a, b);
@@ -247,7 +249,7 @@ __global__ void __launch_bounds__(kThreads) attend_code_tiles_kernel(const __gri
     weigh<kDim, false>(p.attend.scale, visible, shared, scores, rows);
     mix(static_cast<int>(threadIdx.x) % 32, scores, pieces_of<kDim>(shared.values), rows);
   }
-  store<kDim>(p.attend, tile, head, rows);
+  store<kDim>(p.attend, tile, head, kv_head, rows);
 }
 
 template <int kDim, int kKeyBits, int kValueBits>

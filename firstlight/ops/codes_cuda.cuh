@@ -6,6 +6,11 @@
 
 namespace firstlight::cuda {
 
+/// Coordinate i of what a head's keys (side 0) or values (1) are stored without.
+__device__ __forceinline__ float mean_of(const KvLayer& kv, int side, int kv_head, int i) {
+  return kv.means ? __ldg(kv.means + (side * kv.n_kv_heads + kv_head) * kv.head_dim + i) : 0.0f;
+}
+
 /// A key or value that is not finite: which one.
 struct CodeFault {
   int position, kv_head, side;  ///< side: 0 key, 1 value

@@ -17,30 +17,45 @@ using reference::Sequence;
 
 constexpr KvKind kGpuCodes[] = {KvKind::tq8, KvKind::k8v4, KvKind::tq4, KvKind::k4v3, KvKind::tq3, KvKind::k3v2};
 
+/// A batch's pages and means.
+struct BatchOnGpu {
+  OnGpu codes, exact, means;
+  explicit BatchOnGpu(const CodeBatch& batch) : codes(batch.codes), exact(batch.exact), means(batch.means) {}
+  KvLayer layer(CodeBatch& batch) const {
+    KvLayer layer = batch.layer();
+    layer.data = codes.data();
+    layer.exact = exact.data();
+    if (layer.means) layer.means = reinterpret_cast<const float*>(means.data());
+    return layer;
+  }
+};
+
 class CodesCuda : public reference::WithGpu {
  protected:
   std::unique_ptr<Ops> cpu() { return make_cpu_ops(pool_, CpuLevel::baseline); }
 
   std::vector<float> attend(CodeBatch& batch) {
-    const OnGpu codes(batch.codes), exact(batch.exact);
+    const BatchOnGpu on_gpu(batch);
     const reference::GpuTensor q(batch.q);
     reference::GpuTensor out(reference::unwritten(batch.n_rows, int64_t{batch.n_heads} * batch.head_dim));
     next({.ids = {}, .spans = batch.spans, .wanted = {}});
-    KvLayer layer = batch.layer();
-    layer.data = codes.data();
-    layer.exact = exact.data();
+    const KvLayer layer = on_gpu.layer(batch);
     ops_->attend(q.view(), batch.n_heads, batch.spans, layer, out.matrix());
     next();
     return out.fetch().f32;
   }
 
   /// The largest distance of a row and head from the oracle, beside the oracle's length.
-  void check(const std::vector<Sequence>& sequences, KvKind kind, int heads, int kv_heads, int d, bool far = false) {
+  void check(const std::vector<Sequence>& sequences, KvKind kind, int heads, int kv_heads, int d, bool far = false,
+             bool centred = false) {
     SCOPED_TRACE(testing::Message() << to_string(kind) << ", " << heads << " heads on " << kv_heads << " of " << d);
     const auto cpu_ops = cpu();
-    CodeBatch batch(sequences, kind, heads, kv_heads, d, 1, *cpu_ops, far);
+    CodeBatch batch(sequences, kind, heads, kv_heads, d, 1, *cpu_ops, far, 1000, centred);
     compare(batch, attend(batch));
   }
+
+  /// The GPU's pages of 210 rows, in chunks of several sizes, are the CPU's.
+  void check_pages(KvKind kind, int d, bool centred);
 
   /// Of every so-many-th span.
   void compare(CodeBatch& batch, const std::vector<float>& out, size_t every = 1) {
@@ -112,48 +127,71 @@ reference::Tensor hard_rows(int64_t n, int n_heads, int n_kv_heads, int d) {
   return t;
 }
 
-TEST_F(CodesCuda, PagesHoldTheBytesOfTheCpu) {
+void CodesCuda::check_pages(KvKind kind, int d, bool centred) {
   constexpr int kHeads = 3, kKvHeads = 2, kRows = 210, kPages = 6;
   const std::vector<int32_t> pages{4, 1, 5, 0}, exact{2, 0, 3, 5};
   const auto cpu_ops = cpu();
+  const uint64_t stride = kv_page_bytes(kind, kKvHeads, d) + 64;
+  const uint64_t exact_stride = kv_page_bytes(KvKind::bf16, kKvHeads, d) + 64;
+  std::vector<turboquant::Signs> signs;
+  for (int i = 0; i < 2 * kKvHeads; ++i)
+    signs.push_back(turboquant::signs_of(9, 1, i / 2, i % 2 ? turboquant::Side::value : turboquant::Side::key));
+  std::vector<float> means;
+  if (centred) means = reference::random_tensor(2 * kKvHeads, d, DType::f32, 4).f32;
+  const OnGpu gpu_means(means);
+  const std::vector<double> no_angles(static_cast<size_t>(d / 2), 0.0);
+  reference::Tensor rows = hard_rows(kRows, kHeads, kKvHeads, d);
+  const auto fill = [&](Ops& ops, float* data, std::byte* codes, std::byte* numbers, int64_t chunk) {
+    const bool on_gpu = &ops == ops_;
+    const float* mean = on_gpu ? reinterpret_cast<const float*>(gpu_means.data()) : means.data();
+    for (int64_t begin = 0; begin < kRows; begin += chunk) {
+      const int64_t n = std::min(chunk, kRows - begin);
+      const std::vector<AttentionSpan> spans{{0, n, begin, pages.data(), exact.data()}};
+      if (on_gpu) next({.ids = {}, .spans = spans, .wanted = {}});
+      ops.rope_and_store(
+          {data + begin * rows.cols, n, rows.cols, rows.cols}, kHeads, nullptr, nullptr, 1e-5f, no_angles, spans,
+          {codes, stride, kind, kKvHeads, d, numbers, exact_stride, signs.data(), centred ? mean : nullptr});
+      if (on_gpu) next();
+    }
+  };
+  std::vector<std::byte> codes(stride * kPages, std::byte{0xff}), numbers(exact_stride * kPages, std::byte{0xff});
+  reference::Tensor copy = rows;
+  fill(*cpu_ops, copy.f32.data(), codes.data(), numbers.data(), 64);
+  for (const int64_t chunk : {1, 3, 64, 210}) {
+    std::vector<std::byte> blank(codes.size(), std::byte{0xff}), found(codes.size()), found_exact(numbers.size());
+    const reference::GpuTensor on_gpu(rows);
+    const OnGpu gpu_codes(blank), gpu_exact(std::vector<std::byte>(numbers.size(), std::byte{0xff}));
+    fill(*ops_, on_gpu.matrix().data, gpu_codes.data(), gpu_exact.data(), chunk);
+    gpu_codes.fetch(found.data());
+    gpu_exact.fetch(found_exact.data());
+    const auto differs = std::mismatch(found.begin(), found.end(), codes.begin()).first - found.begin();
+    ASSERT_TRUE(found == codes) << "chunks of " << chunk << ": byte " << differs << " of pages of " << stride;
+    ASSERT_TRUE(found_exact == numbers) << "chunks of " << chunk;
+  }
+}
+
+TEST_F(CodesCuda, PagesHoldTheBytesOfTheCpu) {
   for (const KvKind kind : kGpuCodes) {
     for (const int d : {64, 128, 256}) {
-      const KvBits bits = kv_bits(kind);
-      const uint64_t stride =
-          static_cast<uint64_t>(kKvHeads * turboquant::PageShape{d, bits.key, bits.value}.bytes()) + 64;
-      const uint64_t exact_stride = static_cast<uint64_t>(2 * kKvHeads * kPageTokens * d * 2) + 64;
-      std::vector<turboquant::Signs> signs;
-      for (int i = 0; i < 2 * kKvHeads; ++i)
-        signs.push_back(turboquant::signs_of(9, 1, i / 2, i % 2 ? turboquant::Side::value : turboquant::Side::key));
-      const std::vector<double> no_angles(static_cast<size_t>(d / 2), 0.0);
-      reference::Tensor rows = hard_rows(kRows, kHeads, kKvHeads, d);
-      const auto fill = [&](Ops& ops, float* data, std::byte* codes, std::byte* numbers, int64_t chunk) {
-        for (int64_t begin = 0; begin < kRows; begin += chunk) {
-          const int64_t n = std::min(chunk, kRows - begin);
-          const std::vector<AttentionSpan> spans{{0, n, begin, pages.data(), exact.data()}};
-          if (&ops == ops_) next({.ids = {}, .spans = spans, .wanted = {}});
-          ops.rope_and_store({data + begin * rows.cols, n, rows.cols, rows.cols}, kHeads, nullptr, nullptr, 1e-5f,
-                             no_angles, spans, {codes, stride, kind, kKvHeads, d, numbers, exact_stride, signs.data()});
-          if (&ops == ops_) next();
-        }
-      };
-      std::vector<std::byte> codes(stride * kPages, std::byte{0xff}), numbers(exact_stride * kPages, std::byte{0xff});
-      reference::Tensor copy = rows;
-      fill(*cpu_ops, copy.f32.data(), codes.data(), numbers.data(), 64);
-      for (const int64_t chunk : {1, 3, 64, 210}) {
-        std::vector<std::byte> blank(codes.size(), std::byte{0xff}), found(codes.size()), found_exact(numbers.size());
-        const reference::GpuTensor on_gpu(rows);
-        const OnGpu gpu_codes(blank), gpu_exact(std::vector<std::byte>(numbers.size(), std::byte{0xff}));
-        fill(*ops_, on_gpu.matrix().data, gpu_codes.data(), gpu_exact.data(), chunk);
-        gpu_codes.fetch(found.data());
-        gpu_exact.fetch(found_exact.data());
-        const auto differs = std::mismatch(found.begin(), found.end(), codes.begin()).first - found.begin();
-        ASSERT_TRUE(found == codes) << to_string(kind) << " d " << d << ", chunks of " << chunk << ": byte " << differs
-                                    << " of pages of " << stride;
-        ASSERT_TRUE(found_exact == numbers) << to_string(kind) << " d " << d << ", chunks of " << chunk;
+      for (const bool centred : {false, true}) {
+        SCOPED_TRACE(testing::Message() << to_string(kind) << " d " << d << (centred ? ", centred" : ""));
+        check_pages(kind, d, centred);
+        if (HasFatalFailure()) return;
       }
     }
   }
+}
+
+TEST_F(CodesCuda, MeansOfPagesOfNumbersAreRefused) {
+  const auto cpu_ops = cpu();
+  CodeBatch batch({{1, 10}}, KvKind::tq4, 2, 1, 64, 1, *cpu_ops, false, 1000, true);
+  const BatchOnGpu on_gpu(batch);
+  const reference::GpuTensor q(batch.q);
+  KvLayer layer = on_gpu.layer(batch);
+  layer.kind = KvKind::bf16;
+  next({.ids = {}, .spans = batch.spans, .wanted = {}});
+  EXPECT_THROW(
+      ops_->rope_and_store(q.matrix(), 2, nullptr, nullptr, 1e-5f, std::vector<double>(32), batch.spans, layer), Error);
 }
 
 TEST_F(CodesCuda, AttentionEqualsSoftmaxOverWhatThePagesHold) {
@@ -172,6 +210,14 @@ TEST_F(CodesCuda, AttentionEqualsSoftmaxForEveryKindAndHeadShape) {
     check({{1, 630}}, KvKind::tq4, 2 * group, 2, 128);
     check({{1, 630}}, KvKind::k8v4, 2 * group, 2, 128);
   }
+}
+
+/// Single rows whole and in parts, prompts, and the kinds and heads that the plain kernel takes.
+TEST_F(CodesCuda, AttentionGivesValuesTheirMeansBack) {
+  for (const KvKind kind : kGpuCodes) {
+    for (const int d : {64, 128, 256}) check({{1, 40}, {1, 700}, {12, 376}}, kind, 6, 2, d, false, true);
+  }
+  check({{1, 630}, {1, 3000}, {10, 330}}, KvKind::tq4, 10, 1, 128, false, true);
 }
 
 /// Exact pages have no weight here.
@@ -253,16 +299,14 @@ TEST_F(CodesCuda, ARowIsTheSameBitsAloneAndInABatchThatCutsItAlike) {
 TEST_F(CodesCuda, RecordedPassesGiveTheBitsOfPlainOnes) {
   const auto cpu_ops = cpu(), plain = make_cuda_ops(reference::kGpu, {.graphs = false}),
              recorded = make_cuda_ops(reference::kGpu);
-  CodeBatch batch({{1, 700}, {1, 90}}, KvKind::tq4, 4, 2, 64, 1, *cpu_ops);
+  CodeBatch batch({{1, 700}, {1, 90}}, KvKind::tq4, 4, 2, 64, 1, *cpu_ops, false, 1000, true);
   const std::vector<double> no_angles(32, 0.0);
   const std::vector<int> ids{1, 2};
   std::vector<std::vector<float>> found[2];
   for (Ops* ops : {plain.get(), recorded.get()}) {
-    const OnGpu codes(batch.codes), exact(batch.exact);
+    const BatchOnGpu on_gpu(batch);
     const reference::GpuTensor q(batch.q);
-    KvLayer layer = batch.layer();
-    layer.data = codes.data();
-    layer.exact = exact.data();
+    const KvLayer layer = on_gpu.layer(batch);
     reference::GpuTensor out(reference::unwritten(2, 4 * 64));
     std::vector<Likeliest> picked(2);
     std::vector<AttentionSpan> spans = batch.spans;
@@ -291,10 +335,8 @@ TEST_F(CodesCuda, RecordedPassesGiveTheBitsOfPlainOnes) {
 TEST_F(CodesCuda, AKeyThatIsNotANumberIsRefusedByItsPosition) {
   const auto cpu_ops = cpu();
   CodeBatch batch({{1, 100}}, KvKind::tq4, 2, 1, 64, 1, *cpu_ops);
-  const OnGpu codes(batch.codes), exact(batch.exact);
-  KvLayer layer = batch.layer();
-  layer.data = codes.data();
-  layer.exact = exact.data();
+  const BatchOnGpu pages(batch);
+  const KvLayer layer = pages.layer(batch);
   for (const int64_t rows : {1, 40}) {
     for (const int column : {2 * 64 + 5, 3 * 64 + 63, 0}) {  // of the key, of the value, of neither
       reference::Tensor qkv = reference::random_tensor(rows, 4 * 64, DType::f32, 2);

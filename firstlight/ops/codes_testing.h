@@ -43,6 +43,7 @@ struct CodeBatch {
   int n_heads, n_kv_heads, head_dim;
   turboquant::PageShape shape;
   std::vector<turboquant::Signs> signs;
+  std::vector<float> means;  ///< [k, v][n_kv_heads][head_dim], or none
   std::vector<std::vector<int32_t>> pages;
   std::vector<AttentionSpan> spans;
   std::vector<std::byte> codes, exact;
@@ -51,11 +52,13 @@ struct CodeBatch {
   int64_t n_rows = 0;
 
   KvLayer layer() {
-    return {codes.data(), stride, kind, n_kv_heads, head_dim, exact.data(), exact_stride, signs.data()};
+    return {codes.data(), stride,       kind,
+            n_kv_heads,   head_dim,     exact.data(),
+            exact_stride, signs.data(), means.empty() ? nullptr : means.data()};
   }
 
   CodeBatch(const std::vector<Sequence>& sequences, KvKind of, int heads, int kv_heads, int d, uint32_t page_seed,
-            Ops& ops, bool far = false, int64_t chunk = 1000)
+            Ops& ops, bool far = false, int64_t chunk = 1000, bool centred = false)
       : kind(of), n_heads(heads), n_kv_heads(kv_heads), head_dim(d), shape{d, kv_bits(of).key, kv_bits(of).value} {
     const auto n_pages = static_cast<size_t>(Batch::count_pages(sequences) + 3);
     stride = static_cast<uint64_t>(kv_heads * shape.bytes()) + 64;
@@ -65,6 +68,7 @@ struct CodeBatch {
     for (int i = 0; i < 2 * kv_heads; ++i) {
       signs.push_back(turboquant::signs_of(7, 3, i / 2, i % 2 ? turboquant::Side::value : turboquant::Side::key));
     }
+    if (centred) means = random_tensor(2 * kv_heads, d, DType::f32, 8).f32;
     std::vector<int32_t> free(n_pages);
     std::iota(free.begin(), free.end(), 0);
     std::shuffle(free.begin(), free.end(), std::mt19937(page_seed));
@@ -170,6 +174,8 @@ struct CodeBatch {
       const std::vector<double>& value = stored(span, last, 1, kv_head, t);
       for (size_t i = 0; i < out.size(); ++i) out[i] += p[static_cast<size_t>(t)] / total * value[i];
     }
+    const auto mean = static_cast<size_t>((n_kv_heads + kv_head) * head_dim);
+    for (size_t i = 0; !means.empty() && i < out.size(); ++i) out[i] += static_cast<double>(means[mean + i]);
     return out;
   }
 

@@ -53,8 +53,8 @@ struct KvLayer {
   std::byte* exact = nullptr;  ///< of a kind of codes: the exact pages
   uint64_t exact_stride = 0;
   const turboquant::Signs* signs = nullptr;  ///< of a kind of codes: [n_kv_heads][key, value]
-  /// [k, v][n_kv_heads][head_dim] that all pages hold keys and values without; null: nothing is subtracted. The CPU's
-  /// Ops alone know it.
+  /// [k, v][n_kv_heads][head_dim] that all pages hold keys and values without, on the device of `data`; null: nothing
+  /// is subtracted. On a GPU of codes alone.
   const float* means = nullptr;
   /// The exact pages as a layer of their own.
   KvLayer exact_layer() const { return {exact, exact_stride, KvKind::bf16, n_kv_heads, head_dim}; }

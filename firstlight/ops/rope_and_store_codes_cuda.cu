@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Rotation of q and k by position, and keys and values into pages of TurboQuant codes (and their exact pages): a warp a
-// head of a row. The values of four tokens share their bytes, so one warp takes those of a quad that come in this pass.
+// Rotation of q and k by position, and keys and values, less their means, into pages of TurboQuant codes (and their
+// exact pages): a warp a head of a row. The values of four tokens share their bytes, so one warp takes those of a quad
+// that come in this pass.
 #include <algorithm>
 
 #include "firstlight/base/error.h"
@@ -94,6 +95,7 @@ struct Place {
   uint8_t *page = nullptr, *quad = nullptr;
   __nv_bfloat16* exact = nullptr;
   uint32_t flips = 0;
+  Vector<kDim> mean;
 
   __device__ Place(const StoreCodesParams& p, int index, int head) : row(p.rows[index]), head(head) {
     kv_head = head - p.n_heads;
@@ -104,11 +106,22 @@ struct Place {
     page = head_page(p, row, kv_head);
     exact = exact_slot<kDim>(p, row, side, kv_head);
     flips = lane_signs<kDim>(p.signs[2 * kv_head + side]);
+#pragma unroll
+    for (int j = 0; j < kDim / 32; ++j) mean[j] = mean_of(p.kv, side, kv_head, 32 * j + threadIdx.x % 32);
     quad = page + p.shape.values_at() + row.position % kPageTokens / tq::kQuad * p.shape.quad_bytes();
     if (side == 1 && threadIdx.x % 32 * 32 < static_cast<unsigned>(p.shape.quad_bytes()))
       asm volatile("prefetch.global.L2 [%0];" ::"l"(quad + threadIdx.x % 32 * 32));
   }
 };
+
+/// What is left of a key or value without its mean goes into the exact page, if there is one, and is turned.
+template <int kDim>
+__device__ __forceinline__ void centre_and_rotate(const Place<kDim>& place, __nv_bfloat16* exact, Vector<kDim>& x) {
+#pragma unroll
+  for (int j = 0; j < kDim / 32; ++j) x[j] = __fsub_rn(x[j], place.mean[j]);
+  store_exactly<kDim>(x, exact);
+  rotate<kDim>(place.flips, x);
+}
 
 /// Values of row `index` and of those behind it in the same quad.
 template <int kDim, int kBits>
@@ -119,8 +132,7 @@ __device__ void encode_values(const StoreCodesParams& p, int index, const Place<
     const RowOnDevice row = n == 0 ? place.row : p.rows[index + n];
     Vector<kDim> x;
     load<kDim>(p.qkv.data + row.row * p.qkv.stride + int64_t{place.head} * kDim, x);
-    store_exactly<kDim>(x, n == 0 ? place.exact : exact_slot<kDim>(p, row, 1, place.kv_head));
-    rotate<kDim>(place.flips, x);
+    centre_and_rotate<kDim>(place, n == 0 ? place.exact : exact_slot<kDim>(p, row, 1, place.kv_head), x);
     uint32_t codes[kDim / 32];
     uint16_t scale;
     if (!encode_rotated<kDim, kBits>(x, codes, scale)) report(p, row, 1, place.kv_head);
@@ -186,8 +198,7 @@ __global__ void rope_and_store_codes_kernel(const __grid_constant__ StoreCodesPa
 #pragma unroll
   for (int j = 0; j < kDim / 32; ++j) head[32 * j + threadIdx.x % 32] = x[j];
   if (place.side < 0) return;
-  store_exactly<kDim>(x, place.exact);
-  rotate<kDim>(place.flips, x);
+  centre_and_rotate<kDim>(place, place.exact, x);
   if (p.shape.key_bits == 4) return encode_key<kDim, 4>(p, row, place.kv_head, place.page, x);
   if (p.shape.key_bits == 8) return encode_key<kDim, 8>(p, row, place.kv_head, place.page, x);
   encode_key<kDim, 3>(p, row, place.kv_head, place.page, x);

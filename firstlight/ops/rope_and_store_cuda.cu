@@ -153,6 +153,7 @@ void CudaOps::rope_and_store(Matrix<float> qkv, int n_heads, const Weight* q_nor
     cuda::rope_and_store_codes(params, stream_);
     return written(qkv);
   }
+  if (kv.means) throw Error(ErrorKind::bug, str("means of ", to_string(kv.kind), " pages: a GPU centres codes alone"));
   if (q_norm || k_norm || !cuda::ResidentProgram::takes(kv)) never_resident();
   if (!q_norm && !k_norm && set.in_place && set.n_rows == qkv.rows && program() &&
       program()->rope(qkv, n_heads, angles_of_rows, set.rows, pass_.pages(), kv)) {

@@ -514,6 +514,23 @@ def calibration(suite):
     assert "too short" in short.err and not (suite.tmp / "none.kv").exists(), short.err
 
 
+def centring_on_a_gpu(suite):
+    """The CPU's log-probabilities, and a prefix without means is none with them; model, ids and means are calibration's."""
+    if not os.path.exists("/dev/nvidia0"):
+        raise Skip("no GPU")
+    ids, centred = suite.tmp / "calibration_ids.json", ["--kv", "tq4", "--kv-calibration", suite.tmp / "means.kv"]
+    cpu, gpu = (suite.run("score", suite.tmp / "codes_model", "--ids", ids, *centred, "--device", device, "--json").json() for device in ("cpu", "cuda"))
+    worst = max(abs(a - b) for a, b in zip(cpu["logprobs"][1:], gpu["logprobs"][1:], strict=True))
+    assert worst < 0.05, worst
+    run = ["run", suite.tmp / "codes_model", "--ids", ids, "-n", 4, "--greedy", "--ignore-eos", "--device", "cuda", "--json"]
+    saved = suite.run(*run, *centred, "--save-prefix", suite.tmp / "centred.prefix").json()
+    restored = suite.run(*run, *centred, "--restore-prefix", suite.tmp / "centred.prefix").json()
+    assert restored["ids"] == saved["ids"] and restored["kv"]["centring"] == saved["kv"]["centring"] is not None, (saved, restored)
+    refused = suite.run(*run, "--kv", "tq4", "--restore-prefix", suite.tmp / "centred.prefix", code=2)
+    assert "centring" in refused.err, refused.err
+    return f"log-probabilities within {worst:.4f} of the CPU's"
+
+
 def main():
     suite = Suite()
     suite.check("every command has help with an example", helps, suite)
@@ -522,6 +539,7 @@ def main():
     suite.check("--json gives one object", json_output, suite)
     suite.check("codes take the memory they say", codes_memory, suite)
     suite.check("keys and values are centred by a calibration", calibration, suite)
+    suite.check("codes centred on a GPU are the CPU's, and so are their prefixes", centring_on_a_gpu, suite)
     suite.check("a thread that cannot start is out of memory", limits_on_threads, suite)
     suite.check("score of one token, and of standard input", one_token, suite)
     suite.check("a stopped load has a last word", interrupted_load, suite)
