@@ -25,6 +25,7 @@ CudaOps::CudaOps(Device device, const CudaOpsOptions& options)
   gpu_ = {properties.multiProcessorCount, static_cast<int>(properties.sharedMemPerBlockOptin),
           properties.major * 10 + properties.minor};
   skinny_.emplace(gpu_);
+  hopper_attention_.emplace(gpu_);
   gpu_name_ = properties.name;
   if (!options.graphs || !options.resident) why_not_resident_ = options.why_not_resident;
   compose_name();
@@ -45,6 +46,9 @@ void CudaOps::compose_name() {
               why_no_skinny.empty() ? str(", to ", cuda::kSkinnyRows, " with weights of 24 MiB and more")
                                     : str(" (9 to 32: ", why_no_skinny, ")"),
               why_no_library_.empty() ? ", else cuBLASLt" : str(", and above, no cuBLASLt: ", why_no_library_));
+  const std::string& why_by_warps = hopper_attention_->why_not();
+  name_ += why_by_warps.empty() ? "; attention of prompts by warpgroups"
+                                : str("; attention of prompts by warps (", why_by_warps, ")");
   if (!options_.graphs) return;
   name_ += why_not_resident_.empty()
                ? str("; recorded steps of up to ", cuda::kMatvecRows, " rows: one resident kernel")

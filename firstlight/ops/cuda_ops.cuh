@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "firstlight/ops/attend_cuda.cuh"
+#include "firstlight/ops/attend_hopper_cuda.cuh"
 #include "firstlight/ops/codes_pass_cuda.cuh"
 #include "firstlight/ops/cublaslt_cuda.cuh"
 #include "firstlight/ops/cuda_memory.cuh"
@@ -113,6 +114,7 @@ class CudaOps final : public Ops {
   cudaStream_t const stream_;
   cuda::CublasLt cublaslt_;
   std::optional<cuda::SkinnyProducts> skinny_;
+  std::optional<cuda::HopperAttention> hopper_attention_;
   cuda::PassTables pass_;
   cuda::CodesOfPass codes_;
   cuda::DrawTables draw_tables_;
