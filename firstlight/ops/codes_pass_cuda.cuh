@@ -24,7 +24,7 @@ class CodesOfPass {
   /// Of a pass that came to no end.
   void forget_fault(cudaStream_t stream);
 
-  DeviceScratch partials, arrivals;
+  DeviceScratch partials, arrivals, expanded;
 
  private:
   struct Rotations {
