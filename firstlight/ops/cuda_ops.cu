@@ -98,6 +98,7 @@ bool CudaOps::begin(const PassRows& rows, bool weights_ready) {
   drawn_ = {};
   recording_ = nullptr;
   program_.reset();
+  least_skinny_rows_ = cuda::kMatvecRows + 1;
   state_ = State::plain;
   const cuda::RowSet &all = pass_.all(), &wanted = pass_.wanted();
   using Result = PassShape::Result;
@@ -120,8 +121,10 @@ bool CudaOps::begin(const PassRows& rows, bool weights_ready) {
     check(cudaGraphLaunch(recording_->graph, stream_), "replay a pass");
     return true;
   }
+  if (rows.spans.front().exact != nullptr) never_resident("it reads no codes");
   begin_program();
   if (program_) state_ = State::direct;  // its first pass, too: so all passes of these rows give the same bits
+  if (!program_ && skinny_->why_not().empty()) least_skinny_rows_ = 1;
   if (agreed == 1) {
     check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeRelaxed), "begin to record a pass");
     state_ = State::recording;

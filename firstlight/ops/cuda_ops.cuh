@@ -124,7 +124,8 @@ class CudaOps final : public Ops {
       counters_;
   cuda::PinnedScratch staging_, pick_staging_;
   Twin twin_;
-  int twin_at_ = 0;  ///< of twin_memory_: where twin_ lies
+  int twin_at_ = 0;                                    ///< of twin_memory_: where twin_ lies
+  int64_t least_skinny_rows_ = cuda::kMatvecRows + 1;  ///< of the pass: from which on large weights take such products
   std::vector<double> frequencies_;
   bool has_angles_[2] = {};
 
