@@ -103,7 +103,10 @@ struct Rows {
     }
   }
 
-  __device__ __forceinline__ void store(const AttendParams& p, const TileOnDevice& tile, int head) const {
+  /// `mean`: of a value's coordinate, which all pages hold values without.
+  template <class Mean>
+  __device__ __forceinline__ void store(const AttendParams& p, const TileOnDevice& tile, int head,
+                                        const Mean& mean) const {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       float divisor = divisors[half];
@@ -115,8 +118,10 @@ struct Rows {
       const int64_t row = int64_t{tile.row} + within;
 #pragma unroll
       for (int n = 0; n < kDim / 8; ++n) {
-        const float a = sums[4 * n + 2 * half] * scale, b = sums[4 * n + 2 * half + 1] * scale;
-        const int64_t column = int64_t{head} * kDim + n * 8 + lane() % 4 * 2;
+        const int at = n * 8 + lane() % 4 * 2;
+        const float a = sums[4 * n + 2 * half] * scale + mean(at),
+                    b = sums[4 * n + 2 * half + 1] * scale + mean(at + 1);
+        const int64_t column = int64_t{head} * kDim + at;
         *reinterpret_cast<float2*>(p.out.data + row * p.out.stride + column) = make_float2(a, b);
         if (p.twin) *reinterpret_cast<uint32_t*>(p.twin + row * p.out.cols + column) = pack(a, b);
       }
@@ -277,7 +282,8 @@ __global__ void __launch_bounds__(kThreads, 1) attend_hopper_kernel(const __grid
     rows.load_query(p.q, tile, head);
     Walk<kDim, kCodes>{p, ring, pages, list, tile.position + tile.n_rows, tile.position + Rows<kDim>::first_row(), rows}
         .run();
-    if (in_group < group) rows.store(p, tile, head);
+    const float* means = kCodes && p.kv.means ? p.kv.means + (p.kv.n_kv_heads + kv_head) * kDim : nullptr;
+    if (in_group < group) rows.store(p, tile, head, [means](int i) { return means ? __ldg(means + i) : 0.0f; });
   }
 #endif
 }
