@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// Random weights, keys and activations on one GPU, passes over them, and a model of Llama-3-8B's shapes.
+// Random weights, keys, codes and activations on one GPU, and a model of Llama-3-8B's shapes.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
-#include <functional>
 #include <vector>
 
-#include "cuda_bench.cuh"
+#include "cuda_pass.cuh"
 #include "firstlight/ops/ops.h"
+#include "firstlight/quant/turboquant.h"
 
 namespace firstlight::bench {
 
@@ -22,50 +22,23 @@ __global__ static void fill_kernel(__nv_bfloat16* data, int64_t n, float scale) 
   }
 }
 
+inline void fill(const Buffer& memory, float scale) {
+  fill_kernel<<<2048, 256>>>(reinterpret_cast<__nv_bfloat16*>(memory.data()), static_cast<int64_t>(memory.size() / 2),
+                             scale);
+  cuda::check(cudaDeviceSynchronize(), "fill memory");
+}
+
 inline Buffer random_memory(uint64_t bytes, float scale) {
   Buffer memory(kGpu, bytes);
-  fill_kernel<<<2048, 256>>>(reinterpret_cast<__nv_bfloat16*>(memory.data()), static_cast<int64_t>(bytes / 2), scale);
-  cuda::check(cudaDeviceSynchronize(), "fill memory");
+  fill(memory, scale);
   return memory;
 }
 
-/// Seconds of a pass of n sequences, `rows` each, at a position; replayed if it can be.
-class Pass {
- public:
-  Pass(int n, int64_t rows, int64_t position, int64_t n_pages) : ids_(static_cast<size_t>(n * rows), 17) {
-    const int64_t each = (position + rows - 1) / kPageTokens + 1;
-    for (int s = 0; s < n; ++s) {
-      std::vector<int32_t>& own = pages_.emplace_back();
-      for (int64_t p = 0; p < each; ++p) own.push_back(static_cast<int32_t>((s * each + p) * 7919 % n_pages));
-    }
-    for (int s = 0; s < n; ++s) spans.push_back({s * rows, rows, position, pages_[static_cast<size_t>(s)].data()});
-    for (int s = 0; s < n; ++s)
-      wanted.push_back({(s + 1) * rows - 1, 1, position + rows - 1, pages_[static_cast<size_t>(s)].data()});
-    if (rows == 1) wanted = spans;
-    picked.resize(static_cast<size_t>(n));
-  }
-  double seconds(Ops& ops, const std::function<void(std::span<const int>)>& fn, bool picks = false) {
-    const auto once = [&] {
-      const Matrix<float> logits{picks ? nullptr : logits_.data(), static_cast<int64_t>(spans.size()), 1, 200000};
-      const std::span<Likeliest> likeliest = picks ? std::span<Likeliest>(picked) : std::span<Likeliest>();
-      if (!ops.begin({ids_, spans, wanted, logits, likeliest}, true)) fn(ids_);
-      ops.end();
-    };
-    for (int i = 0; i < 4; ++i) once();
-    return median_seconds(7, once);
-  }
-  std::vector<AttentionSpan> spans, wanted;
-  std::vector<Likeliest> picked;
-
- private:
-  std::vector<int> ids_;
-  std::vector<std::vector<int32_t>> pages_;
-  static inline std::vector<float> logits_ = std::vector<float>(64 * 200000);
-};
-
 struct Memory {
+  uint64_t kv_bytes = 9'000'000'000, exact_bytes = 256;
   Buffer weights = random_memory(17'000'000'000, 0.05f);
-  Buffer kv = random_memory(9'000'000'000, 1.0f);
+  Buffer kv = random_memory(kv_bytes, 1.0f);  ///< bf16 in ±1: as codes any bytes are, as scales these are numbers
+  Buffer exact = random_memory(exact_bytes, 1.0f);
   Buffer rows = random_memory(2'000'000'000, 1.0f);
   uint64_t weight_at = 0, row_at = 0;
   Weight weight(int64_t rows_of, int64_t cols) {
@@ -86,18 +59,31 @@ inline Matrix<const float> constant(Matrix<float> m) { return {m.data, m.rows, m
 
 struct KvShape {
   int n_heads, n_kv_heads, head_dim, n_layers;
-  KvLayer layer(const Memory& memory, int i) const {
-    const uint64_t bytes = 2ull * static_cast<uint64_t>(n_kv_heads) * kPageTokens * static_cast<uint64_t>(head_dim) * 2;
-    return {memory.kv.data() + static_cast<uint64_t>(i) * bytes, bytes * static_cast<uint64_t>(n_layers), KvKind::bf16,
-            n_kv_heads, head_dim};
+  KvKind kind = KvKind::bf16;
+  uint64_t page_bytes() const { return kv_page_bytes(kind, n_kv_heads, head_dim) * static_cast<unsigned>(n_layers); }
+  uint64_t exact_page_bytes() const {
+    return kv_page_bytes(KvKind::bf16, n_kv_heads, head_dim) * static_cast<unsigned>(n_layers);
   }
-  int64_t pages(const Memory& m) const { return static_cast<int64_t>(m.kv.size() / layer(m, 0).page_stride); }
+  KvLayer layer(const Memory& memory, int i) const {
+    KvLayer kv{memory.kv.data() + page_bytes() / static_cast<unsigned>(n_layers) * static_cast<unsigned>(i),
+               page_bytes(), kind, n_kv_heads, head_dim};
+    if (!is_compressed(kind)) return kv;
+    kv.exact = memory.exact.data() + exact_page_bytes() / static_cast<unsigned>(n_layers) * static_cast<unsigned>(i);
+    kv.exact_stride = exact_page_bytes();
+    static std::vector<turboquant::Signs> signs;  // of 64 heads, the same in all layers
+    for (int s = static_cast<int>(signs.size()); s < 128; ++s)
+      signs.push_back(turboquant::signs_of(1, 0, s / 2, s % 2 ? turboquant::Side::value : turboquant::Side::key));
+    kv.signs = signs.data();
+    return kv;
+  }
+  int64_t pages(const Memory& m) const { return static_cast<int64_t>(m.kv.size() / page_bytes()); }
 };
 
 /// A model of Llama-3-8B's shapes, called as a forward pass calls.
 struct Model {
   static constexpr int kLayers = 32, kDim = 4096, kHidden = 14336, kVocab = 128256;
   static constexpr KvShape kKv{32, 8, 128, 32};
+  KvShape kv = kKv;
   static constexpr double kLayerWeights = 32.0 * (6144 * 4096.0 + 4096 * 4096.0 + 3 * 4096 * 14336.0);
   struct Layer {
     Weight norm1, qkv, o, norm2, gate_up, down;
@@ -126,8 +112,9 @@ struct Model {
       const bool last = i + 1 == kLayers;
       ops.rms_norm(constant(x), w.norm1, 1e-5f, normed);
       ops.matmul(constant(normed), w.qkv, nullptr, qkv);
-      ops.rope_and_store(qkv, 32, nullptr, nullptr, 1e-5f, frequencies, pass.spans, kKv.layer(memory, i));
-      ops.attend({qkv.data, n, kDim, 6144}, 32, last ? pass.wanted : pass.spans, kKv.layer(memory, i), heads);
+      ops.rope_and_store(qkv, 32, nullptr, nullptr, 1e-5f, frequencies, pass.spans, kv.layer(memory, i));
+      if (last && pass.wanted.empty()) return;
+      ops.attend({qkv.data, n, kDim, 6144}, 32, last ? pass.wanted : pass.spans, kv.layer(memory, i), heads);
       if (last) {
         ops.keep_rows(pass.wanted, x);
         ops.keep_rows(pass.wanted, heads);

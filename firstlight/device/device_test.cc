@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "firstlight/base/error.h"
+#include "firstlight/base/str.h"
 #include "firstlight/device/buffer.h"
 #include "firstlight/device/copy.h"
 #include "firstlight/device/gate.h"
@@ -175,6 +176,22 @@ TEST_F(VisibleGpus, AreLikelyOnlyWhereThereAreDeviceFiles) {
   if (!has_gpu) GTEST_SKIP() << "no GPU: " << gpus().why_none;
   ::setenv(kName, "0", 1);
   EXPECT_EQ(likely_devices("auto", 2), (std::vector<Device>(2, {Device::Kind::cuda, 0})));
+}
+
+TEST_F(VisibleGpus, AreLikelyAsFarAsCudaReadsTheList) {
+  const auto n_of = [](const char* list) {
+    ::setenv(kName, list, 1);
+    int n = 0;
+    while (!likely_devices(str("cuda:", n), 1, 4).empty()) ++n;
+    return n;
+  };
+  ::unsetenv(kName);
+  EXPECT_EQ(likely_devices("cuda:3", 1, 4).size(), 1);
+  EXPECT_TRUE(likely_devices("auto", 1, 0).empty());
+  EXPECT_EQ(n_of("3,1"), 2);
+  EXPECT_EQ(n_of("GPU-1f,0,MIG-2"), 3);
+  for (const char* none : {"", "-1", "NoDevFiles", "4", ",0", " "}) EXPECT_EQ(n_of(none), 0) << '"' << none << '"';
+  for (const char* first : {"2", "2,", "2,-1,0", "2,,0", "2,7,0"}) EXPECT_EQ(n_of(first), 1) << first;
 }
 
 TEST(RankDevices, AreOneAfterAnotherWhereNoneIsNamed) {

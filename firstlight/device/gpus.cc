@@ -39,11 +39,22 @@ std::string entries_of(std::string_view list, int first, int n) {
 int n_device_files() {
   int n = 0;
   while (n < 1024 && ::access(str("/dev/nvidia", n).c_str(), F_OK) == 0) ++n;
-  const char* visible = std::getenv(kVisible);
-  if (visible == nullptr) return n;
-  const std::string_view list = visible;
-  const auto entries = list.empty() ? 0 : 1 + std::count(list.begin(), list.end(), ',');
-  return std::min(n, static_cast<int>(entries));
+  return n;
+}
+
+/// Of n_files GPUs, those that a list such as "2,GPU-ab12,0" shows: CUDA stops at the first entry that names none.
+int n_shown(std::string_view list, int n_files) {
+  int n = 0;
+  while (n < n_files && !list.empty()) {
+    const std::string_view entry = list.substr(0, list.find(','));
+    int index = -1;
+    const auto [end, error] = std::from_chars(entry.data(), entry.data() + entry.size(), index);
+    const bool is_index = error == std::errc() && end == entry.data() + entry.size() && index >= 0 && index < n_files;
+    if (!is_index && !entry.starts_with("GPU-") && !entry.starts_with("MIG-")) break;
+    ++n;
+    list.remove_prefix(std::min(list.size(), entry.size() + 1));
+  }
+  return n;
 }
 
 }  // namespace
@@ -79,7 +90,12 @@ std::vector<Device> rank_devices(std::string_view wanted, Device chosen, int tp,
 }
 
 std::vector<Device> likely_devices(std::string_view wanted, int tp) {
-  const int n = n_device_files();
+  return likely_devices(wanted, tp, n_device_files());
+}
+
+std::vector<Device> likely_devices(std::string_view wanted, int tp, int n_files) {
+  const char* visible = std::getenv(kVisible);
+  const int n = visible != nullptr ? n_shown(visible, n_files) : n_files;
   const int index = wanted == "auto" ? 0 : index_in(wanted);
   if (index < 0 || index >= n) return {};
   return rank_devices(wanted, {Device::Kind::cuda, index}, tp, {std::vector<std::string>(static_cast<size_t>(n)), ""});

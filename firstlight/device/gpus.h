@@ -42,6 +42,8 @@ std::vector<Device> rank_devices(std::string_view wanted, Device chosen, int tp,
 /// What choose_device() and rank_devices() are likely to give, told from device files alone, as asking the driver takes
 /// 0.1 s; none if there seems to be no GPU.
 std::vector<Device> likely_devices(std::string_view wanted, int tp);
+/// The same with so many device files, for tests.
+std::vector<Device> likely_devices(std::string_view wanted, int tp, int n_files);
 
 /// Hides all GPUs but `n`, `first` and those behind it, from this process: with two visible a context takes 0.33 s
 /// instead of 0.23. Changes the environment, so to be called before there are other threads, and before gpus().

@@ -146,7 +146,12 @@ void CudaOps::attend(Matrix<const float> q, int n_heads, std::span<const Attenti
     close_program();
     cuda::attend_singles(of_singles, stream_);
   }
-  if (set.n_tiles > 0) cuda::attend_tiles(params, set.tiles, set.n_tiles, stream_);
+  if (set.n_tiles == 0) return;
+  if (hopper_attention_->why_not().empty()) {
+    hopper_attention_->attend(params, set.tiles, set.n_tiles, stream_);
+  } else {
+    cuda::attend_tiles(params, set.tiles, set.n_tiles, stream_);
+  }
 }
 
 }  // namespace firstlight

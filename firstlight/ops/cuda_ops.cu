@@ -25,6 +25,8 @@ CudaOps::CudaOps(Device device, const CudaOpsOptions& options)
   gpu_ = {properties.multiProcessorCount, static_cast<int>(properties.sharedMemPerBlockOptin),
           properties.major * 10 + properties.minor};
   skinny_.emplace(gpu_);
+  hopper_attention_.emplace(gpu_);
+  why_not_expanded_ = hopper_attention_->why_not();
   gpu_name_ = properties.name;
   if (!options.graphs || !options.resident) why_not_resident_ = options.why_not_resident;
   compose_name();
@@ -45,6 +47,11 @@ void CudaOps::compose_name() {
               why_no_skinny.empty() ? str(", to ", cuda::kSkinnyRows, " with weights of 24 MiB and more")
                                     : str(" (9 to 32: ", why_no_skinny, ")"),
               why_no_library_.empty() ? ", else cuBLASLt" : str(", and above, no cuBLASLt: ", why_no_library_));
+  const std::string& why_by_warps = hopper_attention_->why_not();
+  name_ += why_by_warps.empty() ? "; attention of prompts by warpgroups"
+                                : str("; attention of prompts by warps (", why_by_warps, ")");
+  if (why_by_warps.empty() && !why_not_expanded_.empty())
+    name_ += str(", over codes by warps (", why_not_expanded_, ")");
   if (!options_.graphs) return;
   name_ += why_not_resident_.empty()
                ? str("; recorded steps of up to ", cuda::kMatvecRows, " rows: one resident kernel")
@@ -92,6 +99,7 @@ bool CudaOps::begin(const PassRows& rows, bool weights_ready) {
   drawn_ = {};
   recording_ = nullptr;
   program_.reset();
+  least_skinny_rows_ = cuda::kMatvecRows + 1;
   state_ = State::plain;
   const cuda::RowSet &all = pass_.all(), &wanted = pass_.wanted();
   using Result = PassShape::Result;
@@ -114,8 +122,10 @@ bool CudaOps::begin(const PassRows& rows, bool weights_ready) {
     check(cudaGraphLaunch(recording_->graph, stream_), "replay a pass");
     return true;
   }
+  if (rows.spans.front().exact != nullptr) never_resident("it reads no codes");
   begin_program();
   if (program_) state_ = State::direct;  // its first pass, too: so all passes of these rows give the same bits
+  if (!program_ && skinny_->why_not().empty()) least_skinny_rows_ = 1;
   if (agreed == 1) {
     check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeRelaxed), "begin to record a pass");
     state_ = State::recording;

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "firstlight/ops/attend_cuda.cuh"
+#include "firstlight/ops/attend_hopper_cuda.cuh"
 #include "firstlight/ops/codes_pass_cuda.cuh"
 #include "firstlight/ops/cublaslt_cuda.cuh"
 #include "firstlight/ops/cuda_memory.cuh"
@@ -89,6 +90,8 @@ class CudaOps final : public Ops {
   const float2* angles(std::span<const double> inverse_frequencies, const cuda::RowSet& set);
   cuda::SinglesParams singles(const cuda::AttendParams& params, const cuda::RowSet& set);
   void attend_codes(const cuda::AttendParams& params, const cuda::RowSet& set);
+  /// Tiles over codes as bf16 pages of a layer, made for this op; false: not on this GPU, or too many pages.
+  bool attend_expanded(const cuda::AttendCodesParams& codes, const cuda::RowSet& set);
   int64_t pages_bound(const cuda::RowSet& set) const;
   void compose_name();
   /// What all ranks do with a pass that can be recorded here as far as `mine`: 0 run it plainly, 1 record, 2 replay.
@@ -107,12 +110,13 @@ class CudaOps final : public Ops {
 
   const Device device_;
   const CudaOpsOptions options_;
-  std::string name_, gpu_name_, why_no_library_, why_not_resident_;
+  std::string name_, gpu_name_, why_no_library_, why_not_resident_, why_not_expanded_;
   cuda::GpuShape gpu_;
   const Stream own_stream_;
   cudaStream_t const stream_;
   cuda::CublasLt cublaslt_;
   std::optional<cuda::SkinnyProducts> skinny_;
+  std::optional<cuda::HopperAttention> hopper_attention_;
   cuda::PassTables pass_;
   cuda::CodesOfPass codes_;
   cuda::DrawTables draw_tables_;
@@ -120,7 +124,8 @@ class CudaOps final : public Ops {
       counters_;
   cuda::PinnedScratch staging_, pick_staging_;
   Twin twin_;
-  int twin_at_ = 0;  ///< of twin_memory_: where twin_ lies
+  int twin_at_ = 0;                                    ///< of twin_memory_: where twin_ lies
+  int64_t least_skinny_rows_ = cuda::kMatvecRows + 1;  ///< of the pass: from which on large weights take such products
   std::vector<double> frequencies_;
   bool has_angles_[2] = {};
 

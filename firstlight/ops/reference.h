@@ -87,7 +87,7 @@ struct Cache {
   uint64_t stride;
   Cache(KvKind of, int heads, int d, int64_t n_pages) : kind(of), n_kv_heads(heads), head_dim(d) {
     stride = static_cast<uint64_t>(2 * heads * kPageTokens * d * (of == KvKind::bf16 ? 2 : 4)) +
-             64;  // pages of other layers between
+             256;  // pages of other layers between; rows of 128 numbers at multiples of their size
     bytes.assign(stride * static_cast<uint64_t>(n_pages), std::byte{0xff});
   }
   KvLayer layer() { return {bytes.data(), stride, kind, n_kv_heads, head_dim}; }

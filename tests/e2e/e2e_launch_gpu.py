@@ -2,7 +2,6 @@
 """One process a GPU, as torchrun starts them: the answers of one process that has both GPUs, to the last bit; and what
 ends one rank ends the other, with its cause. Random weights in a real model's shapes."""
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -131,8 +130,10 @@ def main():
     made = []
 
     def make():
-        if sum(os.path.exists(f"/dev/nvidia{i}") for i in range(16)) < TP:
-            raise Skip("two GPUs are needed")
+        found = {f["name"]: f for f in suite.run("doctor", suite.tmp, "--json").json()["findings"]}
+        gpus = found.get("CUDA") or found["NVIDIA GPUs"]
+        if f"cuda:{TP - 1} " not in gpus["value"]:  # no such GPU, or a build for the CPU
+            raise Skip(f"two GPUs are needed: {gpus['value']}")
         suite.run("synth", "--like", "llama-3.2-1b", "--tp", f"1,{TP}", "-o", model)
         made.append(True)
 

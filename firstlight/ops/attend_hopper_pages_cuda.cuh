@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a tile of a prompt's attention reads on Hopper, where that lies in shared memory, and the thread that brings it.
+#pragma once
+#include "firstlight/ops/attend_cuda.cuh"
+#include "firstlight/ops/wgmma_cuda.cuh"
+
+namespace firstlight::cuda {
+
+inline constexpr int kHeads = 2;  // a block's, of one group
+inline constexpr int kConsumers = 128, kThreads = kHeads * kConsumers + 128;
+// Pages at a time, and whether the two take turns, at 512 rows behind 32,256: 2, in turns 451 us; 2, each as it comes
+// 508; 1 481, in turns 499; behind 7,680: 114.0, 122.6, 114.2, 115.8. With q in shared memory 457 and 467 us (2 pages).
+inline constexpr int kPages = 2;
+inline constexpr int kPageBytes = kPageTokens * 128,
+                     kBoxBytes = kPages * kPageBytes;  // of 64 numbers of keys or values
+static_assert(kTileRows == 64 && kPageTokens == 64);
+
+/// Pages in memory, for the kernel.
+struct MappedPages {
+  CUtensorMap map;         ///< rows of head_dim numbers
+  const int32_t* numbers;  ///< the pass's table; null: a page's number is where the table has it
+  int rows;                ///< from page to page
+};
+
+struct HopperParams {
+  MappedPages pages, exact;  ///< exact: beside expanded codes
+  AttendParams attend;
+  const TileOnDevice* tiles;
+  int head_pairs;  ///< of a group
+};
+
+/// Groups of pages: [keys, values][64 numbers of each][page].
+template <int kDim>
+struct Ring {
+  static constexpr int kBytes = kPageTokens * kDim * 2;  ///< keys or values of a page
+  static constexpr int kStages = kDim == 128 ? 6 : 8;    ///< pages
+  static_assert(kStages % kPages == 0);
+  MemoryBarrier keys_full[kStages], keys_empty[kStages], values_full[kStages], values_empty[kStages];
+};
+
+/// Where an item of the walk lies in the ring.
+template <int kDim>
+struct Place {
+  int stage;
+  unsigned parity;
+  __device__ __forceinline__ explicit Place(int item)
+      : stage(item % Ring<kDim>::kStages), parity(static_cast<unsigned>(item / Ring<kDim>::kStages) & 1) {}
+  __device__ __forceinline__ uint32_t keys(uint32_t pages) const {
+    return pages +
+           static_cast<uint32_t>(stage / kPages * kPages * 2 * Ring<kDim>::kBytes + stage % kPages * kPageBytes);
+  }
+  __device__ __forceinline__ uint32_t values(uint32_t pages) const { return keys(pages) + kPages * Ring<kDim>::kBytes; }
+};
+
+/// What a tile reads, in order. Beside codes: the first page exactly, codes as far as any row reads them, then the last
+/// pages exactly; what a row does not read has no weight.
+template <bool kCodes>
+struct PageList {
+  int n_codes = 0, tail = 0, last, n;
+  __device__ __forceinline__ explicit PageList(const TileOnDevice& tile)
+      : last((tile.position + tile.n_rows - 1) / kPageTokens), n(last + 1) {
+    if (!kCodes) return;
+    constexpr int kTail = static_cast<int>(kExactTail);
+    n_codes = max(0, last - kTail);
+    tail = max(1, tile.position / kPageTokens + 1 - kTail);
+    n = 1 + n_codes + last + 1 - tail;
+  }
+  __device__ __forceinline__ bool is_exact(int item) const { return kCodes && (item == 0 || item > n_codes); }
+  __device__ __forceinline__ int page(int item) const {
+    return !kCodes || item <= n_codes ? item : tail + item - 1 - n_codes;
+  }
+  /// Keys of an item, from its first on, that the row at `position` reads; any number from 64 on is all.
+  __device__ __forceinline__ int visible(int item, int position) const {
+    const int at = page(item), to_row = position / kPageTokens - at;
+    constexpr int kTail = static_cast<int>(kExactTail);
+    if (kCodes && !is_exact(item)) return to_row >= kTail ? kPageTokens : 0;
+    return kCodes && at > 0 && to_row >= kTail ? 0 : position + 1 - at * kPageTokens;
+  }
+};
+
+/// One thread: keys and values of a key/value head of all items, in order, and the last again up to n_fetched.
+template <int kDim, bool kCodes>
+__device__ __forceinline__ void fetch_pages(const HopperParams& params, const TileOnDevice& tile, int kv_head,
+                                            const PageList<kCodes>& list, int n_fetched, uint32_t pages,
+                                            Ring<kDim>& ring) {
+  const int to_values = params.attend.kv.n_kv_heads * kPageTokens;
+  const auto number_of = [&](int item) {
+    const int at = tile.pages + list.page(min(item, list.n - 1));
+    const int32_t* numbers = list.is_exact(min(item, list.n - 1)) ? params.exact.numbers : params.pages.numbers;
+    return numbers ? numbers[at] : at;
+  };
+  int number = number_of(0);
+  for (int item = 0; item < n_fetched; ++item) {
+    const Place<kDim> place(item);
+    const bool is_exact = list.is_exact(min(item, list.n - 1));
+    const CUtensorMap& map = is_exact ? params.exact.map : params.pages.map;
+    const int row = number * (is_exact ? params.exact.rows : params.pages.rows) + kv_head * kPageTokens;
+    if (item + 1 < n_fetched) number = number_of(item + 1);
+    if (item >= Ring<kDim>::kStages) ring.keys_empty[place.stage].wait(place.parity ^ 1);
+    ring.keys_full[place.stage].arrive_and_expect(Ring<kDim>::kBytes);
+#pragma unroll
+    for (int i = 0; i < kDim / 64; ++i)
+      copy_box(place.keys(pages) + i * kBoxBytes, map, i * 64, row, ring.keys_full[place.stage]);
+    if (item >= Ring<kDim>::kStages) ring.values_empty[place.stage].wait(place.parity ^ 1);
+    ring.values_full[place.stage].arrive_and_expect(Ring<kDim>::kBytes);
+#pragma unroll
+    for (int i = 0; i < kDim / 64; ++i)
+      copy_box(place.values(pages) + i * kBoxBytes, map, i * 64, row + to_values, ring.values_full[place.stage]);
+  }
+}
+
+}  // namespace firstlight::cuda
