@@ -116,9 +116,11 @@ std::vector<Buffer> make_arenas(LoadLane& lane, const LoadOptions& options, cons
     if (lane.on_device != nullptr) needed += tail_staging_bytes(stored(rank));
   }
   require_fits(needed, reserved, free_memory(lane.device), lane.device);
+  // libcufile knows memory of cudaMalloc.
+  const Reach reach = options.make_device_reader ? Reach::peers : Reach::own;
   std::vector<Buffer> arenas;
   for (const size_t rank : lane.ranks) {
-    arenas.emplace_back(lane.device, most_arena_bytes(stored(rank), manifest.tensors.size()));
+    arenas.emplace_back(lane.device, most_arena_bytes(stored(rank), manifest.tensors.size()), reach);
   }
   return arenas;
 }

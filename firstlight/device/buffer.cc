@@ -27,10 +27,10 @@ uint64_t mapped_bytes(uint64_t size) {
 
 }  // namespace
 
-Buffer::Buffer(Device device, uint64_t size_bytes) : device_(device), size_(size_bytes) {
+Buffer::Buffer(Device device, uint64_t size_bytes, Reach reach) : device_(device), size_(size_bytes), reach_(reach) {
   if (size_ == 0) return;
   if (device.kind == Device::Kind::cuda) {
-    data_ = gpu::allocate(device, size_, owned_);
+    data_ = gpu::allocate(device, size_, reach, owned_);
     return;
   }
   const auto fail = [&](const char* why) {
@@ -56,7 +56,7 @@ Buffer::Buffer(Device device, uint64_t size_bytes) : device_(device), size_(size
 Buffer::~Buffer() {
   if (data_ == nullptr) return;
   if (device_.kind == Device::Kind::cuda) {
-    gpu::release(device_, owned_);
+    gpu::release(device_, size_, reach_, owned_);
   } else {
     munmap(data_, mapped_bytes(size_));
   }
@@ -66,6 +66,7 @@ Buffer::Buffer(Buffer&& other) noexcept
     : device_(other.device_),
       data_(std::exchange(other.data_, nullptr)),
       size_(std::exchange(other.size_, 0)),
+      reach_(other.reach_),
       owned_(std::exchange(other.owned_, nullptr)) {}
 
 Buffer& Buffer::operator=(Buffer&& other) noexcept {
@@ -74,6 +75,7 @@ Buffer& Buffer::operator=(Buffer&& other) noexcept {
     device_ = other.device_;
     data_ = std::exchange(other.data_, nullptr);
     size_ = std::exchange(other.size_, 0);
+    reach_ = other.reach_;
     owned_ = std::exchange(other.owned_, nullptr);
   }
   return *this;

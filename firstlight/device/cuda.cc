@@ -9,6 +9,7 @@
 #include "firstlight/base/str.h"
 #include "firstlight/device/gpu_memory.h"
 #include "firstlight/device/gpus.h"
+#include "firstlight/device/mapped_memory_cuda.h"
 
 namespace firstlight {
 
@@ -109,12 +110,23 @@ void finish_copy(cudaError_t code, uint64_t bytes, Device device) {
   if (code != cudaSuccess) cuda::check(code, str("copy ", bytes, " bytes to or from ", to_string(device)));
 }
 
+/// Below a unit of 2 MiB nothing is worth mapping.
+bool is_mapped(uint64_t size, Reach reach) { return reach == Reach::own && size >= kHuge; }
+
 }  // namespace
 
-std::byte* allocate(Device device, uint64_t size, void*& owned) {
+std::byte* allocate(Device device, uint64_t size, Reach reach, void*& owned) {
   cuda::use(device);
+  const std::string what =
+      str("allocate ", human_bytes(static_cast<double>(size)), " (", size, " bytes) on ", to_string(device));
+  if (size > (uint64_t{1} << 47)) cuda::check(cudaErrorMemoryAllocation, what);
+  if (is_mapped(size, reach)) {
+    std::byte* const data = cuda::map_memory(device, size, what);
+    owned = data;
+    return data;
+  }
   const uint64_t slack = size >= kHuge ? kHuge : 0;
-  cudaError_t code = size > (uint64_t{1} << 47) ? cudaErrorMemoryAllocation : cudaMalloc(&owned, size);
+  cudaError_t code = cudaMalloc(&owned, size);
   if (code == cudaSuccess && slack != 0 && reinterpret_cast<uintptr_t>(owned) % kHuge != 0) {
     cudaFree(owned);  // only 256 bytes are promised; large blocks have come aligned so far
     owned = nullptr;
@@ -122,15 +134,15 @@ std::byte* allocate(Device device, uint64_t size, void*& owned) {
   }
   if (code != cudaSuccess) {
     owned = nullptr;
-    cuda::check(code,
-                str("allocate ", human_bytes(static_cast<double>(size)), " (", size, " bytes) on ", to_string(device)));
+    cuda::check(code, what);
   }
   auto at = reinterpret_cast<uintptr_t>(owned);
   if (slack != 0) at = (at + kHuge - 1) / kHuge * kHuge;
   return reinterpret_cast<std::byte*>(at);
 }
 
-void release(Device device, void* owned) noexcept {
+void release(Device device, uint64_t size, Reach reach, void* owned) noexcept {
+  if (is_mapped(size, reach)) return cuda::unmap_memory(device, static_cast<std::byte*>(owned), size);
   int before = 0;
   if (cudaGetDevice(&before) != cudaSuccess || cudaSetDevice(device.index) != cudaSuccess) return;
   cudaFree(owned);  // fails only where the context is gone, and the memory with it

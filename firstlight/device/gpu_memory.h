@@ -5,13 +5,14 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "firstlight/device/buffer.h"
 #include "firstlight/device/device.h"
 
 namespace firstlight::gpu {
 
 /// Aligned to 2 MiB if it is at least that long, else to 256 bytes; `owned` is what release() takes. Not zeroed.
-std::byte* allocate(Device device, uint64_t size, void*& owned);
-void release(Device device, void* owned) noexcept;
+std::byte* allocate(Device device, uint64_t size, Reach reach, void*& owned);
+void release(Device device, uint64_t size, Reach reach, void* owned) noexcept;
 uint64_t free_memory(Device device);
 /// At least one of the two is a GPU. Blocks.
 void copy(std::byte* to, Device to_device, const std::byte* from, Device from_device, uint64_t bytes);

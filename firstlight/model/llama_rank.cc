@@ -67,7 +67,7 @@ Buffer means_of_rank(Device device, const RankShape& shape, int first_head, cons
 /// The KV cache is the one buffer whose size is the caller's choice: who cannot have it is told so.
 Buffer kv_buffer(Device device, uint64_t size_bytes) {
   try {
-    return {device, size_bytes};
+    return {device, size_bytes, Reach::own};
   } catch (const Error& e) {
     if (e.kind() != ErrorKind::out_of_memory) throw;
     throw Error(ErrorKind::out_of_memory,

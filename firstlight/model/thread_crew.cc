@@ -24,9 +24,11 @@ class ThreadCrew final : public RankCrew {
     comms_ = make_comms(devices);
     const int n_threads = on_cpu ? threads_a_rank(options, tp) : 1;
     const int spin = on_cpu ? spin_of_ranks(options, tp) : tp > 1 ? 0 : kPoolSpin;
-    for (size_t r = 0; r < weights.size(); ++r) {
-      ranks_.push_back(std::make_unique<LlamaRank>(config, weights[r], options, *comms_[r], n_threads, spin));
-    }
+    ranks_.resize(weights.size());
+    crew_.run([&](int rank) {  // side by side: a GPU's allocations and modules take milliseconds
+      const auto r = static_cast<size_t>(rank);
+      ranks_[r] = std::make_unique<LlamaRank>(config, weights[r], options, *comms_[r], n_threads, spin);
+    });
     picks_.resize(weights.size());
   }
 
