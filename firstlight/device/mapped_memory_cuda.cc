@@ -36,6 +36,8 @@ struct Driver {
   decltype(&cuMemMap) map = nullptr;
   decltype(&cuMemUnmap) unmap = nullptr;
   decltype(&cuMemSetAccess) set_access = nullptr;
+  decltype(&cuCtxGetDevice) current = nullptr;
+  decltype(&cuDeviceGetAttribute) attribute = nullptr;
 
   Driver() {
     find("cuMemCreate", create);
@@ -45,6 +47,8 @@ struct Driver {
     find("cuMemMap", map);
     find("cuMemUnmap", unmap);
     find("cuMemSetAccess", set_access);
+    find("cuCtxGetDevice", current);
+    find("cuDeviceGetAttribute", attribute);
   }
 };
 
@@ -63,6 +67,12 @@ std::byte* map_memory(Device device, uint64_t size, const std::string& what) {
   CUmemAllocationProp kind{};
   kind.type = CU_MEM_ALLOCATION_TYPE_PINNED;
   kind.location = here;
+  // So that GPUDirect Storage can write there, as to memory of cudaMalloc.
+  CUdevice handle = 0;
+  int is_reachable = 0;
+  check_driver(by.current(&handle), what);
+  check_driver(by.attribute(&is_reachable, CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_WITH_CUDA_VMM_SUPPORTED, handle), what);
+  kind.allocFlags.gpuDirectRDMACapable = static_cast<unsigned char>(is_reachable);
   CUmemGenericAllocationHandle memory{};
   check_driver(by.create(&memory, bytes, &kind, 0), what);
   CUdeviceptr at = 0;
