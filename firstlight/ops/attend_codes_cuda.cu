@@ -169,7 +169,7 @@ __device__ __forceinline__ void join_codes(const CodeSinglesParams& p, const Cod
   for (int set = 0; set < kSets; ++set) {
 #pragma unroll
     for (int i = 0; i < kDim / 16; ++i)
-      *reinterpret_cast<float2*>(&meeting.sums[warp][t][swizzled(t, channel_pair<kValueBits>(i))]) =
+      *reinterpret_cast<float2*>(&meeting.sums[warp][t][channel_pair<kValueBits>(i)]) =
           make_float2(sums.of[set][i][0], sums.of[set][i][1]);
     join_code_warps<kDim>(p, part, 1, set, shared, meeting);
   }
@@ -212,9 +212,8 @@ __global__ void __launch_bounds__(CodeRing<kDim, kKeyBits, kValueBits>::kWarps *
     if (warp < kPartsKnown) shared.is_there[warp] = find_part(p, number + warp * step, shared.parts[warp]);
     __syncthreads();
     for (n = 0; n < kPartsKnown && shared.is_there[n];) ++n;
-    // What is asked for at first are pages of codes alone.
-    const bool early = n > 0 && (shared.parts[0].end - shared.parts[0].begin >= 2 * Ring::kWarps ||
-                                 (n == 1 && shared.parts[0].n_pieces == 0));
+    // What is asked for at first are pages of codes.
+    const bool early = n > 0 && shared.parts[0].end - shared.parts[0].begin >= 2 * Ring::kWarps;
     if (!has_waited && early) ring.begin(shared.parts, n);
     if (!has_waited) wait_for_predecessor();
     asm volatile("fence.proxy.async;" ::: "memory");

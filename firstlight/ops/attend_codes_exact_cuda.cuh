@@ -33,7 +33,7 @@ __device__ __forceinline__ void split_query(const CodeSinglesParams& p, const Co
   }
 }
 
-/// scores[2 tile + e]: of token 8 tile + 2 t + e. What this and mix_exactly() return depends on every word they read.
+/// scores[2 tile + e]: of token 8 tile + 2 t + e. What is returned depends on every word that was read.
 template <int kDim>
 __device__ __forceinline__ int score_exactly(const uint4 (&query)[kDim / 16][32], const __nv_bfloat16* keys,
                                              float (&scores)[4]) {
@@ -78,6 +78,7 @@ __device__ __forceinline__ void weigh_exactly(float scale, int n_slots, float (&
   }
 }
 
+/// What is returned depends on every word that was read.
 template <int kDim>
 __device__ __forceinline__ int mix_exactly(const float (&weights)[4], const __nv_bfloat16* values, int n_slots,
                                            ExactSums<kDim>& sums) {
@@ -127,8 +128,8 @@ __device__ __forceinline__ void add_exact_pages(const CodeSinglesParams& p, cons
 template <int kDim, int kSets, int kWarps>
 __device__ __forceinline__ void join_exact(const CodeSinglesParams& p, const CodePart& part, ExactSums<kDim>& sums,
                                            CodeShared<kDim, kWarps>& shared, CodeMeeting<kDim, kWarps>& meeting) {
-  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4,
-            t = lane % 4;
+  const int warp = static_cast<int>(threadIdx.x) / 32, g = static_cast<int>(threadIdx.x) % 32 / 4,
+            t = static_cast<int>(threadIdx.x) % 4;
   sums.divisor += __shfl_xor_sync(kWholeWarp, sums.divisor, 1);
   sums.divisor += __shfl_xor_sync(kWholeWarp, sums.divisor, 2);
   if (t == 0) shared.maxima[warp][g] = sums.maximum, shared.divisors[warp][g] = sums.divisor;
@@ -137,10 +138,9 @@ __device__ __forceinline__ void join_exact(const CodeSinglesParams& p, const Cod
     if (g / kSetHeads == set) {
 #pragma unroll
       for (int n = 0; n < kDim / 8; ++n) {
-        float* of_head = meeting.sums[warp][g % kSetHeads];
-        const int channel = 64 * (n / 8) + 16 * t + n % 8;
-        of_head[swizzled(g % kSetHeads, channel)] = sums.of[n][0] + sums.of[n][2];
-        of_head[swizzled(g % kSetHeads, channel + 8)] = sums.of[n][1] + sums.of[n][3];
+        float* sum = &meeting.sums[warp][g % kSetHeads][64 * (n / 8) + 16 * t + n % 8];
+        sum[0] = sums.of[n][0] + sums.of[n][2];
+        sum[8] = sums.of[n][1] + sums.of[n][3];
       }
     }
     join_code_warps<kDim>(p, part, 0, set, shared, meeting);

@@ -47,16 +47,13 @@ struct CodeShared {
 /// Where a block's warps meet: for one set of heads at a time.
 template <int kDim, int kWarps>
 union CodeMeeting {
-  float sums[kWarps][kSetHeads][kDim];  ///< at swizzled()
-  uint4 exact_query[kDim / 16][32];     ///< of each lane, until sums are put down
+  float sums[kWarps][kSetHeads][kDim];
+  uint4 exact_query[kDim / 16][32];  ///< of each lane, until sums are put down
   struct {
     float shares[kHeadsAtOnce][kMostParts + 32];
     float exact[kWarps * 128], rotated[kWarps * 128];  ///< four values a thread
   } merge;
 };
-
-/// Where a set's head has a channel's sum: so that warps that put sums down meet few conflicts of banks.
-__device__ __forceinline__ int swizzled(int head, int channel) { return channel ^ 2 * head; }
 
 /// The warps' sums of a set of heads, put down in shared memory, become the part's. All threads call.
 template <int kDim, int kWarps>
@@ -73,9 +70,7 @@ __device__ void join_code_warps(const CodeSinglesParams& p, const CodePart& part
 #pragma unroll
     for (int w = 0; w < kWarps; ++w) {
       const float share = exp2f(shared.maxima[w][g] - top);
-      const float* at_four = &meeting.sums[w][in_set][swizzled(in_set, i) & ~3];
-      float4 x = *reinterpret_cast<const float4*>(at_four);
-      if (in_set % 2 == 1) x = make_float4(x.z, x.w, x.x, x.y);
+      const float4 x = *reinterpret_cast<const float4*>(&meeting.sums[w][in_set][i]);
       sum.x += share * x.x, sum.y += share * x.y, sum.z += share * x.z, sum.w += share * x.w;
       total += share * shared.divisors[w][g];
     }
