@@ -122,7 +122,9 @@ void add_calibrate(CLI::App& app, Action& chosen) {
   command->add_option("-o,--out", options->out, "The file to write, for --kv-calibration")
       ->required()
       ->check(not_empty());
-  command->add_option("--window", options->window, "Tokens a sequence of the text has at most")
+  command
+      ->add_option("--window", options->window,
+                   "Tokens a sequence of the text has at most; as many as contexts will have")
       ->check(whole_number(2, int64_t{1} << 40))
       ->capture_default_str();
   command->add_flag("--json", options->json, "One JSON object on stdout");
