@@ -18,6 +18,7 @@
 
 #include "bench/kv_variants.h"
 #include "firstlight/base/error.h"
+#include "firstlight/base/str.h"
 #include "firstlight/ckpt/load.h"
 #include "firstlight/ckpt/manifest.h"
 #include "firstlight/model/runner.h"
@@ -179,7 +180,8 @@ class Quality {
     std::printf("|---|---|---|---|---|---|---|---|---|\n");
     for (size_t k = 0; k < losses_.size(); ++k) print(columns_[k], losses_[k]);
     std::fflush(stdout);
-    if (!options_.json.empty()) std::ofstream(options_.json) << to_json().dump(1) << "\n";
+    if (!options_.json.empty() && !(std::ofstream(options_.json) << to_json().dump(1) << "\n" << std::flush))
+      throw Error(ErrorKind::io, str("write '", options_.json, "'"));
   }
 
   nlohmann::ordered_json to_json() const {

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "firstlight/cli/prefix.h"
 
-#include <sys/stat.h>
-
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <array>
@@ -63,25 +61,24 @@ PrefixInfo info_of(Session& session, std::span<const int> tokens) {
 /// How this file alone is best read.
 ReaderChoice choose_for(Context& context, const SessionOptions& options, const std::shared_ptr<const File>& file) {
   if (options.reader == "io_uring") return {ReaderKind::io_uring, "--reader io_uring"};
-  if (options.reader != "auto")
-    return {.kind = ReaderKind::pread, .why = "--reader " + options.reader, .cold = is_cold({&file, 1})};
+  if (options.reader != "auto") {
+    const std::string why =
+        options.reader == "cufile" ? "libcufile reads into the weights' memory alone" : "--reader " + options.reader;
+    return {.kind = ReaderKind::pread, .why = why, .cold = is_cold({&file, 1})};
+  }
   ReaderChooser chooser;
   chooser.n_threads = options.threads > 0 ? options.threads : usable_cores();
   chooser.stop = context.stop;
   return chooser.choose({&file, 1});
 }
 
-/// Whether the weights' reader is as good for `file`, for which `choice` was made. One by libcufile was chosen for the
-/// file system of the weights; one by pread may have the few threads that do for the page cache.
+/// Whether the weights' reader is as good for `file`, for which `choice` was made. One by libcufile knows memory of
+/// cudaMalloc, and a cache is none (Reach::own); one by pread may have the few threads that do for the page cache.
 bool reads_as_weights(const std::vector<ReadLane*>& lanes, const SessionOptions& options, const ReaderChoice& choice,
                       const File& file) {
   if (lanes.empty()) return false;
   const std::string_view name = lanes[0]->reader->name();
-  if (name == "cufile") {
-    struct stat model {};
-    const bool beside = ::stat(options.model.c_str(), &model) == 0 && model.st_dev == file.identity().device;
-    return options.reader == "cufile" || (beside && choice.cold);
-  }
+  if (name == "cufile") return false;
   constexpr uint64_t kFew = 32u << 20;  // not worth threads of their own
   if (name == "pread") return choice.kind == ReaderKind::pread && (!choice.cold || file.size() < kFew);
   return options.reader != "auto" || choice.kind == ReaderKind::io_uring;

@@ -30,7 +30,7 @@ uint64_t mapped_bytes(uint64_t size) {
 Buffer::Buffer(Device device, uint64_t size_bytes, Reach reach) : device_(device), size_(size_bytes), reach_(reach) {
   if (size_ == 0) return;
   if (device.kind == Device::Kind::cuda) {
-    data_ = gpu::allocate(device, size_, reach, owned_);
+    data_ = gpu::allocate(device, size_, reach_, owned_);
     return;
   }
   const auto fail = [&](const char* why) {

@@ -9,9 +9,10 @@
 
 namespace firstlight {
 
-/// Who reaches a GPU's memory. peers: all GPUs and processes that ask. own: this GPU alone; making such memory does not
-/// hold up copies that other threads start. (Two H200: cudaMalloc of 8 GiB where peers are to see it takes 11 ms, of
-/// 100 GB without peers 25, and no thread of the process reaches the driver meanwhile.)
+/// Who reaches a GPU's memory. peers: all GPUs and processes that ask. own: this GPU alone (peers, where the driver
+/// makes no such memory); making it does not hold up copies that other threads start. (Two H200: cudaMalloc of 8 GiB
+/// where peers are to see it takes 11 ms, of 100 GB without peers 25, and no thread of the process reaches the driver
+/// meanwhile.)
 enum class Reach { peers, own };
 
 /// Owns bytes on one device; move-only; base aligned to 2 MiB if it is at least that long, else to 4 KiB (so O_DIRECT

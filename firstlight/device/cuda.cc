@@ -115,8 +115,9 @@ bool is_mapped(uint64_t size, Reach reach) { return reach == Reach::own && size 
 
 }  // namespace
 
-std::byte* allocate(Device device, uint64_t size, Reach reach, void*& owned) {
+std::byte* allocate(Device device, uint64_t size, Reach& reach, void*& owned) {
   cuda::use(device);
+  if (is_mapped(size, reach) && !cuda::maps_memory(device)) reach = Reach::peers;
   const std::string what =
       str("allocate ", human_bytes(static_cast<double>(size)), " (", size, " bytes) on ", to_string(device));
   if (size > (uint64_t{1} << 47)) cuda::check(cudaErrorMemoryAllocation, what);

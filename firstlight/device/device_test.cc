@@ -189,9 +189,12 @@ TEST_F(VisibleGpus, AreLikelyAsFarAsCudaReadsTheList) {
   EXPECT_EQ(likely_devices("cuda:3", 1, 4).size(), 1);
   EXPECT_TRUE(likely_devices("auto", 1, 0).empty());
   EXPECT_EQ(n_of("3,1"), 2);
-  EXPECT_EQ(n_of("GPU-1f,0,MIG-2"), 3);
-  for (const char* none : {"", "-1", "NoDevFiles", "4", ",0", " "}) EXPECT_EQ(n_of(none), 0) << '"' << none << '"';
-  for (const char* first : {"2", "2,", "2,-1,0", "2,,0", "2,7,0"}) EXPECT_EQ(n_of(first), 1) << first;
+  EXPECT_EQ(n_of(" 0, 1 ,2"), 3);
+  EXPECT_EQ(n_of("GPU-1f,GPU-2e"), 2);
+  for (const char* none : {"", "-1", "NoDevFiles", "4", ",0", " ", "0,0", "1,2,1"})
+    EXPECT_EQ(n_of(none), 0) << '"' << none << '"';
+  for (const char* first : {"2", "2,", "2,-1,0", "2,,0", "2,7,0", "GPU-1f,0,MIG-2", "0,GPU-1f"})
+    EXPECT_EQ(n_of(first), 1) << first;
 }
 
 TEST(RankDevices, AreOneAfterAnotherWhereNoneIsNamed) {

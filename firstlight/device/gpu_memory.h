@@ -11,7 +11,8 @@
 namespace firstlight::gpu {
 
 /// Aligned to 2 MiB if it is at least that long, else to 256 bytes; `owned` is what release() takes. Not zeroed.
-std::byte* allocate(Device device, uint64_t size, Reach reach, void*& owned);
+/// `reach` becomes peers where the driver cannot make memory for one GPU alone.
+std::byte* allocate(Device device, uint64_t size, Reach& reach, void*& owned);
 void release(Device device, uint64_t size, Reach reach, void* owned) noexcept;
 uint64_t free_memory(Device device);
 /// At least one of the two is a GPU. Blocks.

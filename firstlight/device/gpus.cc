@@ -42,19 +42,27 @@ int n_device_files() {
   return n;
 }
 
-/// Of n_files GPUs, those that a list such as "2,GPU-ab12,0" shows: CUDA stops at the first entry that names none.
+/// Of n_files GPUs, those that a list such as "2, 0" or "GPU-ab12" shows: CUDA stops at the first entry that names
+/// none, or names it otherwise than the first one does; one that is named twice leaves none.
 int n_shown(std::string_view list, int n_files) {
-  int n = 0;
-  while (n < n_files && !list.empty()) {
-    const std::string_view entry = list.substr(0, list.find(','));
+  std::vector<std::string_view> shown;
+  std::string_view form;
+  while (static_cast<int>(shown.size()) < n_files && !list.empty()) {
+    std::string_view entry = list.substr(0, list.find(','));
+    list.remove_prefix(std::min(list.size(), entry.size() + 1));
+    entry.remove_prefix(std::min(entry.find_first_not_of(' '), entry.size()));
+    entry = entry.substr(0, entry.find_last_not_of(' ') + 1);
     int index = -1;
     const auto [end, error] = std::from_chars(entry.data(), entry.data() + entry.size(), index);
     const bool is_index = error == std::errc() && end == entry.data() + entry.size() && index >= 0 && index < n_files;
-    if (!is_index && !entry.starts_with("GPU-") && !entry.starts_with("MIG-")) break;
-    ++n;
-    list.remove_prefix(std::min(list.size(), entry.size() + 1));
+    const std::string_view own_form = is_index ? "index" : entry.substr(0, 4);
+    if (!is_index && own_form != "GPU-" && own_form != "MIG-") break;
+    if (form.empty()) form = own_form;
+    if (own_form != form) break;
+    if (std::find(shown.begin(), shown.end(), entry) != shown.end()) return 0;
+    shown.push_back(entry);
   }
-  return n;
+  return static_cast<int>(shown.size());
 }
 
 }  // namespace

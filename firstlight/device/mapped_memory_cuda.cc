@@ -59,6 +59,16 @@ const Driver& driver() {
 
 }  // namespace
 
+bool maps_memory(Device device) {
+  use(device);
+  CUdevice handle = 0;
+  int has = 0;
+  check_driver(driver().current(&handle), "ask for the GPU in use");
+  check_driver(driver().attribute(&has, CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED, handle),
+               "ask a GPU for its address ranges");
+  return has != 0;
+}
+
 std::byte* map_memory(Device device, uint64_t size, const std::string& what) {
   use(device);
   const Driver& by = driver();
@@ -67,12 +77,6 @@ std::byte* map_memory(Device device, uint64_t size, const std::string& what) {
   CUmemAllocationProp kind{};
   kind.type = CU_MEM_ALLOCATION_TYPE_PINNED;
   kind.location = here;
-  // So that GPUDirect Storage can write there, as to memory of cudaMalloc.
-  CUdevice handle = 0;
-  int is_reachable = 0;
-  check_driver(by.current(&handle), what);
-  check_driver(by.attribute(&is_reachable, CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_WITH_CUDA_VMM_SUPPORTED, handle), what);
-  kind.allocFlags.gpuDirectRDMACapable = static_cast<unsigned char>(is_reachable);
   CUmemGenericAllocationHandle memory{};
   check_driver(by.create(&memory, bytes, &kind, 0), what);
   CUdeviceptr at = 0;

@@ -24,7 +24,7 @@ GpuUuid gpu_uuid(Device) noexcept { return {}; }
 
 namespace gpu {
 
-std::byte* allocate(Device device, uint64_t, Reach, void*&) { refuse(device); }
+std::byte* allocate(Device device, uint64_t, Reach&, void*&) { refuse(device); }
 void release(Device, uint64_t, Reach, void*) noexcept {}
 uint64_t free_memory(Device device) { refuse(device); }
 void copy(std::byte*, Device to_device, const std::byte*, Device from_device, uint64_t) {

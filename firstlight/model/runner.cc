@@ -253,7 +253,9 @@ uint64_t scratch_bytes(const ModelConfig& config, int tp, const RunnerOptions& o
 }
 
 uint64_t expanded_bytes(const ModelConfig& config, int tp, KvKind kind) {
-  if (!is_compressed(kind)) return 0;
+  const KvBits bits = kv_bits(kind);
+  const bool fast = bits.key >= 4 && bits.value >= 4 && (config.head_dim == 64 || config.head_dim == 128);
+  if (!fast) return 0;  // others are read as they are
   const auto pages = static_cast<uint64_t>((config.max_context + kPageTokens - 1) / kPageTokens);
   const uint64_t of_rank = pages * RankShape(config, tp).layer_page_bytes(KvKind::bf16);
   return std::min(std::bit_ceil(of_rank), kMostExpandedBytes) * static_cast<uint64_t>(tp);

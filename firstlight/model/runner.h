@@ -39,7 +39,7 @@ struct RunnerOptions {
   std::shared_ptr<const KvMeans> means;
   int max_batch_tokens = 512;
   int n_threads = 0;                                          ///< over all ranks; 0: usable cores
-  std::function<std::unique_ptr<Ops>(ThreadPool&)> make_ops;  ///< one a rank; default: by the weights' device
+  std::function<std::unique_ptr<Ops>(ThreadPool&)> make_ops;  ///< one a rank, on its thread; default: by the weights
   /// Null: every rank is a thread of this process. Else each is a process of its own, which has this end of their group
   /// and the weights of its rank alone, on the CPU or on a GPU. Outlives the runner.
   ProcessComm* processes = nullptr;
@@ -98,7 +98,8 @@ uint64_t exact_bytes(const ModelConfig& config, int tp, const RunnerOptions& opt
 /// Scratch bytes over all ranks, from above: activations of max_batch_tokens, what the arithmetic packs, what ranks
 /// exchange, one row of logits (the logits themselves are the caller's).
 uint64_t scratch_bytes(const ModelConfig& config, int tp, const RunnerOptions& options);
-/// What a GPU's attention of prompts keeps over all ranks: a layer's codes of a longest context, as bf16 pages.
+/// What a GPU's attention of prompts keeps over all ranks: a layer's codes of a longest context, as bf16 pages (codes
+/// of 4 and 8 bits, head_dim 64 and 128; others need none).
 uint64_t expanded_bytes(const ModelConfig& config, int tp, KvKind kind);
 
 }  // namespace firstlight

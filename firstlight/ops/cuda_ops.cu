@@ -99,7 +99,9 @@ bool CudaOps::begin(const PassRows& rows, bool weights_ready) {
   drawn_ = {};
   recording_ = nullptr;
   program_.reset();
-  least_skinny_rows_ = cuda::kMatvecRows + 1;
+  // By what the pass is of, not by whether it can be recorded yet: its bits must not depend on when weights land.
+  const bool never_resident_pass = !options_.resident || (!rows.spans.empty() && rows.spans.front().exact != nullptr);
+  least_skinny_rows_ = never_resident_pass && skinny_->why_not().empty() ? 1 : cuda::kMatvecRows + 1;
   state_ = State::plain;
   const cuda::RowSet &all = pass_.all(), &wanted = pass_.wanted();
   using Result = PassShape::Result;
@@ -125,7 +127,6 @@ bool CudaOps::begin(const PassRows& rows, bool weights_ready) {
   if (rows.spans.front().exact != nullptr) never_resident("it reads no codes");
   begin_program();
   if (program_) state_ = State::direct;  // its first pass, too: so all passes of these rows give the same bits
-  if (!program_ && skinny_->why_not().empty()) least_skinny_rows_ = 1;
   if (agreed == 1) {
     check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeRelaxed), "begin to record a pass");
     state_ = State::recording;

@@ -36,9 +36,9 @@ inline constexpr uint64_t kMostExpandedBytes = uint64_t{1} << 30;
 
 /// Queued on one stream of `device`; matrices and weights lie there. Products of up to 8 rows are own kernels, exact to
 /// about 2^-17 of each term; above, activations are rounded to bf16: own kernels to 32 rows where weights are large (24
-/// MiB; Hopper, k a multiple of 8), else cuBLASLt (f32 weights: own kernels, all in f32). Passes that are
-/// recorded as kernels (over codes, or with `resident` false) multiply large weights so from the first row on. Within
-/// 1–8 rows a row's bits depend on the row alone and on whether its pass is one that can be recorded; within 9–32 those
+/// MiB; Hopper, k a multiple of 8), else cuBLASLt (f32 weights: own kernels, all in f32). Passes over
+/// codes, and all with `resident` false, multiply large weights so from the first row on. Within 1–8 rows a row's bits
+/// depend on the row alone and on whether its pass is one that can be recorded; within 9–32 those
 /// of own kernels' products on the row alone; over codes also on how many parts the batch cuts it into. One thread at a
 /// time. Throws Error{unsupported} in a build without CUDA, Error{device} if the driver fails.
 std::unique_ptr<Ops> make_cuda_ops(Device device, const CudaOpsOptions& options = {});

@@ -20,6 +20,12 @@ class Skip(Exception):
     """Raised by a check that this machine can't run; the message says why."""
 
 
+def gpus_said(suite):
+    """What doctor says of the GPUs that this build can use: "cuda:0 …", or why there is none."""
+    found = {f["name"]: f for f in suite.run("doctor", suite.tmp, "--json").json()["findings"]}
+    return (found.get("CUDA") or found["NVIDIA GPUs"])["value"]
+
+
 class Result:
     def __init__(self, code, out, err, seconds, peak_bytes):
         self.code, self.out, self.err, self.seconds, self.peak_bytes = code, out, err, seconds, peak_bytes

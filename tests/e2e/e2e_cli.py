@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 
-from common import ROOT, TINY, Skip, Suite, assert_same_tree, files_of, tree_digest
+from common import ROOT, TINY, Skip, Suite, assert_same_tree, files_of, gpus_said, tree_digest
 
 COMMANDS = ["shard", "plan", "verify", "inspect", "load", "run", "chat", "score", "calibrate", "tokenize", "synth", "doctor", "bench start", "bench load"]
 
@@ -516,8 +516,9 @@ def calibration(suite):
 
 def centring_on_a_gpu(suite):
     """The CPU's log-probabilities, and a prefix without means is none with them; model, ids and means are calibration's."""
-    if not os.path.exists("/dev/nvidia0"):
-        raise Skip("no GPU")
+    gpus = gpus_said(suite)
+    if "cuda:0 " not in gpus:
+        raise Skip(gpus)
     ids, centred = suite.tmp / "calibration_ids.json", ["--kv", "tq4", "--kv-calibration", suite.tmp / "means.kv"]
     cpu, gpu = (suite.run("score", suite.tmp / "codes_model", "--ids", ids, *centred, "--device", device, "--json").json() for device in ("cpu", "cuda"))
     worst = max(abs(a - b) for a, b in zip(cpu["logprobs"][1:], gpu["logprobs"][1:], strict=True))

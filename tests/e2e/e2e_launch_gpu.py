@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 
-from common import Skip, Suite, flip_bit
+from common import Skip, Suite, flip_bit, gpus_said
 from e2e_launch import Ranks, json_of
 
 TP = 2
@@ -130,10 +130,9 @@ def main():
     made = []
 
     def make():
-        found = {f["name"]: f for f in suite.run("doctor", suite.tmp, "--json").json()["findings"]}
-        gpus = found.get("CUDA") or found["NVIDIA GPUs"]
-        if f"cuda:{TP - 1} " not in gpus["value"]:  # no such GPU, or a build for the CPU
-            raise Skip(f"two GPUs are needed: {gpus['value']}")
+        gpus = gpus_said(suite)
+        if f"cuda:{TP - 1} " not in gpus:  # no such GPU, or a build for the CPU
+            raise Skip(f"two GPUs are needed: {gpus}")
         suite.run("synth", "--like", "llama-3.2-1b", "--tp", f"1,{TP}", "-o", model)
         made.append(True)
 
