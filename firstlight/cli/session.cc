@@ -238,7 +238,7 @@ Session::Session(Context& context, const SessionOptions& options, bool with_text
   // What a GPU's arithmetic keeps for itself: cuBLASLt's workspace, logits of 64 rows, inputs rounded to bf16.
   // Inboxes of ranks that exchange sums.
   if (device_.kind == Device::Kind::cuda)
-    extra_bytes_ += (uint64_t{256} << 20) * static_cast<uint64_t>(tp_) + expanded_bytes(config, tp_, kv);
+    extra_bytes_ += (uint64_t{256} << 20) * static_cast<uint64_t>(tp_);
   else if (processes != nullptr)
     extra_bytes_ *= 3;  // each rank's columns of the logits, and all ranks' at rank 0
   const uint64_t all_weights = weight_bytes(config, tp_, weights_dtype);

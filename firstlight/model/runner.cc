@@ -3,7 +3,6 @@
 #include "firstlight/model/runner.h"
 
 #include <algorithm>
-#include <bit>
 #include <utility>
 
 #include "firstlight/base/error.h"
@@ -12,7 +11,6 @@
 #include "firstlight/comm/process_comm.h"
 #include "firstlight/device/copy.h"
 #include "firstlight/model/rank_crew.h"
-#include "firstlight/ops/cuda_ops.h"
 
 namespace firstlight {
 namespace {
@@ -250,15 +248,6 @@ uint64_t scratch_bytes(const ModelConfig& config, int tp, const RunnerOptions& o
   const uint64_t exchanged = tp == 1 ? 0 : (ranks + 1) * rows * static_cast<uint64_t>(config.dim) * sizeof(float);
   const uint64_t logits = static_cast<uint64_t>(config.vocab_size) * sizeof(float);
   return ranks * (activations + packed) + std::max(threads, ranks) * kPanelBytes + exchanged + logits;
-}
-
-uint64_t expanded_bytes(const ModelConfig& config, int tp, KvKind kind) {
-  const KvBits bits = kv_bits(kind);
-  const bool fast = bits.key >= 4 && bits.value >= 4 && (config.head_dim == 64 || config.head_dim == 128);
-  if (!fast) return 0;  // others are read as they are
-  const auto pages = static_cast<uint64_t>((config.max_context + kPageTokens - 1) / kPageTokens);
-  const uint64_t of_rank = pages * RankShape(config, tp).layer_page_bytes(KvKind::bf16);
-  return std::min(std::bit_ceil(of_rank), kMostExpandedBytes) * static_cast<uint64_t>(tp);
 }
 
 }  // namespace firstlight

@@ -98,8 +98,5 @@ uint64_t exact_bytes(const ModelConfig& config, int tp, const RunnerOptions& opt
 /// Scratch bytes over all ranks, from above: activations of max_batch_tokens, what the arithmetic packs, what ranks
 /// exchange, one row of logits (the logits themselves are the caller's).
 uint64_t scratch_bytes(const ModelConfig& config, int tp, const RunnerOptions& options);
-/// What a GPU's attention of prompts keeps over all ranks: a layer's codes of a longest context, as bf16 pages (codes
-/// of 4 and 8 bits, head_dim 64 and 128; others need none).
-uint64_t expanded_bytes(const ModelConfig& config, int tp, KvKind kind);
 
 }  // namespace firstlight

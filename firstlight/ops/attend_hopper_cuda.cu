@@ -103,10 +103,7 @@ struct Rows {
     }
   }
 
-  /// `mean`: of a value's coordinate, which all pages hold values without.
-  template <class Mean>
-  __device__ __forceinline__ void store(const AttendParams& p, const TileOnDevice& tile, int head,
-                                        const Mean& mean) const {
+  __device__ __forceinline__ void store(const AttendParams& p, const TileOnDevice& tile, int head) const {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       float divisor = divisors[half];
@@ -118,10 +115,8 @@ struct Rows {
       const int64_t row = int64_t{tile.row} + within;
 #pragma unroll
       for (int n = 0; n < kDim / 8; ++n) {
-        const int at = n * 8 + lane() % 4 * 2;
-        const float a = sums[4 * n + 2 * half] * scale + mean(at),
-                    b = sums[4 * n + 2 * half + 1] * scale + mean(at + 1);
-        const int64_t column = int64_t{head} * kDim + at;
+        const float a = sums[4 * n + 2 * half] * scale, b = sums[4 * n + 2 * half + 1] * scale;
+        const int64_t column = int64_t{head} * kDim + n * 8 + lane() % 4 * 2;
         *reinterpret_cast<float2*>(p.out.data + row * p.out.stride + column) = make_float2(a, b);
         if (p.twin) *reinterpret_cast<uint32_t*>(p.twin + row * p.out.cols + column) = pack(a, b);
       }
@@ -154,12 +149,12 @@ __device__ __forceinline__ void give_turn() {
 }
 
 /// A warpgroup's walk over the pages.
-template <int kDim, bool kCodes>
+template <int kDim>
 struct Walk {
   const AttendParams& p;
   Ring<kDim>& ring;
   const uint32_t pages;
-  const PageList<kCodes>& list;
+  const PageList& list;
   const int n_keys, position;  ///< of the tile; of first_row()
   Rows<kDim>& rows;
 
@@ -246,7 +241,7 @@ struct Walk {
   }
 };
 
-template <int kDim, bool kCodes>
+template <int kDim>
 __global__ void __launch_bounds__(kThreads, 1) attend_hopper_kernel(const __grid_constant__ HopperParams params) {
 #if __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ std::byte dynamic[];
@@ -270,20 +265,20 @@ __global__ void __launch_bounds__(kThreads, 1) attend_hopper_kernel(const __grid
   const int group = p.n_heads / p.kv.n_kv_heads, kv_head = static_cast<int>(blockIdx.x) / params.head_pairs;
   const int in_group =
       static_cast<int>(blockIdx.x) % params.head_pairs * kHeads + static_cast<int>(threadIdx.x) / kConsumers;
-  const PageList<kCodes> list(tile);
+  const PageList list(tile);
   if (threadIdx.x >= kHeads * kConsumers) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
-    if (threadIdx.x == kHeads * kConsumers)
+    if (threadIdx.x == kHeads * kConsumers) {
+      asm volatile("fence.proxy.async;" ::: "memory");  // pages were written by ordinary stores
       fetch_pages<kDim>(params, tile, kv_head, list, (list.n + kPages - 1) / kPages * kPages, pages, ring);
+    }
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
     const int head = kv_head * group + min(in_group, group - 1);  // of an odd group's last pair one computes in vain
     Rows<kDim> rows;
     rows.load_query(p.q, tile, head);
-    Walk<kDim, kCodes>{p, ring, pages, list, tile.position + tile.n_rows, tile.position + Rows<kDim>::first_row(), rows}
-        .run();
-    const float* means = kCodes && p.kv.means ? p.kv.means + (p.kv.n_kv_heads + kv_head) * kDim : nullptr;
-    if (in_group < group) rows.store(p, tile, head, [means](int i) { return means ? __ldg(means + i) : 0.0f; });
+    Walk<kDim>{p, ring, pages, list, tile.position + tile.n_rows, tile.position + Rows<kDim>::first_row(), rows}.run();
+    if (in_group < group) rows.store(p, tile, head);
   }
 #endif
 }
@@ -306,10 +301,10 @@ MappedPages map_of(void* encode, std::byte* data, uint64_t page_stride, int head
   return pages;
 }
 
-template <int kDim, bool kCodes>
+template <int kDim>
 void start(const HopperParams& params, int n_tiles, cudaStream_t stream) {
   constexpr int kShared = Ring<kDim>::kStages * 2 * Ring<kDim>::kBytes + 1024;
-  const auto kernel = attend_hopper_kernel<kDim, kCodes>;
+  const auto kernel = attend_hopper_kernel<kDim>;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared),
         "shared memory of attention");
   launch("attention of tiles", kernel,
@@ -336,18 +331,8 @@ HopperAttention::HopperAttention(const GpuShape& gpu) {
 
 void HopperAttention::attend(const AttendParams& p, const TileOnDevice* tiles, int n_tiles, cudaStream_t stream) const {
   const MappedPages pages = map_of(encode_, p.kv.data, p.kv.page_stride, p.kv.head_dim, p.pages);
-  const HopperParams params{pages, pages, p, tiles, pairs_of(p)};
-  p.kv.head_dim == 64 ? start<64, false>(params, n_tiles, stream) : start<128, false>(params, n_tiles, stream);
-}
-
-void HopperAttention::attend_expanded(const AttendCodesParams& codes, std::byte* expanded, const TileOnDevice* tiles,
-                                      int n_tiles, cudaStream_t stream) const {
-  const AttendParams& p = codes.attend;
-  const uint64_t stride = kv_page_bytes(KvKind::bf16, p.kv.n_kv_heads, p.kv.head_dim);
-  const HopperParams params{map_of(encode_, expanded, stride, p.kv.head_dim, nullptr),
-                            map_of(encode_, p.kv.exact, p.kv.exact_stride, p.kv.head_dim, codes.exact), p, tiles,
-                            pairs_of(p)};
-  p.kv.head_dim == 64 ? start<64, true>(params, n_tiles, stream) : start<128, true>(params, n_tiles, stream);
+  const HopperParams params{pages, p, tiles, pairs_of(p)};
+  p.kv.head_dim == 64 ? start<64>(params, n_tiles, stream) : start<128>(params, n_tiles, stream);
 }
 
 }  // namespace firstlight::cuda

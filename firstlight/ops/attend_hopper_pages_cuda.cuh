@@ -18,12 +18,12 @@ static_assert(kTileRows == 64 && kPageTokens == 64);
 /// Pages in memory, for the kernel.
 struct MappedPages {
   CUtensorMap map;         ///< rows of head_dim numbers
-  const int32_t* numbers;  ///< the pass's table; null: a page's number is where the table has it
+  const int32_t* numbers;  ///< the pass's table
   int rows;                ///< from page to page
 };
 
 struct HopperParams {
-  MappedPages pages, exact;  ///< exact: beside expanded codes
+  MappedPages pages;
   AttendParams attend;
   const TileOnDevice* tiles;
   int head_pairs;  ///< of a group
@@ -52,60 +52,37 @@ struct Place {
   __device__ __forceinline__ uint32_t values(uint32_t pages) const { return keys(pages) + kPages * Ring<kDim>::kBytes; }
 };
 
-/// What a tile reads, in order. Beside codes: the first page exactly, codes as far as any row reads them, then the last
-/// pages exactly; what a row does not read has no weight.
-template <bool kCodes>
+/// What a tile reads, in order.
 struct PageList {
-  int n_codes = 0, tail = 0, last, n;
+  int last, n;
   __device__ __forceinline__ explicit PageList(const TileOnDevice& tile)
-      : last((tile.position + tile.n_rows - 1) / kPageTokens), n(last + 1) {
-    if (!kCodes) return;
-    constexpr int kTail = static_cast<int>(kExactTail);
-    n_codes = max(0, last - kTail);
-    tail = max(1, tile.position / kPageTokens + 1 - kTail);
-    n = 1 + n_codes + last + 1 - tail;
-  }
-  __device__ __forceinline__ bool is_exact(int item) const { return kCodes && (item == 0 || item > n_codes); }
-  __device__ __forceinline__ int page(int item) const {
-    return !kCodes || item <= n_codes ? item : tail + item - 1 - n_codes;
-  }
+      : last((tile.position + tile.n_rows - 1) / kPageTokens), n(last + 1) {}
   /// Keys of an item, from its first on, that the row at `position` reads; any number from 64 on is all.
-  __device__ __forceinline__ int visible(int item, int position) const {
-    const int at = page(item), to_row = position / kPageTokens - at;
-    constexpr int kTail = static_cast<int>(kExactTail);
-    if (kCodes && !is_exact(item)) return to_row >= kTail ? kPageTokens : 0;
-    return kCodes && at > 0 && to_row >= kTail ? 0 : position + 1 - at * kPageTokens;
-  }
+  __device__ __forceinline__ int visible(int item, int position) const { return position + 1 - item * kPageTokens; }
 };
 
 /// One thread: keys and values of a key/value head of all items, in order, and the last again up to n_fetched.
-template <int kDim, bool kCodes>
+template <int kDim>
 __device__ __forceinline__ void fetch_pages(const HopperParams& params, const TileOnDevice& tile, int kv_head,
-                                            const PageList<kCodes>& list, int n_fetched, uint32_t pages,
-                                            Ring<kDim>& ring) {
+                                            const PageList& list, int n_fetched, uint32_t pages, Ring<kDim>& ring) {
   const int to_values = params.attend.kv.n_kv_heads * kPageTokens;
-  const auto number_of = [&](int item) {
-    const int at = tile.pages + list.page(min(item, list.n - 1));
-    const int32_t* numbers = list.is_exact(min(item, list.n - 1)) ? params.exact.numbers : params.pages.numbers;
-    return numbers ? numbers[at] : at;
-  };
+  const auto number_of = [&](int item) { return params.pages.numbers[tile.pages + min(item, list.n - 1)]; };
   int number = number_of(0);
   for (int item = 0; item < n_fetched; ++item) {
     const Place<kDim> place(item);
-    const bool is_exact = list.is_exact(min(item, list.n - 1));
-    const CUtensorMap& map = is_exact ? params.exact.map : params.pages.map;
-    const int row = number * (is_exact ? params.exact.rows : params.pages.rows) + kv_head * kPageTokens;
+    const int row = number * params.pages.rows + kv_head * kPageTokens;
     if (item + 1 < n_fetched) number = number_of(item + 1);
     if (item >= Ring<kDim>::kStages) ring.keys_empty[place.stage].wait(place.parity ^ 1);
     ring.keys_full[place.stage].arrive_and_expect(Ring<kDim>::kBytes);
 #pragma unroll
     for (int i = 0; i < kDim / 64; ++i)
-      copy_box(place.keys(pages) + i * kBoxBytes, map, i * 64, row, ring.keys_full[place.stage]);
+      copy_box(place.keys(pages) + i * kBoxBytes, params.pages.map, i * 64, row, ring.keys_full[place.stage]);
     if (item >= Ring<kDim>::kStages) ring.values_empty[place.stage].wait(place.parity ^ 1);
     ring.values_full[place.stage].arrive_and_expect(Ring<kDim>::kBytes);
 #pragma unroll
     for (int i = 0; i < kDim / 64; ++i)
-      copy_box(place.values(pages) + i * kBoxBytes, map, i * 64, row + to_values, ring.values_full[place.stage]);
+      copy_box(place.values(pages) + i * kBoxBytes, params.pages.map, i * 64, row + to_values,
+               ring.values_full[place.stage]);
   }
 }
 

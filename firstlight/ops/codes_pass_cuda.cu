@@ -71,34 +71,13 @@ void CodesOfPass::require_finite(cudaStream_t stream) {
 
 }  // namespace cuda
 
-bool CudaOps::attend_expanded(const cuda::AttendCodesParams& codes, const cuda::RowSet& set) {
-  const KvLayer& kv = codes.attend.kv;
-  int64_t n_pages = 0;
-  for (const cuda::TiledSpan& span : set.tiled) n_pages = std::max<int64_t>(n_pages, span.pages + span.n_pages);
-  const uint64_t bytes = static_cast<uint64_t>(n_pages) * kv_page_bytes(KvKind::bf16, kv.n_kv_heads, kv.head_dim);
-  if (!why_not_expanded_.empty() || bytes > kMostExpandedBytes) return false;
-  try {
-    codes_.expanded.reserve(std::bit_ceil(bytes), stream_);  // contexts grow: not anew for each chunk
-  } catch (const Error& error) {
-    if (error.kind() != ErrorKind::out_of_memory) throw;
-    why_not_expanded_ = error.what();
-    compose_name();
-    return false;
-  }
-  for (const cuda::TiledSpan& span : set.tiled)
-    cuda::expand_codes(codes, span.pages, span.n_pages - static_cast<int>(kExactTail),
-                       codes_.expanded.as<__nv_bfloat16>(), stream_);
-  hopper_attention_->attend_expanded(codes, codes_.expanded.as<std::byte>(), set.tiles, set.n_tiles, stream_);
-  return true;
-}
-
 void CudaOps::attend_codes(const cuda::AttendParams& attend, const cuda::RowSet& set) {
   close_program();
   const KvLayer& kv = attend.kv;
   const cuda::AttendCodesParams codes{attend, cuda::page_shape(kv), pass_.exact(),
                                       codes_.signs(kv, state_ == State::recording, stream_)};
   if (!cuda::takes_code_singles(codes)) return cuda::attend_codes_plain(codes, set.rows, set.n_rows, stream_);
-  if (set.n_tiles > 0 && !attend_expanded(codes, set)) cuda::attend_code_tiles(codes, set.tiles, set.n_tiles, stream_);
+  if (set.n_tiles > 0) cuda::attend_code_tiles(codes, set.tiles, set.n_tiles, stream_);
   if (set.n_single == 0) return;
   const int group = attend.n_heads / kv.n_kv_heads, blocks = cuda::n_head_blocks(attend);
   const int held = std::max(1, gpu_.n_sms / blocks);

@@ -32,7 +32,7 @@ class CodesOfPass {
     bool operator==(const Plan&) const = default;
   } plan;
 
-  DeviceScratch partials, arrivals, parts, expanded;
+  DeviceScratch partials, arrivals, parts;
 
  private:
   struct Rotations {

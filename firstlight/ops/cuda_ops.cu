@@ -26,7 +26,6 @@ CudaOps::CudaOps(Device device, const CudaOpsOptions& options)
           properties.major * 10 + properties.minor};
   skinny_.emplace(gpu_);
   hopper_attention_.emplace(gpu_);
-  why_not_expanded_ = hopper_attention_->why_not();
   gpu_name_ = properties.name;
   if (!options.graphs || !options.resident) why_not_resident_ = options.why_not_resident;
   compose_name();
@@ -50,8 +49,6 @@ void CudaOps::compose_name() {
   const std::string& why_by_warps = hopper_attention_->why_not();
   name_ += why_by_warps.empty() ? "; attention of prompts by warpgroups"
                                 : str("; attention of prompts by warps (", why_by_warps, ")");
-  if (why_by_warps.empty() && !why_not_expanded_.empty())
-    name_ += str(", over codes by warps (", why_not_expanded_, ")");
   if (!options_.graphs) return;
   name_ += why_not_resident_.empty()
                ? str("; recorded steps of up to ", cuda::kMatvecRows, " rows: one resident kernel")

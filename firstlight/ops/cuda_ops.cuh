@@ -90,8 +90,6 @@ class CudaOps final : public Ops {
   const float2* angles(std::span<const double> inverse_frequencies, const cuda::RowSet& set);
   cuda::SinglesParams singles(const cuda::AttendParams& params, const cuda::RowSet& set);
   void attend_codes(const cuda::AttendParams& params, const cuda::RowSet& set);
-  /// Tiles over codes as bf16 pages of a layer, made for this op; false: not on this GPU, or too many pages.
-  bool attend_expanded(const cuda::AttendCodesParams& codes, const cuda::RowSet& set);
   int64_t pages_bound(const cuda::RowSet& set) const;
   void compose_name();
   /// What all ranks do with a pass that can be recorded here as far as `mine`: 0 run it plainly, 1 record, 2 replay.
@@ -110,7 +108,7 @@ class CudaOps final : public Ops {
 
   const Device device_;
   const CudaOpsOptions options_;
-  std::string name_, gpu_name_, why_no_library_, why_not_resident_, why_not_expanded_;
+  std::string name_, gpu_name_, why_no_library_, why_not_resident_;
   cuda::GpuShape gpu_;
   const Stream own_stream_;
   cudaStream_t const stream_;

@@ -30,10 +30,6 @@ struct CudaOpsOptions {
   const Stream* stream = nullptr;
 };
 
-/// Of a layer's codes that a prompt's passes read, at most, as bf16 pages beside them: from more on, kernels read codes
-/// as they are.
-inline constexpr uint64_t kMostExpandedBytes = uint64_t{1} << 30;
-
 /// Queued on one stream of `device`; matrices and weights lie there. Products of up to 8 rows are own kernels, exact to
 /// about 2^-17 of each term; above, activations are rounded to bf16: own kernels to 32 rows where weights are large (24
 /// MiB; Hopper, k a multiple of 8), else cuBLASLt (f32 weights: own kernels, all in f32). Passes over

@@ -69,7 +69,6 @@ void PassTables::list(std::span<const AttentionSpan> spans, int which) {
       set.n_pages_single = std::max(set.n_pages_single, (span.position + i) / kPageTokens + 1);
     }
     if (span.n_rows < kTiledRows) continue;
-    set.tiled.push_back({pages, static_cast<int32_t>(n_pages_of(span))});
     for (int64_t i = 0; i < span.n_rows; i += kTileRows) {
       tiles[set.n_tiles++] = {static_cast<int32_t>(span.row_begin + i),
                               static_cast<int32_t>(std::min(kTileRows, span.n_rows - i)),
@@ -92,9 +91,8 @@ bool PassTables::send(const PassRows& rows, cudaStream_t stream) {
     int64_t n;
   };
   std::vector<Table> tables;
-  for (const auto& [spans, by_tiles] : {std::pair(rows.spans, true), {rows.spans, false}, {rows.wanted, false}}) {
+  for (const auto& spans : {rows.spans, rows.wanted}) {
     for (const AttentionSpan& span : spans) {
-      if (by_tiles && span.n_rows < kTiledRows) continue;
       const auto same =
           std::find_if(tables.begin(), tables.end(), [&](const Table& t) { return t.pages == span.pages; });
       if (same == tables.end()) {

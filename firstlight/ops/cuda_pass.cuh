@@ -30,11 +30,6 @@ struct alignas(16) TileOnDevice {
 inline constexpr int64_t kTiledRows = 8;
 inline constexpr int64_t kTileRows = 64;
 
-/// A span that goes by tiles: where its sequence's pages begin in the table of pages, and how many its last row sees.
-struct TiledSpan {
-  int32_t pages, n_pages;
-};
-
 /// One set of spans (all of the pass, or the wanted ones).
 struct RowSet {
   const AttentionSpan* spans = nullptr;  ///< the caller's: how the set is told from others
@@ -45,7 +40,6 @@ struct RowSet {
   const RowOnDevice* rows = nullptr;     ///< n_rows
   const RowOnDevice* singles = nullptr;  ///< n_single: those attended to one by one
   const TileOnDevice* tiles = nullptr;   ///< n_tiles, the dearest first
-  std::vector<TiledSpan> tiled = {};     ///< their spans; their pages are the table's first
 };
 
 class PassTables {

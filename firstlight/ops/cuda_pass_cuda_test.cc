@@ -108,6 +108,8 @@ TEST_F(PassCuda, AReplayedPassGivesTheBitsOfAPlainOne) {
 }
 
 TEST_F(PassCuda, LargeWeightsOfRecordedKernelsTakeTheProductsOf9To32RowsFromTheFirst) {
+  if (std::string(ops_->name()).find("to 32 with weights") == std::string::npos)
+    GTEST_SKIP() << "no such products: " << ops_->name();
   ops_->end();
   constexpr int64_t kN = 3072, kK = 4096;  // 24 MiB
   const GpuTensor x(random_tensor(8, kK, DType::f32, 1)), w(random_tensor(kN, kK, DType::bf16, 2));
