@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <exception>
 #include <functional>
+#include <string_view>
 #include <vector>
 
 #include "firstlight/device/buffer.h"
@@ -61,6 +62,11 @@ inline double plain_read_rate(const Buffer& memory, uint64_t bytes, int times = 
     best = std::max(best, static_cast<double>(bytes) / s / 1e9);
   }
   return best;
+}
+
+/// Whether the command line names a part, or none at all.
+inline bool wanted(int argc, char** argv, std::string_view part) {
+  return argc < 2 || std::find(argv + 1, argv + argc, part) != argv + argc;
 }
 
 /// What main() returns: 1, and one line, where the bench throws.

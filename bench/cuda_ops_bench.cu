@@ -250,9 +250,7 @@ void prompts(Memory& memory) {
 int main(int argc, char** argv) {
   using namespace firstlight;
   return bench::run([&] {
-    const auto wanted = [&](std::string_view part) {
-      return argc < 2 || std::find(argv + 1, argv + argc, part) != argv + argc;
-    };
+    const auto wanted = [&](std::string_view part) { return bench::wanted(argc, argv, part); };
     cuda::use(kGpu);
     Memory memory;
     const auto ops = make_cuda_ops(kGpu);

@@ -208,9 +208,7 @@ void room() {
 int main(int argc, char** argv) {
   using namespace firstlight;
   return bench::run([&] {
-    const auto wanted = [&](std::string_view part) {
-      return argc < 2 || std::find(argv + 1, argv + argc, part) != argv + argc;
-    };
+    const auto wanted = [&](std::string_view part) { return bench::wanted(argc, argv, part); };
     cuda::use(kGpu);
     if (wanted("room")) room();
     Memory memory{.kv_bytes = kKvBytes, .exact_bytes = kExactBytes};

@@ -48,13 +48,13 @@ struct Rows {
   __device__ __forceinline__ void start_scores(uint32_t keys) {
 #pragma unroll
     for (int s = 0; s < kDim / 16; ++s)
-      wgmma(scores, q[s], matrix_in_shared(keys + s / 4 * kBoxBytes + s % 4 * 32), s > 0);
+      wgmma<false>(scores, q[s], matrix_in_shared(keys + s / 4 * kBoxBytes + s % 4 * 32), s > 0);
   }
   /// sums += weights values, under way.
   __device__ __forceinline__ void start_mixing(uint32_t values) {
 #pragma unroll
     for (int s = 0; s < kPages * kPageTokens / 16; ++s)
-      wgmma_transposed(sums, weights[s], columns_in_shared(values + s * 16 * 128, kBoxBytes), true);
+      wgmma<true>(sums, weights[s], columns_in_shared(values + s * 16 * 128, kBoxBytes), true);
   }
 
   /// Scores become weights, as numbers; visible[half]: of a page's keys, for first_row() + 8 half.
@@ -283,24 +283,6 @@ __global__ void __launch_bounds__(kThreads, 1) attend_hopper_kernel(const __grid
 #endif
 }
 
-using Encode = decltype(&cuTensorMapEncodeTiled);
-
-/// Of all memory from `data` on: how many pages there are the kernel need not know.
-MappedPages map_of(void* encode, std::byte* data, uint64_t page_stride, int head_dim, const int32_t* numbers) {
-  if (page_stride % static_cast<uint64_t>(head_dim * 2) != 0)
-    throw Error(ErrorKind::bug, str("pages of heads of ", head_dim, " at multiples of ", page_stride, " bytes"));
-  MappedPages pages{{}, numbers, static_cast<int>(page_stride / static_cast<uint64_t>(head_dim * 2))};
-  const auto columns = static_cast<cuuint64_t>(head_dim);
-  const cuuint64_t sizes[] = {columns, cuuint64_t{1} << 31}, strides[] = {columns * 2};
-  const cuuint32_t box[] = {64, kPageTokens}, steps[] = {1, 1};
-  const CUresult code = reinterpret_cast<Encode>(encode)(
-      &pages.map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, data, sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-      CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  if (code != CUDA_SUCCESS)
-    throw Error(ErrorKind::device, str("map pages of heads of ", head_dim, ": the driver's code ", int{code}));
-  return pages;
-}
-
 template <int kDim>
 void start(const HopperParams& params, int n_tiles, cudaStream_t stream) {
   constexpr int kShared = Ring<kDim>::kStages * 2 * Ring<kDim>::kBytes + 1024;
@@ -316,21 +298,15 @@ int pairs_of(const AttendParams& p) { return ceil_div(p.n_heads / p.kv.n_kv_head
 
 }  // namespace
 
-HopperAttention::HopperAttention(const GpuShape& gpu) {
-  if (gpu.capability != 90) {
-    why_not_ = str("compute capability ", gpu.capability / 10, ".", gpu.capability % 10, ", not 9.0");
-    return;
-  }
-  cudaDriverEntryPointQueryResult found{};
-  const cudaError_t code =
-      cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &encode_, 12000, cudaEnableDefault, &found);
-  if (code == cudaSuccess && found == cudaDriverEntryPointSuccess) return;
-  cudaGetLastError();
-  why_not_ = "the driver has no tensor maps";
-}
-
 void HopperAttention::attend(const AttendParams& p, const TileOnDevice* tiles, int n_tiles, cudaStream_t stream) const {
-  const MappedPages pages = map_of(encode_, p.kv.data, p.kv.page_stride, p.kv.head_dim, p.pages);
+  const auto row_bytes = static_cast<uint64_t>(p.kv.head_dim * 2);
+  if (p.kv.page_stride % row_bytes != 0)
+    throw Error(ErrorKind::bug,
+                str("pages of heads of ", p.kv.head_dim, " at multiples of ", p.kv.page_stride, " bytes"));
+  // Of all memory from kv.data on: how many pages there are the kernel need not know.
+  const MappedPages pages{
+      maps_.of(p.kv.data, int64_t{1} << 31, p.kv.head_dim, kPageTokens, CU_TENSOR_MAP_L2_PROMOTION_L2_256B), p.pages,
+      static_cast<int>(p.kv.page_stride / row_bytes)};
   const HopperParams params{pages, p, tiles, pairs_of(p)};
   p.kv.head_dim == 64 ? start<64>(params, n_tiles, stream) : start<128>(params, n_tiles, stream);
 }

@@ -3,23 +3,23 @@
 #pragma once
 #include <string>
 
-#include "firstlight/ops/codes_cuda.cuh"
+#include "firstlight/ops/attend_cuda.cuh"
+#include "firstlight/ops/tensor_maps_cuda.cuh"
 
 namespace firstlight::cuda {
 
 /// Computes what attend_tiles() does, with last bits of its own; as there a row's bits do not depend on its tile.
 class HopperAttention {
  public:
-  explicit HopperAttention(const GpuShape& gpu);
+  explicit HopperAttention(const GpuShape& gpu) : maps_(gpu) {}
   /// Why this GPU or its driver cannot; empty: it can.
-  const std::string& why_not() const { return why_not_; }
+  const std::string& why_not() const { return maps_.why_not(); }
   /// As attend_tiles() asks, and pages at multiples of a row of head_dim numbers, else Error{bug}. Queued on `stream`.
   /// Throws Error{device}.
   void attend(const AttendParams& params, const TileOnDevice* tiles, int n_tiles, cudaStream_t stream) const;
 
  private:
-  std::string why_not_;
-  void* encode_ = nullptr;  ///< cuTensorMapEncodeTiled
+  const TensorMaps maps_;
 };
 
 }  // namespace firstlight::cuda

@@ -175,32 +175,14 @@ __global__ void __cluster_dims__(Tile::kSplit) __launch_bounds__(kThreads, 1)
 #endif
 }
 
-using Encode = decltype(&cuTensorMapEncodeTiled);
-
-/// Of a matrix [rows, columns], in boxes of 64 columns.
-CUtensorMap map_of(void* encode, const void* data, int64_t rows, int64_t columns, int box_rows) {
-  CUtensorMap map;
-  const cuuint64_t sizes[] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)},
-                   strides[] = {static_cast<cuuint64_t>(columns) * 2};
-  const cuuint32_t box[] = {kBoxColumns, static_cast<cuuint32_t>(box_rows)}, steps[] = {1, 1};
-  const CUresult code =
-      reinterpret_cast<Encode>(encode)(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, const_cast<void*>(data), sizes,
-                                       strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                                       CU_TENSOR_MAP_L2_PROMOTION_NONE, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  if (code != CUDA_SUCCESS) {
-    throw Error(ErrorKind::device, str("map a matrix [", rows, ", ", columns, "]: the driver's code ", int{code}));
-  }
-  return map;
-}
-
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 template <class Tile>
-void start(const SkinnyProduct& m, int slab_rows, const GpuShape& gpu, void* encode, SkinnyParams& p,
+void start(const SkinnyProduct& m, int slab_rows, const GpuShape& gpu, const TensorMaps& maps, SkinnyParams& p,
            cudaStream_t stream) {
   const int64_t w_rows = m.join == Join::silu ? int64_t{2} * m.n : m.n;
-  p.w = map_of(encode, m.w, w_rows, m.k, slab_rows);
-  p.x = map_of(encode, m.x, m.rows, m.k, Tile::kRows);
+  p.w = maps.of(m.w, w_rows, m.k, slab_rows);
+  p.x = maps.of(m.x, m.rows, m.k, Tile::kRows);
   p.slab_rows = slab_rows;
   p.n_steps = static_cast<int>(ceil_div(m.k, Tile::kDepth * kBoxColumns));
   p.n_tiles = static_cast<int>(ceil_div(w_rows, slab_rows * Tile::kSlabs));
@@ -227,33 +209,20 @@ int slab_rows_for(int64_t n, int64_t n_slabs_at_once) {
 /// at 4,640 GB/s: gate_up 55.5 us (four slabs a tile 58.5), head 248 (one slab 252), qkv 15.0 (two blocks a tile 15.3),
 /// o and down, whose k two blocks share, 10.6 and 29.1 (one block a tile 14.0 and 38.2, four 18.0 and 43.5).
 template <int kRows>
-void start(const SkinnyProduct& m, const GpuShape& gpu, void* encode, SkinnyParams& p, cudaStream_t stream) {
+void start(const SkinnyProduct& m, const GpuShape& gpu, const TensorMaps& maps, SkinnyParams& p, cudaStream_t stream) {
   const int n_sms = gpu.n_sms;
   if (m.join == Join::silu) {
-    start<SkinnyTile<2, 2, kRows, 1>>(m, slab_rows_for(m.n, n_sms), gpu, encode, p, stream);
+    start<SkinnyTile<2, 2, kRows, 1>>(m, slab_rows_for(m.n, n_sms), gpu, maps, p, stream);
   } else if (m.n > 64 * n_sms) {
-    start<SkinnyTile<2, 2, kRows, 1>>(m, slab_rows_for(m.n, 2 * n_sms), gpu, encode, p, stream);
+    start<SkinnyTile<2, 2, kRows, 1>>(m, slab_rows_for(m.n, 2 * n_sms), gpu, maps, p, stream);
   } else if (m.n > 32 * n_sms) {
-    start<SkinnyTile<1, 2, kRows, 1>>(m, slab_rows_for(m.n, n_sms), gpu, encode, p, stream);
+    start<SkinnyTile<1, 2, kRows, 1>>(m, slab_rows_for(m.n, n_sms), gpu, maps, p, stream);
   } else {
-    start<SkinnyTile<1, 4, kRows, 2>>(m, slab_rows_for(m.n, n_sms / 2), gpu, encode, p, stream);
+    start<SkinnyTile<1, 4, kRows, 2>>(m, slab_rows_for(m.n, n_sms / 2), gpu, maps, p, stream);
   }
 }
 
 }  // namespace
-
-SkinnyProducts::SkinnyProducts(const GpuShape& gpu) : gpu_(gpu) {
-  if (gpu.capability != 90) {
-    why_not_ = str("compute capability ", gpu.capability / 10, ".", gpu.capability % 10, ", they are for 9.0");
-    return;
-  }
-  cudaDriverEntryPointQueryResult found{};
-  const cudaError_t code =
-      cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &encode_, 12000, cudaEnableDefault, &found);
-  if (code == cudaSuccess && found == cudaDriverEntryPointSuccess) return;
-  cudaGetLastError();
-  why_not_ = "the driver has no tensor maps";
-}
 
 void SkinnyProducts::multiply(const SkinnyProduct& m, cudaStream_t stream) const {
   SkinnyParams p{};
@@ -267,9 +236,9 @@ void SkinnyProducts::multiply(const SkinnyProduct& m, cudaStream_t stream) const
   p.out_stride = m.out_stride;
   p.twin = m.twin;
   if (m.rows <= 16) {
-    start<16>(m, gpu_, encode_, p, stream);
+    start<16>(m, gpu_, maps_, p, stream);
   } else {
-    start<kSkinnyRows>(m, gpu_, encode_, p, stream);
+    start<kSkinnyRows>(m, gpu_, maps_, p, stream);
   }
 }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Products of 9 to 32 rows, bound by reading the weights: tensor cores fed by a ring of copies, all multiprocessors
+// Products of up to 32 rows, bound by reading the weights: tensor cores fed by a ring of copies, all multiprocessors
 // with the same share of the weights.
 #pragma once
 #include <cuda_bf16.h>
@@ -8,6 +8,7 @@
 #include <string>
 
 #include "firstlight/ops/matvec_cuda.cuh"
+#include "firstlight/ops/tensor_maps_cuda.cuh"
 
 namespace firstlight::cuda {
 
@@ -33,16 +34,15 @@ struct SkinnyProduct {
 /// One thread at a time, one stream. Results are the same bits in each run, and a row's whatever rows are beside it.
 class SkinnyProducts {
  public:
-  explicit SkinnyProducts(const GpuShape& gpu);
+  explicit SkinnyProducts(const GpuShape& gpu) : gpu_(gpu), maps_(gpu) {}
   /// Why this GPU or its driver cannot; empty: it can.
-  const std::string& why_not() const { return why_not_; }
+  const std::string& why_not() const { return maps_.why_not(); }
   /// Queues it on `stream`. Throws Error{device}.
   void multiply(const SkinnyProduct& product, cudaStream_t stream) const;
 
  private:
   const GpuShape gpu_;
-  std::string why_not_;
-  void* encode_ = nullptr;  ///< cuTensorMapEncodeTiled
+  const TensorMaps maps_;
 };
 
 }  // namespace firstlight::cuda

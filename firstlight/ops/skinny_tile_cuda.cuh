@@ -5,11 +5,11 @@
 #include "firstlight/ops/cuda_kernel.cuh"
 #include "firstlight/ops/cuda_ptx.cuh"
 #include "firstlight/ops/matvec_cuda.cuh"
+#include "firstlight/ops/tensor_maps_cuda.cuh"
 #include "firstlight/ops/wgmma_cuda.cuh"
 
 namespace firstlight::cuda {
 
-constexpr int kBoxColumns = 64, kBoxRowBytes = kBoxColumns * 2;
 constexpr int kMostSkinnyStages = 16;
 
 /// kSlabs of up to 64 rows of w, kDepth boxes of 64 columns a stage, up to kRows rows of x, kSplit blocks for a tile.
