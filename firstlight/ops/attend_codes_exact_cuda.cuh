@@ -113,8 +113,8 @@ __device__ __forceinline__ void add_exact_pages(const CodeSinglesParams& p, cons
                                                 const CodeMeeting<kDim, kWarps>& meeting, ExactSums<kDim>& sums) {
   const RowCut row(p.exact_units, part.row.position);
   for (int piece = ring.first_piece(part); piece < part.n_pieces; piece += kWarps) {
-    const int page = row.exact_page(part.exact_begin + piece / Ring::kPagePieces),
-              n_slots = part.row.position + 1 - page * kPageTokens - piece % Ring::kPagePieces * kPieceTokens;
+    const int page = row.exact_page(part.exact_begin + piece / kPagePieces),
+              n_slots = part.row.position + 1 - page * kPageTokens - piece % kPagePieces * kPieceTokens;
     float scores[4];
     ring.template release<0>(score_exactly<kDim>(
         meeting.exact_query, reinterpret_cast<const __nv_bfloat16*>(ring.template wait<0>()), scores));

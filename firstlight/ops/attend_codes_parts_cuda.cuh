@@ -24,6 +24,7 @@ __host__ __device__ constexpr int ring_depth(const tq::PageShape& shape) { retur
 inline constexpr int kMostDeep = 3;
 inline constexpr int kSetHeads = 4;      ///< heads that are computed at once; a block takes one set or two
 inline constexpr int kPieceTokens = 16;  ///< of an exact page, that a warp takes at once
+inline constexpr int kPagePieces = kPageTokens / kPieceTokens;
 /// Parts of a block that are known at a time; no block has fewer warps.
 inline constexpr int kPartsKnown = 8;
 

@@ -59,7 +59,6 @@ __device__ int first_slot(const CodeSinglesParams& p, int each, int index) {
 }
 
 __global__ void __launch_bounds__(kThreads) plan_code_parts_kernel(const __grid_constant__ CodeSinglesParams p) {
-  constexpr int kPagePieces = kPageTokens / kPieceTokens;
   __shared__ int each;
   wait_for_predecessor();  // which may read the table; no successor starts before this ends: layers read it unasked
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;

@@ -17,7 +17,7 @@ class CodeRing {
   static constexpr int kKeys = kShape.values_at(), kRest = kShape.bytes() - kKeys;
   static constexpr int kPitch = ring_pitch(kShape), kWarps = code_warps(kShape), kDeep = ring_depth(kShape);
   static constexpr int kBytes = kWarps * kDeep * kPitch;  ///< of a block
-  static constexpr int kPagePieces = kPageTokens / kPieceTokens, kPiece = kPieceTokens * kDim * 2;
+  static constexpr int kPiece = kPieceTokens * kDim * 2;
   static_assert(kKeys % 16 == 0 && kRest % 16 == 0 && kDeep <= kMostDeep);
   static_assert(kWhole ? kPiece <= kKeys && kPiece <= kRest : kPiece <= kPitch);
 

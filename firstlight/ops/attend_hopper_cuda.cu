@@ -138,16 +138,6 @@ __device__ void clear_slots(uint32_t values, int n_slots) {
   asm volatile("bar.sync %0, %1;" ::"r"(static_cast<int>(threadIdx.x) / kConsumers + 1), "n"(kConsumers) : "memory");
 }
 
-/// The warpgroups' products take turns, so that one weighs while the other multiplies.
-__device__ __forceinline__ void wait_for_turn() {
-  asm volatile("bar.sync %0, %1;" ::"r"(static_cast<int>(threadIdx.x) / kConsumers + 3), "n"(2 * kConsumers)
-               : "memory");
-}
-__device__ __forceinline__ void give_turn() {
-  asm volatile("bar.arrive %0, %1;" ::"r"(4 - static_cast<int>(threadIdx.x) / kConsumers), "n"(2 * kConsumers)
-               : "memory");
-}
-
 /// A warpgroup's walk over the pages.
 template <int kDim>
 struct Walk {
@@ -158,6 +148,15 @@ struct Walk {
   const int n_keys, position;  ///< of the tile; of first_row()
   Rows<kDim>& rows;
 
+  /// The warpgroups' products take turns, so that one weighs while the other multiplies.
+  __device__ static __forceinline__ void wait_for_turn() {
+    asm volatile("bar.sync %0, %1;" ::"r"(static_cast<int>(threadIdx.x) / kConsumers + 3), "n"(2 * kConsumers)
+                 : "memory");
+  }
+  __device__ static __forceinline__ void give_turn() {
+    asm volatile("bar.arrive %0, %1;" ::"r"(4 - static_cast<int>(threadIdx.x) / kConsumers), "n"(2 * kConsumers)
+                 : "memory");
+  }
   __device__ __forceinline__ void start_scores(int step) {
 #pragma unroll
     for (int i = 0; i < kPages; ++i) {

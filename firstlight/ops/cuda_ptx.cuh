@@ -39,16 +39,6 @@ __device__ __forceinline__ uint4 load_stream(const void* at) {
   return x;
 }
 
-/// The same for what another kernel has just written.
-__device__ __forceinline__ uint4 load_stream_fresh(const void* at) {
-  uint4 x;
-  asm volatile("ld.global.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
-               : "l"(at)
-               : "memory");
-  return x;
-}
-
 /// Copies 16 bytes into shared memory, asynchronously; zeros if not `real`.
 __device__ __forceinline__ void copy_async(uint32_t to, const void* from, bool real) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(real ? 16 : 0) : "memory");
