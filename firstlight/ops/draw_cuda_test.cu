@@ -90,6 +90,23 @@ TEST_F(DrawCuda, DrawsWhatTheCpuDraws) {
   }
 }
 
+/// Few rows of few tokens, for tools that take a minute where a GPU takes a millisecond (racecheck).
+TEST_F(DrawCuda, DrawsFromAFewShortRowsWhatTheCpuDraws) {
+  std::mt19937_64 random(5);
+  constexpr int kVocab = 700;
+  for (size_t first = 0; first < 36; first += 4) {
+    Rows rows(4, std::vector<float>(kVocab));
+    const std::vector<int> history = history_of(40, kVocab, random);
+    std::vector<Draw> draws;
+    for (size_t i = 0; i < rows.size(); ++i) {
+      for (float& x : rows[i]) x = static_cast<float>(random() % 64) / 8;  // many are equal
+      draws.push_back({options_of(first + i, random), history, first});
+    }
+    compare(rows, draws);
+    if (HasFatalFailure()) return;
+  }
+}
+
 TEST_F(DrawCuda, CutsEqualLogitsAsTheCpuDoes) {
   std::mt19937_64 random(2);
   for (const int n_values : {1, 2, 7, 40}) {
