@@ -37,6 +37,17 @@ void print_json(const nlohmann::ordered_json& value) {
   print(value.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n");
 }
 
+void say_failure(bool json, std::string_view kind, std::string_view what) {
+  const char* over = ::isatty(STDERR_FILENO) == 1 ? "\r\033[K" : "";  // a progress bar may stand there
+  const std::string line = str(over, "firstlight: ", printable(what), "\n");
+  static_cast<void>(!::write(STDERR_FILENO, line.data(), line.size()));
+  if (!json) return;
+  try {
+    print_json({{"error", {{"kind", kind}, {"message", what}}}});
+  } catch (const Error&) {  // stdout is gone: the exit code says enough
+  }
+}
+
 uint64_t parse_size(std::string_view text, std::string_view option) {
   const auto refuse = [&]() -> uint64_t {
     throw Error(ErrorKind::bad_input,

@@ -55,6 +55,9 @@ int run_program(int argc, char** argv, Context& context);
 void say(const Context& context, std::string_view line);
 /// One JSON value and a newline, on stdout, at once. Throws Error{io} if stdout does not take it.
 void print_json(const nlohmann::ordered_json& value);
+/// Why the process ends: a line on stderr and, with `json`, {"error": …} on standard output. By write(2), so that any
+/// thread may say it whoever is stuck in stdio. Only behind take_last_word(). Does not throw.
+void say_failure(bool json, std::string_view kind, std::string_view what);
 /// Bytes to stdout, at once (a token must be seen when it is there). Throws Error{io}.
 void print(std::string_view text);
 

@@ -11,7 +11,6 @@
 
 #include "firstlight/base/error.h"
 #include "firstlight/base/str.h"
-#include "firstlight/base/utf8.h"
 #include "firstlight/cli/interrupt.h"
 #include "firstlight/device/gpus.h"
 
@@ -50,20 +49,20 @@ void require_one_host(const Variables& variables, const char* name, int expected
 
 /// A second after the failure: who waited for the rank, or is it, has said it by then. What is left is stuck in
 /// something else: a read or a computation that nobody needs any more, or its own end, behind a GPU that waits.
-void end_with(const std::exception_ptr& cause) {
+void end_with(const std::exception_ptr& cause, bool json) {
   std::this_thread::sleep_for(std::chrono::seconds(1));
   if (!take_last_word()) return;  // someone is about to end the process
   int code = interrupted_exit_code();
-  std::string what = "a rank was interrupted";
+  std::string kind = "interrupted", what = "a rank was interrupted";
   try {
     std::rethrow_exception(cause);
   } catch (const Error& e) {
     code = exit_code(e.kind());
+    kind = to_string(e.kind());
     what = e.what();
   } catch (const Interrupted&) {
   }
-  const std::string line = str("firstlight: ", printable(what), "\n");
-  static_cast<void>(!::write(STDERR_FILENO, line.data(), line.size()));
+  say_failure(json, kind, what);
   _exit(code);
 }
 
@@ -108,7 +107,9 @@ void join_launched(Context& context, SessionOptions& options) {
     exit_at_once(true);  // a signal ends it: rank 0 decides what becomes of the answer
   }
   const Timeline::Scope scope(&context.timeline, "ranks meet");
-  context.processes = ProcessComm::join(*me, {.stop = context.stop, .on_failure = end_with});
+  context.processes = ProcessComm::join(
+      *me, {.stop = context.stop,
+            .on_failure = [json = context.json](const std::exception_ptr& cause) { end_with(cause, json); }});
 }
 
 bool follows(const Context& context) { return context.processes && context.processes->rank() != 0; }

@@ -10,12 +10,12 @@
 namespace firstlight::cli {
 
 /// From now until end(): if the deadline and kGraceSeconds pass, in which the load itself names file and range, a line
-/// on stderr says that nothing comes from `model`, and the process ends with the exit code for io (which takes until
-/// the kernel lets its threads go). No deadline (0): does nothing.
+/// on stderr says that nothing comes from `model` (`json`: and the object on standard output), and the process ends
+/// with the exit code for io (which takes until the kernel lets its threads go). No deadline (0): does nothing.
 class LoadWatch {
  public:
   static constexpr double kGraceSeconds = 1;
-  LoadWatch(std::string model, double deadline_s);
+  LoadWatch(std::string model, double deadline_s, bool json);
   ~LoadWatch();
   LoadWatch(const LoadWatch&) = delete;
   LoadWatch& operator=(const LoadWatch&) = delete;

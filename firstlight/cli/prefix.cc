@@ -137,7 +137,7 @@ struct PrefixRestore::OwnLanes {
 
 PrefixRestore::PrefixRestore(Context& context, const SessionOptions& options, const fs::path& path)
     : begin_(Reader::Clock::now()),
-      watch_(path.native(), options.deadline_s),
+      watch_(path.native(), options.deadline_s, context.json),
       file_(path),
       choice_(choose_for(context, options, file_.file())) {}
 PrefixRestore::~PrefixRestore() = default;

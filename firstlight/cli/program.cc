@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 // The command line as a whole: sub-commands, help, and how failures become exit codes.
-#include <unistd.h>
-
 #include <CLI/CLI.hpp>
 #include <chrono>
 #include <cstdio>
@@ -13,7 +11,6 @@
 
 #include "firstlight/base/error.h"
 #include "firstlight/base/str.h"
-#include "firstlight/base/utf8.h"
 #include "firstlight/cli/arguments.h"
 #include "firstlight/cli/context.h"
 #include "firstlight/cli/interrupt.h"
@@ -26,14 +23,7 @@ namespace {
 /// The last word of this process, unless another thread has taken it and is about to end the process.
 int fail(const Context& context, std::string_view kind, const std::string& what, int code) {
   if (!take_last_word()) std::this_thread::sleep_for(std::chrono::seconds(5));
-  const char* over = ::isatty(STDERR_FILENO) == 1 ? "\r\033[K" : "";  // a progress bar may stand there
-  std::fprintf(stderr, "%sfirstlight: %s\n", over, printable(what).c_str());
-  if (context.json) {
-    try {
-      print_json({{"error", {{"kind", kind}, {"message", what}}}});
-    } catch (const Error&) {  // stdout is gone: the exit code says enough
-    }
-  }
+  say_failure(context.json, kind, what);
   return code;
 }
 

@@ -146,7 +146,7 @@ int n_usable_gpus(const SessionOptions& options, Device device) {
 
 Session::Session(Context& context, const SessionOptions& options, bool with_text, bool with_runner)
     : context_(&context),
-      watch_(std::make_shared<LoadWatch>(options.model, options.deadline_s)),
+      watch_(std::make_shared<LoadWatch>(options.model, options.deadline_s, context.json)),
       with_runner_(with_runner) {
   ProcessComm* const processes = context.processes.get();
   const bool decides = processes == nullptr || processes->rank() == 0;
