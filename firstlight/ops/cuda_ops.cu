@@ -27,6 +27,7 @@ CudaOps::CudaOps(Device device, const CudaOpsOptions& options)
   skinny_.emplace(gpu_);
   hopper_attention_.emplace(gpu_);
   gpu_name_ = properties.name;
+  if (options.least_weight * 2 >= cuda::kSkinnyBytes && skinny_->why_not().empty()) resident_rows_ = 3;
   if (!options.graphs || !options.resident) why_not_resident_ = options.why_not_resident;
   compose_name();
 }
@@ -51,7 +52,7 @@ void CudaOps::compose_name() {
                                 : str("; attention of prompts by warps (", why_by_warps, ")");
   if (!options_.graphs) return;
   name_ += why_not_resident_.empty()
-               ? str("; recorded steps of up to ", cuda::kMatvecRows, " rows: one resident kernel")
+               ? str("; recorded steps of up to ", resident_rows_, " rows: one resident kernel")
                : str("; recorded steps: a graph of kernels (resident kernel: ", why_not_resident_, ")");
 }
 
@@ -98,7 +99,7 @@ bool CudaOps::begin(const PassRows& rows, bool weights_ready) {
   program_.reset();
   // By what the pass is of, not by whether it can be recorded yet: its bits must not depend on when weights land.
   const bool never_resident_pass = !options_.resident || (!rows.spans.empty() && rows.spans.front().exact != nullptr);
-  least_skinny_rows_ = never_resident_pass && skinny_->why_not().empty() ? 1 : cuda::kMatvecRows + 1;
+  least_skinny_rows_ = never_resident_pass && skinny_->why_not().empty() ? 1 : resident_rows_ + 1;
   state_ = State::plain;
   const cuda::RowSet &all = pass_.all(), &wanted = pass_.wanted();
   using Result = PassShape::Result;
@@ -137,7 +138,7 @@ int CudaOps::agree(const PassRows& rows, int mine) {
 }
 
 void CudaOps::begin_program() {
-  if (!why_not_resident_.empty() || shape_.n_rows > cuda::kMatvecRows) return;
+  if (!why_not_resident_.empty() || shape_.n_rows > resident_rows_) return;
   if (!cuda::ResidentProgram::fits(gpu_)) {
     why_not_resident_ = "does not fit this GPU";
     compose_name();

@@ -123,6 +123,7 @@ class CudaOps final : public Ops {
   cuda::PinnedScratch staging_, pick_staging_;
   Twin twin_;
   int twin_at_ = 0;                                    ///< of twin_memory_: where twin_ lies
+  int resident_rows_ = cuda::kMatvecRows;              ///< the most of a pass that is one resident kernel
   int64_t least_skinny_rows_ = cuda::kMatvecRows + 1;  ///< of the pass: from which on large weights take such products
   std::vector<double> frequencies_;
   bool has_angles_[2] = {};

@@ -22,6 +22,11 @@ struct CudaOpsOptions {
   /// and its scale is applied to their sums, so that last bits differ from those of the ops one by one.
   bool resident = true;
   std::string why_not_resident = "not asked for";  ///< for name(), where `resident` is false
+  /// Elements of the smallest weight that a layer multiplies with. Where even that one is large (24 MiB of bf16) and
+  /// the GPU has kernels for it, a resident kernel takes 3 rows at most: Llama-3.1-8B's shapes, 4 / 8 x 512
+  /// tokens: 4.24 / 5.03 ms as a resident kernel, 4.15 / 4.23 as a graph of kernels that use tensor cores (H200; 2 x
+  /// 512: 4.01, 4.14).
+  int64_t least_weight = 0;
   /// Ops, this one among them, whose passes may run on the GPU at the same time. Attention's blocks wait for one
   /// another, so each launches only its share of what the GPU holds: grids that were half there would wait for ever.
   int n_sharing = 1;
@@ -32,11 +37,12 @@ struct CudaOpsOptions {
 
 /// Queued on one stream of `device`; matrices and weights lie there. Products of up to 8 rows are own kernels, exact to
 /// about 2^-17 of each term; above, activations are rounded to bf16: own kernels to 32 rows where weights are large (24
-/// MiB; Hopper, k a multiple of 8), else cuBLASLt (f32 weights: own kernels, all in f32). Passes over
-/// codes, and all with `resident` false, multiply large weights so from the first row on. Within 1–8 rows a row's bits
-/// depend on the row alone and on whether its pass is one that can be recorded; within 9–32 those
-/// of own kernels' products on the row alone; over codes also on how many parts the batch cuts it into. One thread at a
-/// time. Throws Error{unsupported} in a build without CUDA, Error{device} if the driver fails.
+/// MiB; Hopper, k a multiple of 8), else cuBLASLt (f32 weights: own kernels, all in f32). Passes over codes, and all
+/// with `resident` false, multiply large weights so from the first row on, and a model of large weights alone
+/// (least_weight) from the fourth. Within 1–8 rows (there: 1–3) a row's bits depend on the row alone and on whether its
+/// pass is one that can be recorded; within 9–32 (4–32) those of own kernels' products on the row alone; over codes
+/// also on how many parts the batch cuts it into. One thread at a time. Throws Error{unsupported} in a build without
+/// CUDA, Error{device} if the driver fails.
 std::unique_ptr<Ops> make_cuda_ops(Device device, const CudaOpsOptions& options = {});
 
 }  // namespace firstlight
