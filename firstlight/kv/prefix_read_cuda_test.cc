@@ -4,8 +4,6 @@
 #include <gtest/gtest.h>
 
 #include "firstlight/device/gpus.h"
-#include "firstlight/io/pread_reader.h"
-#include "firstlight/io/staged_reader.h"
 #include "firstlight/kv/prefix_testing.h"
 
 namespace firstlight {
@@ -16,22 +14,12 @@ class CudaPrefix : public testing::Test {
   void SetUp() override {
     if (gpus().names.empty()) GTEST_SKIP() << "no GPU: " << gpus().why_none;
   }
-  ReadLane lane() const {
-    ReadLane lane;
-    lane.device = gpu_;
-    lane.checks = std::make_unique<LeafChecks>([this] { return make_leaf_hasher(gpu_); });
-    auto reader =
-        std::make_unique<StagedReader>(std::make_unique<PreadReader>(2), [this] { return make_staging(gpu_); });
-    lane.on_device = reader.get();
-    lane.reader = std::move(reader);
-    return lane;
-  }
   const Device gpu_{Device::Kind::cuda, 0};
   const Folder folder_;
 };
 
 TEST_F(CudaPrefix, ComesBackToTheByteInOtherPages) {
-  ReadLane by = lane();
+  ReadLane by = lane_into(gpu_);
   for (const KvKind kind : {KvKind::f32, KvKind::bf16, KvKind::tq4, KvKind::k3v2}) {
     for (const int tp : {1, 2}) {
       for (const bool in_order : {true, false}) {
@@ -57,7 +45,7 @@ TEST_F(CudaPrefix, IsTheFileThatHostMemoryGives) {
 }
 
 TEST_F(CudaPrefix, AFlippedBitIsFoundInDeviceMemory) {
-  ReadLane by = lane();
+  ReadLane by = lane_into(gpu_);
   const PrefixInfo info = prefix_info(KvKind::bf16, 9);
   const FakeCache from(info, 1, true);
   write_prefix(folder_ / "p", info, from.ranks, from.table);

@@ -17,6 +17,8 @@
 #include "firstlight/base/error.h"
 #include "firstlight/device/buffer.h"
 #include "firstlight/device/copy.h"
+#include "firstlight/io/pread_reader.h"
+#include "firstlight/io/staged_reader.h"
 #include "firstlight/kv/prefix_file.h"
 #include "firstlight/kv/prefix_read.h"
 
@@ -119,6 +121,19 @@ class FakeCache {
 /// A lane into host memory, by this reader.
 inline ReadLane lane_of(std::unique_ptr<Reader> reader) {
   ReadLane lane;
+  lane.reader = std::move(reader);
+  return lane;
+}
+
+/// A lane into this device's memory: of a GPU by the pinned ring, with the kernel that hashes.
+inline ReadLane lane_into(Device device) {
+  if (device.kind == Device::Kind::cpu) return lane_of(std::make_unique<PreadReader>(2));
+  ReadLane lane;
+  lane.device = device;
+  lane.checks = std::make_unique<LeafChecks>([device] { return make_leaf_hasher(device); });
+  auto reader =
+      std::make_unique<StagedReader>(std::make_unique<PreadReader>(2), [device] { return make_staging(device); });
+  lane.on_device = reader.get();
   lane.reader = std::move(reader);
   return lane;
 }

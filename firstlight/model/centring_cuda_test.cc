@@ -4,8 +4,6 @@
 
 #include <memory>
 
-#include "firstlight/device/copy.h"
-#include "firstlight/device/gpus.h"
 #include "firstlight/model/runner_testing.h"
 
 namespace firstlight {
@@ -23,15 +21,7 @@ std::shared_ptr<const KvMeans> any_means(const ModelConfig& c) {
 struct CentredModel : Fixture {
   CentredModel(KvKind kind, int tp, Device::Kind where, bool centred = true) : Fixture(tp, small_code_config(), 256) {
     runner.reset();
-    if (where == Device::Kind::cuda) {
-      for (RankWeights& rank : weights) {
-        const Device device{where, rank.rank % static_cast<int>(gpus().names.size())};
-        Buffer arena(device, rank.arena.size());
-        copy(arena.data(), device, rank.arena.data(), {}, rank.arena.size());
-        for (auto& [name, tensor] : rank.tensors) tensor.data = arena.data() + (tensor.data - rank.arena.data());
-        rank.arena = std::move(arena);
-      }
-    }
+    if (where == Device::Kind::cuda) move_to_gpus(weights);
     options.kv = kind;
     options.n_exact_pages = exact_pages_for(1, options.max_batch_tokens, options.n_pages);
     if (centred) options.means = any_means(model.config);

@@ -8,6 +8,8 @@
 #include <memory>
 #include <vector>
 
+#include "firstlight/device/copy.h"
+#include "firstlight/device/gpus.h"
 #include "firstlight/model/reference_ops.h"
 #include "firstlight/model/runner.h"
 #include "firstlight/model/whole_model.h"
@@ -79,6 +81,17 @@ struct Fixture {
   RunnerOptions options;
   std::unique_ptr<Runner> runner;
 };
+
+/// Rank r's weights to the r-th GPU, if there are as many.
+inline void move_to_gpus(std::vector<RankWeights>& weights) {
+  for (RankWeights& rank : weights) {
+    const Device device{Device::Kind::cuda, rank.rank % static_cast<int>(gpus().names.size())};
+    Buffer arena(device, rank.arena.size());
+    copy(arena.data(), device, rank.arena.data(), {}, rank.arena.size());
+    for (auto& [name, tensor] : rank.tensors) tensor.data = arena.data() + (tensor.data - rank.arena.data());
+    rank.arena = std::move(arena);
+  }
+}
 
 inline float largest_difference(const std::vector<float>& a, const std::vector<float>& b) {
   EXPECT_EQ(a.size(), b.size());
