@@ -116,13 +116,14 @@ void bench_loads(Benched& bench) {
                               cold([&whole, floor] { return whole.by_system_calls(true, true, floor); })});
     }
   }
-  for (const ReaderKind kind : {ReaderKind::pread, ReaderKind::io_uring}) {
+  for (const auto& [kind, name] : {std::pair{ReaderKind::pread, "load by pread, through the page cache"},
+                                   {ReaderKind::pread_direct, "load by pread with O_DIRECT"},
+                                   {ReaderKind::io_uring, "load by io_uring"}}) {
     if (!bench.has_cold || (kind == ReaderKind::io_uring && !bench.has_uring)) continue;
     for (const Verify verify : {Verify::full, Verify::off}) {
-      if (kind == ReaderKind::pread && verify == Verify::off) continue;  // one such pair says enough
-      report.loads.push_back({kind == ReaderKind::pread ? "load by pread" : "load by io_uring", "cold",
-                              verify == Verify::full ? "full" : "off", false, bytes,
-                              cold([&bench, kind, verify] { return load_once(bench, kind, verify, true); })});
+      if (kind == ReaderKind::pread && verify == Verify::off) continue;  // such pairs of the others say enough
+      report.loads.push_back({name, "cold", verify == Verify::full ? "full" : "off", false, bytes,
+                              cold([&bench, kind = kind, verify] { return load_once(bench, kind, verify, true); })});
     }
   }
   std::optional<Peers> peers;

@@ -184,8 +184,10 @@ Findings check_storage(const MachineFacts& facts, const fs::path& directory) {
   const auto speeds = memory.recall(speed_key(mount), static_cast<int64_t>(time(nullptr)), note);
   found.push_back(
       {note.empty() ? State::info : State::warning, section, "measured speeds",
-       speeds ? str("io_uring ", human_bytes(speeds->speeds.io_uring), "/s, pread ", human_bytes(speeds->speeds.pread),
-                    "/s", depth_of(speeds->speeds), ", in '", memory.path().native(), "'")
+       speeds ? str("past the page cache ",
+                    speeds->speeds.past_cache < 0 ? "not measured" : human_bytes(speeds->speeds.past_cache) + "/s",
+                    ", through it ", human_bytes(speeds->speeds.pread), "/s", depth_of(speeds->speeds), ", in '",
+                    memory.path().native(), "'")
               : str("none remembered", note.empty() ? "" : "; " + note),
        speeds ? "delete that file to measure anew" : "the first cold load of 1 GiB and more measures them"});
   if (mount.type == "lustre") {

@@ -15,6 +15,7 @@
 #include "firstlight/base/str.h"
 #include "firstlight/base/thread_pool.h"
 #include "firstlight/ckpt/load_lane.h"
+#include "firstlight/io/pread_reader.h"
 #include "firstlight/io/reader_choice.h"
 #include "firstlight/quant/turboquant.h"
 
@@ -64,7 +65,7 @@ ReaderChoice choose_for(Context& context, const SessionOptions& options, const s
   if (options.reader != "auto") {
     const std::string why =
         options.reader == "cufile" ? "libcufile reads into the weights' memory alone" : "--reader " + options.reader;
-    return {.kind = ReaderKind::pread, .why = why, .cold = is_cold({&file, 1})};
+    return choose_pread({&file, 1}, why);
   }
   ReaderChooser chooser;
   chooser.n_threads = options.threads > 0 ? options.threads : usable_cores();
@@ -80,6 +81,7 @@ bool reads_as_weights(const std::vector<ReadLane*>& lanes, const SessionOptions&
   const std::string_view name = lanes[0]->reader->name();
   if (name == "cufile") return false;
   constexpr uint64_t kFew = 32u << 20;  // not worth threads of their own
+  if (name == PreadReader::kDirectName) return choice.kind == ReaderKind::pread_direct;
   if (name == "pread") return choice.kind == ReaderKind::pread && (!choice.cold || file.size() < kFew);
   return options.reader != "auto" || choice.kind == ReaderKind::io_uring;
 }

@@ -53,7 +53,7 @@ ReaderChoice choose_reader(Context& context, const SessionOptions& options, cons
       for (const ManifestPart& part : rank.parts) files.push_back(open_listed(options.model, manifest, part.file));
     }
   }
-  if (options.reader == "pread") return {.kind = ReaderKind::pread, .why = "--reader pread", .cold = is_cold(files)};
+  if (options.reader == "pread") return choose_pread(files, "--reader pread");
   ReaderChooser chooser;
   chooser.n_threads = n_threads;
   chooser.stop = context.stop;

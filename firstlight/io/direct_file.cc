@@ -42,6 +42,20 @@ ReadStep next_step(uint64_t offset, uint64_t into, uint64_t size, DirectAlignmen
   return {size / alignment.offset * alignment.offset, true};
 }
 
+void DirectUse::failed(const DirectFile& file) {
+  if (why_not.empty()) why_not = file.why_not();
+}
+
+std::string DirectUse::text() const {
+  std::string text;
+  if (direct_bytes > 0) text += str("; ", human_bytes(static_cast<double>(direct_bytes)), " past the page cache");
+  if (cached_bytes > 0)
+    text += str("; ", human_bytes(static_cast<double>(cached_bytes)),
+                direct_bytes > 0 ? " through it" : " through the page cache");
+  if (!why_not.empty()) text += str("; ", why_not);
+  return text;
+}
+
 // Opened is the open file itself, whatever its path names by now.
 DirectFile::DirectFile(std::shared_ptr<const File> file)
     : file_(std::move(file)), fd_(::open(str("/proc/self/fd/", file_->fd()).c_str(), O_RDONLY | O_DIRECT | O_CLOEXEC)) {

@@ -27,6 +27,19 @@ struct ReadStep {
 /// same places, else all of it goes through the page cache.
 ReadStep next_step(uint64_t offset, uint64_t into, uint64_t size, DirectAlignment alignment);
 
+class DirectFile;
+
+/// How many of a reader's bytes went which way, for its why(). One thread at a time.
+struct DirectUse {
+  uint64_t direct_bytes = 0, cached_bytes = 0;
+  std::string why_not;  ///< the first reason
+
+  void add(const ReadStep& step, uint64_t bytes) { (step.direct ? direct_bytes : cached_bytes) += bytes; }
+  void failed(const DirectFile& file);  ///< if it cannot be read so: why
+  /// "; 2.47 GB past the page cache; 1.2 MB through it", "" before the first byte.
+  std::string text() const;
+};
+
 /// One thread at a time.
 class DirectFile {
  public:

@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <condition_variable>
 #include <limits>
+#include <map>
 #include <mutex>
 #include <system_error>
 #include <thread>
@@ -17,6 +18,8 @@
 #include "firstlight/base/error.h"
 #include "firstlight/base/spin.h"
 #include "firstlight/base/start_thread.h"
+#include "firstlight/base/str.h"
+#include "firstlight/io/direct_file.h"
 #include "firstlight/io/read_items.h"
 
 namespace firstlight {
@@ -41,6 +44,7 @@ struct Slot {
 struct PreadReader::Impl {
   std::shared_ptr<RawRead> raw;
   std::string name, why;
+  uint64_t direct_from = kNeverDirect;
 
   std::mutex mutex;
   std::condition_variable work;  // for threads: queue, dropped or stopping changed
@@ -52,7 +56,9 @@ struct PreadReader::Impl {
   uint64_t outstanding = 0;  // submitted, callback not yet returned
   Clock::time_point deadline = Clock::time_point::max();
   bool stopping = false;
-  std::atomic<bool> nothing_to_do{false};  // a hint for those who wait awake
+  std::atomic<bool> nothing_to_do{false};                           // a hint for those who wait awake
+  std::map<const File*, std::shared_ptr<DirectFile>> direct_files;  // named since all was last done
+  DirectUse direct_use;
 
   std::vector<std::thread> threads;
   std::thread keeper;  // from the first deadline or cancel on: speaks for threads that are stuck in the kernel
@@ -63,7 +69,39 @@ struct PreadReader::Impl {
     (*item.front().done)({item.front().request.id, result});
     item.clear();  // the callback and the file are let go before anyone is told that all is done
     lock = lock_soon(mutex);
-    if (--outstanding == 0) all_done.notify_all();
+    if (--outstanding > 0) return;
+    direct_files.clear();
+    all_done.notify_all();
+  }
+
+  /// The file opened past the page cache, and what that asks for now; null for a request that is not to go there.
+  std::shared_ptr<DirectFile> direct_file(const ReadRequest& request, DirectAlignment& alignment) {
+    if (request.size < direct_from) return nullptr;
+    std::unique_lock lock(mutex);
+    std::shared_ptr<DirectFile> file = direct_files[request.file.get()];
+    if (!file) {
+      lock.unlock();
+      file = std::make_shared<DirectFile>(request.file);
+      lock.lock();
+      std::shared_ptr<DirectFile>& kept = direct_files[request.file.get()];
+      if (kept) {
+        file = kept;
+      } else {
+        kept = file;
+        direct_use.failed(*file);
+      }
+    }
+    alignment = file->alignment();
+    return file;
+  }
+  void refuse_direct(DirectFile& file, int error) {
+    const std::lock_guard lock(mutex);
+    file.refuse(error);
+    direct_use.failed(file);
+  }
+  void count(const ReadStep& step, uint64_t bytes) {
+    const std::lock_guard lock(mutex);
+    direct_use.add(step, bytes);
   }
 
   void deliver_dropped(std::unique_lock<std::mutex>& lock) {
@@ -81,18 +119,29 @@ struct PreadReader::Impl {
   int64_t read_all(const ReadRequest& request, const Slot& slot) {
     constexpr uint64_t kMost = std::numeric_limits<off_t>::max();
     if (request.offset > kMost || request.size > kMost - request.offset) return -EINVAL;
+    DirectAlignment alignment;
+    const std::shared_ptr<DirectFile> direct = direct_file(request, alignment);
     uint64_t done = 0;
     while (done < request.size) {
-      const size_t wanted = static_cast<size_t>(std::min<uint64_t>(request.size - done, 1u << 30));
+      std::byte* into = request.into + done;
+      const uint64_t offset = request.offset + done;
+      const ReadStep step = next_step(offset, reinterpret_cast<uintptr_t>(into), request.size - done, alignment);
+      const size_t wanted = static_cast<size_t>(std::min<uint64_t>(step.size, 1u << 30));
       const ssize_t got =
-          raw->pread(request.file->fd(), request.into + done, wanted, static_cast<off_t>(request.offset + done));
+          raw->pread(step.direct ? direct->fd(true) : request.file->fd(), into, wanted, static_cast<off_t>(offset));
       if (got == 0) return -ENODATA;
       if (got > 0) {
         done += static_cast<uint64_t>(got);
+        if (direct) count(step, static_cast<uint64_t>(got));
         if (done < request.size && must_end(slot)) return -ECANCELED;
         continue;
       }
       const int error = errno;
+      if (error == EINVAL && step.direct) {
+        refuse_direct(*direct, error);
+        alignment = {};
+        continue;
+      }
       if (error != EINTR && error != EAGAIN) return -error;
       if (must_end(slot)) return -ECANCELED;
       if (error == EAGAIN) std::this_thread::sleep_for(std::chrono::microseconds(200));
@@ -127,9 +176,12 @@ struct PreadReader::Impl {
         }
         slot.item = take_first(queue);
         slot.state = Slot::State::reading;
-        const ReadRequest request = slot.item.front().request;  // the keeper may take the slot's
-        lock.unlock();
-        const int64_t result = read_all(request, slot);
+        int64_t result = 0;
+        {
+          const ReadRequest request = slot.item.front().request;  // the keeper may take the slot's
+          lock.unlock();
+          result = read_all(request, slot);
+        }
         lock = lock_soon(mutex);
         const bool mine = slot.state == Slot::State::reading;
         slot.state = Slot::State::delivering;
@@ -189,11 +241,13 @@ struct PreadReader::Impl {
   }
 };
 
-PreadReader::PreadReader(int n_threads, std::shared_ptr<RawRead> raw, std::string name, std::string why)
+PreadReader::PreadReader(int n_threads, std::shared_ptr<RawRead> raw, std::string name, std::string why,
+                         uint64_t direct_from)
     : impl_(std::make_unique<Impl>()) {
   impl_->raw = raw ? std::move(raw) : std::make_shared<RawRead>();
   impl_->name = std::move(name);
   impl_->why = std::move(why);
+  impl_->direct_from = direct_from;
   impl_->slots.resize(static_cast<size_t>(std::max(1, n_threads)));
   try {
     for (Slot& slot : impl_->slots) {
@@ -254,6 +308,9 @@ void PreadReader::wait() {
 }
 
 std::string_view PreadReader::name() const { return impl_->name; }
-std::string PreadReader::why() const { return impl_->why; }
+std::string PreadReader::why() const {
+  const std::lock_guard lock(impl_->mutex);
+  return impl_->why + impl_->direct_use.text();
+}
 
 }  // namespace firstlight

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// The Reader that needs nothing but pread(2): a few threads and one queue. The system call can be replaced, so that
-// memory and faults go through the same queue as files.
+// The Reader that needs nothing but pread(2): a few threads and one queue; through the page cache, or past it. The
+// system call can be replaced, so that memory and faults go through the same queue as files.
 #pragma once
 #include <sys/types.h>
 
+#include <cstdint>
+#include <limits>
 #include <memory>
 #include <string>
 
@@ -21,9 +23,12 @@ struct RawRead {
 /// First come, first served: requests start in the order of submission. Threads are started by the constructor.
 class PreadReader final : public Reader {
  public:
-  /// At least one thread. `raw` null: the kernel's pread.
+  static constexpr const char* kDirectName = "pread (O_DIRECT)";  ///< for name(), of one that reads past the page cache
+  static constexpr uint64_t kNeverDirect = std::numeric_limits<uint64_t>::max();
+  /// At least one thread. `raw` null: the kernel's pread. Requests of `direct_from` bytes and more go past the page
+  /// cache (O_DIRECT) wherever offset and address allow it, and why() ends with how many bytes went which way.
   explicit PreadReader(int n_threads, std::shared_ptr<RawRead> raw = nullptr, std::string name = "pread",
-                       std::string why = "the default");
+                       std::string why = "the default", uint64_t direct_from = kNeverDirect);
   ~PreadReader() override;
   PreadReader(const PreadReader&) = delete;
   PreadReader& operator=(const PreadReader&) = delete;

@@ -22,11 +22,12 @@ namespace firstlight {
 namespace {
 
 constexpr double kWarm = 0.9;                   // from here on the page cache is read, whatever the storage can do
-constexpr double kAhead = 1.05;                 // io_uring must win by this: pread leaves the files in the page cache
+constexpr double kAhead = 1.05;                 // past the page cache must win by this: pread leaves the files in it
 constexpr uint64_t kWorthMeasuring = 1u << 30;  // 64 MiB of probe are 6 % of it
-// Cold and not measured: io_uring read 1.5 to 2 times as fast as pread on all disks tried so far (docs/performance.md),
-// so that it wins while less than a third is cached.
+// Cold and not measured: past the page cache reads were 1.5 to 2 times as fast on all disks tried so far
+// (docs/performance.md), so that they win while less than a third is cached.
 constexpr double kUntriedLead = 1.5;
+bool is_cold_enough(double cached) { return kUntriedLead * (1 - cached) > kAhead; }
 
 constexpr int kLeastInFlight = 32, kMostInFlight = 256;  // 128 MiB, 1 GiB
 constexpr uint64_t kPlannedRequest = 4u << 20;           // as a load to the CPU asks; one to a GPU has its ring's slots
@@ -43,21 +44,23 @@ std::string date(int64_t unix_s) {
 }
 
 /// Of the bytes that are cached pread needs next to no time; the others read them like all.
-ReaderChoice decide(const ReaderSpeeds& speeds, double cached, const std::string& found, const std::string& basis) {
-  const double uring = speeds.io_uring < 0 ? kNotMeasured : std::max(speeds.io_uring, speeds.deep);
+ReaderChoice decide(const ReaderSpeeds& speeds, ReaderKind past_cache, double cached, const std::string& found,
+                    const std::string& basis) {
+  const double past = speeds.past_cache < 0 ? kNotMeasured : std::max(speeds.past_cache, speeds.deep);
   ReaderChoice choice;
   double best = speeds.pread;
-  for (const auto& [other, speed] : {std::pair{ReaderKind::io_uring, uring}, {ReaderKind::cufile, speeds.cufile}}) {
+  for (const auto& [other, speed] : {std::pair{past_cache, past}, {ReaderKind::cufile, speeds.cufile}}) {
     if (speed * (1 - cached) <= kAhead * best) continue;
     choice.kind = other;
     best = speed * (1 - cached);
   }
   const auto said = [](const char* name, double speed) { return speed < 0 ? "" : str(name, rate(speed), ", "); };
-  choice.why = str(found, "; ", said("cufile ", speeds.cufile), said("io_uring ", uring), "pread ", rate(speeds.pread),
-                   ", ", basis);
+  const char* name = past_cache == ReaderKind::io_uring ? "io_uring " : "pread past the page cache ";
+  choice.why =
+      str(found, "; ", said("cufile ", speeds.cufile), said(name, past), "pread ", rate(speeds.pread), ", ", basis);
   if (speeds.latency_s == 0) return choice;
   choice.in_flight =
-      requests_in_flight(std::max(uring, 0.0), speeds.latency_s, kPlannedRequest, kLeastInFlight, kMostInFlight);
+      requests_in_flight(std::max(past, 0.0), speeds.latency_s, kPlannedRequest, kLeastInFlight, kMostInFlight);
   choice.why += str("; a read takes ", human_seconds(speeds.latency_s), ": ", choice.in_flight, " under way");
   return choice;
 }
@@ -72,8 +75,7 @@ std::string why_no_cufile(const DirectReads& direct) {
   }
 }
 
-std::string why_no_uring_read(std::span<const std::shared_ptr<const File>> files) {
-  if (!why_no_io_uring().empty()) return why_no_io_uring();
+std::string why_no_direct_read(std::span<const std::shared_ptr<const File>> files) {
   return files.empty() ? "there is nothing to read" : DirectFile(files[0]).why_not();
 }
 
@@ -88,6 +90,15 @@ std::string speed_key(const Mount& mount) {
 bool is_cold(std::span<const std::shared_ptr<const File>> files) {
   const std::optional<Residency> cached = sample_residency(files);
   return cached && cached->cached < kWarm;
+}
+
+ReaderChoice choose_pread(std::span<const std::shared_ptr<const File>> files, const std::string& why) {
+  ReaderChoice choice{.kind = ReaderKind::pread, .why = why};
+  const std::optional<Residency> cached = sample_residency(files);
+  if (!cached || cached->cached >= kWarm) return choice;
+  choice.cold = true;
+  if (is_cold_enough(cached->cached) && why_no_direct_read(files).empty()) choice.kind = ReaderKind::pread_direct;
+  return choice;
 }
 
 ReaderChoice ReaderChooser::choose(std::span<const std::shared_ptr<const File>> files) const {
@@ -106,48 +117,55 @@ ReaderChoice ReaderChooser::choose(std::span<const std::shared_ptr<const File>> 
 
 ReaderChoice ReaderChooser::choose_cold(std::span<const std::shared_ptr<const File>> files, double cached,
                                         const std::string& found) const {
-  const std::string why_not = why_no_uring ? why_no_uring() : why_no_uring_read(files);
-  if (!why_not.empty() && !direct) return {ReaderKind::pread, str(found, "; io_uring: ", why_not)};
+  const std::string no_uring = why_no_uring ? why_no_uring() : why_no_io_uring(),
+                    why_not = why_no_direct ? why_no_direct() : why_no_direct_read(files);
+  const ReaderKind past_cache = no_uring.empty() ? ReaderKind::io_uring : ReaderKind::pread_direct;
+  if (!why_not.empty() && !direct) return {ReaderKind::pread, str(found, "; ", why_not)};
 
   const Mount mount = mount_of(files[0]->path());
   const std::string where = str(mount.type, " ", mount.source), key = speed_key(mount);
   const SpeedMemory remembered(memory);
   const auto now = static_cast<int64_t>(time(nullptr));
+  const std::string about_uring = no_uring.empty() ? "" : "; io_uring: " + no_uring;
   std::string note;
   const auto covers = [&](const ReaderSpeeds& speeds) {
-    return (!why_not.empty() || speeds.io_uring >= 0) && (!direct || speeds.cufile >= 0);
+    return (!why_not.empty() || speeds.past_cache >= 0) && (!direct || speeds.cufile >= 0);
   };
   if (auto before = remembered.recall(key, now, note); before && covers(before->speeds)) {
-    const std::string basis = str("measured on ", where, " on ", date(before->unix_s), " ('", memory.native(), "')");
+    const std::string basis =
+        str("measured on ", where, " on ", date(before->unix_s), " ('", memory.native(), "')", about_uring);
     ReaderSpeeds& speeds = before->speeds;
     if (!direct) speeds.cufile = kNotMeasured;
-    if (!why_not.empty()) speeds.io_uring = kNotMeasured;
-    const ReaderChoice choice = decide(speeds, cached, found, basis);
+    if (!why_not.empty()) speeds.past_cache = kNotMeasured;
+    const ReaderChoice choice = decide(speeds, past_cache, cached, found, basis);
     if (choice.kind != ReaderKind::cufile) return choice;
     const std::string why = why_no_cufile(*direct);
     if (why.empty()) return choice;
     speeds.cufile = 0;
-    return decide(speeds, cached, found, str(basis, "; cufile then, not now: ", why));
+    return decide(speeds, past_cache, cached, found, str(basis, "; cufile then, not now: ", why));
   }
   if (!note.empty()) note = "; " + note;
-  if (!why_not.empty()) note += "; io_uring: " + why_not;
+  note += about_uring;
+  if (!why_not.empty()) note += "; " + why_not;
   uint64_t total = 0;
   for (const auto& file : files) total += file->size();
   if (total < kWorthMeasuring) {
-    const bool uring = why_not.empty() && kUntriedLead * (1 - cached) > kAhead;
-    return {uring ? ReaderKind::io_uring : ReaderKind::pread,
+    const bool past = why_not.empty() && is_cold_enough(cached);
+    return {past ? past_cache : ReaderKind::pread,
             str(found, "; ", human_bytes(static_cast<double>(total)), " on ", where, " are too few to measure: ",
-                uring             ? "io_uring is taken for cold files"
-                : why_not.empty() ? "pread is taken where so much is cached"
-                                  : "pread is taken",
+                past && no_uring.empty() ? "io_uring is taken for cold files"
+                : past                   ? "pread past the page cache is taken for cold files"
+                : why_not.empty()        ? "pread is taken where so much is cached"
+                                         : "pread is taken",
                 note)};
   }
-  const ReaderCandidates candidates{n_threads, why_not.empty(), direct ? &*direct : nullptr};
+  const ReaderCandidates candidates{n_threads, why_not.empty() ? std::optional(past_cache) : std::nullopt,
+                                    direct ? &*direct : nullptr};
   const auto speeds = measure ? measure() : measure_readers(files, candidates, stop, note);
   if (!speeds) return {ReaderKind::pread, str(found, "; not enough cold bytes to measure readers on ", where, note)};
   const std::string failed = remembered.remember(key, {*speeds, now});
   if (!failed.empty()) note += "; not remembered: " + failed;
-  return decide(*speeds, cached, found, str("measured now on ", where, note));
+  return decide(*speeds, past_cache, cached, found, str("measured now on ", where, note));
 }
 
 // Buffered reads of a cold file (2.5 GB, a disk that gives 2.8 to 3.0 GB/s to O_DIRECT; read-ahead of 128 KiB is what
@@ -156,10 +174,14 @@ std::unique_ptr<Reader> make_reader(const ReaderChoice& choice, int n_threads, i
   const int in_flight = std::max(1, choice.in_flight / std::max(1, n_readers));
   if (choice.kind != ReaderKind::io_uring) {
     constexpr int kMostThreads = 64;
-    const int sleeping = choice.cold ? std::min(in_flight, kMostThreads) : 0;
-    if (sleeping <= n_threads) return std::make_unique<PreadReader>(n_threads, nullptr, "pread", choice.why);
-    return std::make_unique<PreadReader>(sleeping, nullptr, "pread",
-                                         str(choice.why, "; ", sleeping, " threads wait for storage"));
+    constexpr uint64_t kDirectFrom = 256u << 10;  // headers and hashes lie in the page cache since the last start
+    const bool direct = choice.kind == ReaderKind::pread_direct;
+    const int sleeping = choice.cold || direct ? std::min(in_flight, kMostThreads) : 0,
+              threads = std::max(sleeping, n_threads);
+    const std::string why =
+        threads > n_threads ? str(choice.why, "; ", threads, " threads wait for storage") : choice.why;
+    return std::make_unique<PreadReader>(threads, nullptr, direct ? PreadReader::kDirectName : "pread", why,
+                                         direct ? kDirectFrom : PreadReader::kNeverDirect);
   }
   UringOptions options;
   options.n_threads = std::clamp(n_threads, 1, 8);

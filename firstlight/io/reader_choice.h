@@ -15,7 +15,9 @@
 
 namespace firstlight {
 
-enum class ReaderKind { pread, io_uring, cufile };
+/// pread_direct: pread(2) past the page cache (O_DIRECT), a thread for each request under way: what io_uring does,
+/// where that is forbidden, as it is in most containers.
+enum class ReaderKind { pread, io_uring, cufile, pread_direct };
 
 struct ReaderChoice {
   ReaderKind kind = ReaderKind::pread;
@@ -30,6 +32,9 @@ struct ReaderChoice {
 /// not tell.
 bool is_cold(std::span<const std::shared_ptr<const File>> files);
 
+/// pread, for whom no other reader will do: past the page cache where less than a third of the files is in it.
+ReaderChoice choose_pread(std::span<const std::shared_ptr<const File>> files, const std::string& why);
+
 struct ReaderChooser {
   int n_threads = 1;
   std::optional<DirectReads> direct;              ///< of a load into a GPU: cufile is a candidate
@@ -37,12 +42,14 @@ struct ReaderChooser {
   std::stop_token stop;
   /// What the choice rests on, as found on this machine; a test puts other findings there.
   std::function<std::optional<Residency>()> residency;
-  std::function<std::string()> why_no_uring;  ///< "", or why io_uring cannot read the files past the page cache
+  std::function<std::string()> why_no_uring;   ///< "", or why there is no io_uring
+  std::function<std::string()> why_no_direct;  ///< "", or why the files cannot be read past the page cache
   std::function<std::optional<ReaderSpeeds>()> measure;
 
   /// Files that are nearly all in the page cache: pread, without a probe. Else what was measured on their file system,
-  /// now or before. Not measured, because there are too few bytes (below 1 GiB): io_uring if more than two thirds are
-  /// cold; because there was no answer: pread. cufile is taken only where its speed was measured, and only if its
+  /// now or before: pread through the page cache beside io_uring past it, or, without io_uring, pread past it. Not
+  /// measured, because there are too few bytes (below 1 GiB): past it if more than two thirds are cold; because there
+  /// was no answer: pread. cufile is taken only where its speed was measured, and only if its
   /// driver opens now. Takes 0.1 ms without a probe, at most 0.5 s with one, and with `direct` as long as the device's
   /// start and the driver's take. Throws Interrupted.
   ReaderChoice choose(std::span<const std::shared_ptr<const File>> files) const;
@@ -57,7 +64,8 @@ struct ReaderChooser {
 std::string speed_key(const Mount& mount);
 
 /// One of `n_readers` that share choice.in_flight. With n_threads threads (io_uring: at most 8; pread of cold files:
-/// one for each request under way, up to 64, which sleeps meanwhile); for cufile that of bytes which end in host
+/// one for each request under way, up to 64, which sleeps meanwhile; past the page cache requests of 256 KiB and more);
+/// for cufile that of bytes which end in host
 /// memory, pread. Throws Error{unsupported} for io_uring where it is not to be had.
 std::unique_ptr<Reader> make_reader(const ReaderChoice& choice, int n_threads, int n_readers = 1);
 

@@ -35,6 +35,7 @@ class ReaderChoiceTest : public testing::Test {
     chooser_.memory = directory_ / "cache/readers";
     chooser_.residency = [this] { return residency_; };
     chooser_.why_no_uring = [this] { return why_no_uring_; };
+    chooser_.why_no_direct = [this] { return why_no_direct_; };
     chooser_.measure = [this] {
       ++n_measured_;
       return speeds_;
@@ -59,7 +60,7 @@ class ReaderChoiceTest : public testing::Test {
   ReaderChooser chooser_;
   std::vector<std::shared_ptr<const File>> files_;
   std::optional<Residency> residency_ = Residency{32, 0.0};
-  std::string why_no_uring_, why_;
+  std::string why_no_uring_, why_no_direct_, why_;
   std::optional<ReaderSpeeds> speeds_ = ReaderSpeeds{1.0e9, 2.0e9};
   int n_measured_ = 0;
 };
@@ -124,11 +125,11 @@ TEST_F(ReaderChoiceTest, AMemoryThatIsBrokenOrForeignIsIgnoredSaidAndReplaced) {
 
 TEST_F(ReaderChoiceTest, AMemoryIsOfOneFileSystemAndGrowsOld) {
   const SpeedMemory memory(chooser_.memory);
-  EXPECT_EQ(memory.remember("ext4 /dev/a host 6", {{.pread = 1e9, .io_uring = 2e9}, 1000}), "");
-  EXPECT_EQ(memory.remember("lustre x@tcp:/a b host 6", {{.pread = 3e9, .io_uring = 4e9}, 2000}), "");
-  EXPECT_EQ(memory.remember("ext4 /dev/a host 6", {{.pread = 5e9, .io_uring = 6e9}, 3000}), "");
+  EXPECT_EQ(memory.remember("ext4 /dev/a host 6", {{.pread = 1e9, .past_cache = 2e9}, 1000}), "");
+  EXPECT_EQ(memory.remember("lustre x@tcp:/a b host 6", {{.pread = 3e9, .past_cache = 4e9}, 2000}), "");
+  EXPECT_EQ(memory.remember("ext4 /dev/a host 6", {{.pread = 5e9, .past_cache = 6e9}, 3000}), "");
   std::string note;
-  EXPECT_EQ(memory.recall("ext4 /dev/a host 6", 3001, note)->speeds.io_uring, 6e9);
+  EXPECT_EQ(memory.recall("ext4 /dev/a host 6", 3001, note)->speeds.past_cache, 6e9);
   EXPECT_EQ(memory.recall("lustre x@tcp:/a b host 6", 3001, note)->speeds.pread, 3e9);
   EXPECT_FALSE(memory.recall("ext4 /dev/b host 6", 3001, note));
   EXPECT_TRUE(memory.recall("ext4 /dev/a host 6", 3000 + 30 * 86400, note));
@@ -187,15 +188,35 @@ TEST_F(ReaderChoiceTest, AMemoryThatCannotBeWrittenCostsNothingButIsSaid) {
 }
 
 TEST_F(ReaderChoiceTest, WhereNothingCanBeMeasuredPreadReadsAndTheReasonIsSaid) {
-  why_no_uring_ = "forbidden by somebody";
+  why_no_direct_ = "the file system has no O_DIRECT";
   EXPECT_EQ(choose().kind, ReaderKind::pread);
-  EXPECT_THAT(choose().why, HasSubstr("io_uring: forbidden by somebody"));
-  why_no_uring_.clear();
+  EXPECT_THAT(choose().why, HasSubstr("the file system has no O_DIRECT"));
+  EXPECT_EQ(n_measured_, 0);
+  why_no_direct_.clear();
   speeds_ = std::nullopt;
   EXPECT_THAT(choose().why, HasSubstr("not enough cold bytes"));
   residency_ = std::nullopt;
   EXPECT_THAT(choose().why, HasSubstr("does not tell"));
   EXPECT_EQ(choose().kind, ReaderKind::pread);
+}
+
+TEST_F(ReaderChoiceTest, WithoutIoUringPreadReadsPastThePageCacheWhereThatIsFaster) {
+  why_no_uring_ = "forbidden by somebody";
+  const ReaderChoice choice = choose();
+  EXPECT_EQ(choice.kind, ReaderKind::pread_direct);
+  EXPECT_THAT(choice.why, HasSubstr("pread past the page cache 2.00 GB/s, pread 1.00 GB/s, measured now on "));
+  EXPECT_THAT(choice.why, HasSubstr("io_uring: forbidden by somebody"));
+  EXPECT_THAT(choose().why, HasSubstr("io_uring: forbidden by somebody")) << "remembered, and said again";
+  residency_->cached = 0.6;
+  EXPECT_EQ(choose().kind, ReaderKind::pread);
+  fs::remove(chooser_.memory);
+  residency_->cached = 0;
+  speeds_ = ReaderSpeeds{1.0e9, 1.02e9};
+  EXPECT_EQ(choose().kind, ReaderKind::pread);
+  files_ = {make_file("small", 500'000'000)};
+  fs::remove(chooser_.memory);
+  EXPECT_EQ(choose().kind, ReaderKind::pread_direct);
+  EXPECT_THAT(choose().why, HasSubstr("pread past the page cache is taken for cold files"));
 }
 
 TEST_F(ReaderChoiceTest, ASmallColdModelGoesToIoUringUnlessItsFileSystemIsKnownToReadBetterOtherwise) {
@@ -209,9 +230,9 @@ TEST_F(ReaderChoiceTest, ASmallColdModelGoesToIoUringUnlessItsFileSystemIsKnownT
   EXPECT_EQ(choose().kind, ReaderKind::pread);
   EXPECT_THAT(choose().why, HasSubstr("pread is taken"));
   residency_->cached = 0;
-  why_no_uring_ = "forbidden by somebody";
+  why_no_direct_ = "no O_DIRECT";
   EXPECT_EQ(choose().kind, ReaderKind::pread);
-  why_no_uring_.clear();
+  why_no_direct_.clear();
   speeds_ = ReaderSpeeds{2e9, 1e9};  // a network file system, say; a large model has been there
   files_ = {huge};
   choose();
@@ -226,7 +247,7 @@ TEST_F(ReaderChoiceTest, CufileIsTakenWhereItsSpeedIsKnownAndItsDriverOpensNow) 
                        ++n_made;
                        throw Error(ErrorKind::unsupported, "libcufile: the driver is gone");
                      }};
-  speeds_ = ReaderSpeeds{.pread = 1e9, .io_uring = 2e9, .cufile = 2.05e9};
+  speeds_ = ReaderSpeeds{.pread = 1e9, .past_cache = 2e9, .cufile = 2.05e9};
   EXPECT_EQ(choose().kind, ReaderKind::io_uring) << "ahead by too little";
   EXPECT_EQ(n_made, 0) << "nothing to open for";
   fs::remove(chooser_.memory);
@@ -253,14 +274,14 @@ TEST_F(ReaderChoiceTest, WhatWasNoCandidateThenIsMeasuredWhenItIsOne) {
   choose();
   EXPECT_EQ(n_measured_, 2) << "that is remembered, too";
   fs::remove(chooser_.memory);
-  why_no_uring_ = "forbidden by somebody";
-  speeds_ = ReaderSpeeds{.pread = 1e9, .io_uring = kNotMeasured, .cufile = 4e9};
+  why_no_direct_ = "no O_DIRECT";
+  speeds_ = ReaderSpeeds{.pread = 1e9, .past_cache = kNotMeasured, .cufile = 4e9};
   const ReaderChoice choice = choose();
   EXPECT_EQ(choice.kind, ReaderKind::cufile);
-  EXPECT_THAT(choice.why, HasSubstr("io_uring: forbidden by somebody"));
-  why_no_uring_.clear();
+  EXPECT_THAT(choice.why, HasSubstr("no O_DIRECT"));
+  why_no_direct_.clear();
   choose();
-  EXPECT_EQ(n_measured_, 4) << "io_uring was not measured before";
+  EXPECT_EQ(n_measured_, 4) << "past the page cache was not measured before";
 }
 
 TEST_F(ReaderChoiceTest, FilesOnAFileSystemThatIsMemoryAreSaidToBe) {
@@ -307,7 +328,6 @@ TEST_F(ReaderChoiceTest, ResidencyIsWhatTheKernelHasCached) {
 }
 
 TEST_F(ReaderChoiceTest, BothReadersAreMeasuredOnAColdFileAndSkippedOnAWarmOne) {
-  if (!why_no_io_uring().empty()) GTEST_SKIP() << "io_uring: " << why_no_io_uring();
   const uint64_t size = 96u << 20;
   {
     const std::vector<char> bytes(size, 'x');
@@ -316,18 +336,24 @@ TEST_F(ReaderChoiceTest, BothReadersAreMeasuredOnAColdFileAndSkippedOnAWarmOne) 
   const std::vector<std::shared_ptr<const File>> files{File::open(directory_ / "real")};
   ASSERT_EQ(::fsync(files[0]->fd()), 0);
   std::string note;
-  EXPECT_FALSE(measure_readers(files, {2}, {}, note).has_value());
+  ReaderCandidates candidates{2, ReaderKind::pread_direct, nullptr};
+  EXPECT_FALSE(measure_readers(files, candidates, {}, note).has_value());
   ASSERT_EQ(posix_fadvise(files[0]->fd(), 0, 0, POSIX_FADV_DONTNEED), 0);
   if (*cached_share(*files[0], 0, size) > 0.1) GTEST_SKIP() << "the file system keeps its pages";
   std::stop_source stopped;
   stopped.request_stop();
-  EXPECT_THROW(measure_readers(files, {2}, stopped.get_token(), note), Interrupted);
-  const auto speeds = measure_readers(files, {2}, {}, note);
-  ASSERT_TRUE(speeds.has_value());
-  EXPECT_GT(speeds->pread, 1e6);
-  EXPECT_GT(speeds->io_uring, 1e6);
-  EXPECT_EQ(speeds->cufile, kNotMeasured);
-  EXPECT_EQ(note, "");
+  EXPECT_THROW(measure_readers(files, candidates, stopped.get_token(), note), Interrupted);
+  for (const ReaderKind past_cache : {ReaderKind::pread_direct, ReaderKind::io_uring}) {
+    if (past_cache == ReaderKind::io_uring && !why_no_io_uring().empty()) continue;
+    ASSERT_EQ(posix_fadvise(files[0]->fd(), 0, 0, POSIX_FADV_DONTNEED), 0);
+    candidates.past_cache = past_cache;
+    const auto speeds = measure_readers(files, candidates, {}, note);
+    ASSERT_TRUE(speeds.has_value());
+    EXPECT_GT(speeds->pread, 1e6);
+    EXPECT_GT(speeds->past_cache, 1e6);
+    EXPECT_EQ(speeds->cufile, kNotMeasured);
+    EXPECT_EQ(note, "");
+  }
 }
 
 TEST(Mount, WhatComesOverANetworkIsKnownByItsType) {

@@ -31,7 +31,7 @@ constexpr uint64_t kPieceBytes = 2u << 20;         // so that a turn keeps eight
 constexpr uint64_t kPreadBytes = kTurnBytes / 32;  // a piece for each of its threads
 constexpr auto kTurnTime = std::chrono::milliseconds(100);
 constexpr int64_t kRememberedFor_s = 30 * 24 * 3600;
-constexpr const char* kFirstLine = "firstlight readers 4";
+constexpr const char* kFirstLine = "firstlight readers 5";
 
 struct Extent {
   std::shared_ptr<const File> file;
@@ -81,7 +81,7 @@ Turn read_once(Reader& reader, const Extent& extent, uint64_t size, const Buffer
 Turn take_turn(ReaderKind kind, const ReaderCandidates& candidates, const Extent& extent, const Buffer& into) {
   if (kind != ReaderKind::cufile) {
     return read_once(*make_reader({.kind = kind, .why = "measured", .cold = true}, candidates.n_threads), extent,
-                     kTurnBytes, into, kind == ReaderKind::pread ? kPreadBytes : kPieceBytes);
+                     kTurnBytes, into, kind == ReaderKind::io_uring ? kPieceBytes : kPreadBytes);
   }
   const std::unique_ptr<DeviceReader> reader = candidates.direct->make();
   reader->wait_until_ready();
@@ -93,13 +93,14 @@ Turn take_turn(ReaderKind kind, const ReaderCandidates& candidates, const Extent
 }
 
 /// Two of the stretches' first pieces alone, the others whole.
-void measure_depth(std::span<const std::shared_ptr<const File>> files, int n_threads, ReaderSpeeds& speeds) {
+void measure_depth(std::span<const std::shared_ptr<const File>> files, ReaderKind kind, int n_threads,
+                   ReaderSpeeds& speeds) {
   constexpr uint64_t kDeepBytes = 32 * kPieceBytes;
   const std::vector<Extent> extents = cold_extents(files, 4, kDeepBytes);
   if (extents.size() < 4) return;
   const Buffer into({}, kDeepBytes);
   std::memset(into.data(), 0, into.size());
-  const auto reader = make_reader({ReaderKind::io_uring, "measured"}, n_threads);
+  const auto reader = make_reader({.kind = kind, .why = "measured", .cold = true}, n_threads);
   Turn lone, deep;
   for (size_t i = 0; i < extents.size(); ++i) {
     const Turn turn = read_once(*reader, extents[i], i < 2 ? kPieceBytes : kDeepBytes, into);
@@ -117,15 +118,12 @@ void measure_depth(std::span<const std::shared_ptr<const File>> files, int n_thr
 std::optional<ReaderSpeeds> measure_readers(std::span<const std::shared_ptr<const File>> files,
                                             const ReaderCandidates& candidates, const std::stop_token& stop,
                                             std::string& note) {
-  constexpr std::array kOrder{ReaderKind::io_uring, ReaderKind::pread, ReaderKind::cufile,
-                              ReaderKind::cufile,   ReaderKind::pread, ReaderKind::io_uring};
-  const auto is_candidate = [&](ReaderKind kind) {
-    return kind == ReaderKind::io_uring ? candidates.io_uring
-                                        : kind == ReaderKind::pread || candidates.direct != nullptr;
-  };
-  const auto n_turns = static_cast<size_t>(std::count_if(kOrder.begin(), kOrder.end(), is_candidate));
-  const std::vector<Extent> extents = cold_extents(files, n_turns, kTurnBytes);
-  if (extents.size() < n_turns) return std::nullopt;
+  std::vector<ReaderKind> order{ReaderKind::pread};
+  if (candidates.past_cache) order.insert(order.begin(), *candidates.past_cache);
+  if (candidates.direct) order.push_back(ReaderKind::cufile);
+  for (size_t i = order.size(); i > 0; --i) order.push_back(order[i - 1]);
+  const std::vector<Extent> extents = cold_extents(files, order.size(), kTurnBytes);
+  if (extents.size() < order.size()) return std::nullopt;
   const Mount mount = mount_of(files[0]->path());
   for (const auto& file : files) {
     if (is_nfs(mount)) file->turn_off_read_ahead();  // as a load does
@@ -136,8 +134,7 @@ std::optional<ReaderSpeeds> measure_readers(std::span<const std::shared_ptr<cons
   std::optional<Buffer> on_device;
   std::string why_no_cufile;
   size_t turn = 0;
-  for (const ReaderKind kind : kOrder) {
-    if (!is_candidate(kind)) continue;
+  for (const ReaderKind kind : order) {
     if (stop.stop_requested()) throw Interrupted();
     const Extent& extent = extents[turn++];
     if (kind == ReaderKind::cufile && !why_no_cufile.empty()) continue;
@@ -153,15 +150,15 @@ std::optional<ReaderSpeeds> measure_readers(std::span<const std::shared_ptr<cons
   }
   if (!why_no_cufile.empty()) note += "; cufile: " + why_no_cufile;
   const auto speed = [&](ReaderKind kind) {
-    if (!is_candidate(kind)) return kNotMeasured;
     const Turn& sum = sums[kind];
     return sum.seconds > 0 ? static_cast<double>(sum.bytes) / sum.seconds : 0;
   };
   ReaderSpeeds speeds;
   speeds.pread = speed(ReaderKind::pread);
-  speeds.io_uring = speed(ReaderKind::io_uring);
-  speeds.cufile = why_no_cufile.empty() ? speed(ReaderKind::cufile) : 0;
-  if (is_network(mount) && candidates.io_uring) measure_depth(files, candidates.n_threads, speeds);
+  speeds.past_cache = candidates.past_cache ? speed(*candidates.past_cache) : kNotMeasured;
+  if (candidates.direct) speeds.cufile = why_no_cufile.empty() ? speed(ReaderKind::cufile) : 0;
+  if (is_network(mount) && candidates.past_cache)
+    measure_depth(files, *candidates.past_cache, candidates.n_threads, speeds);
   return speeds;
 }
 
@@ -186,14 +183,14 @@ std::vector<SpeedMemory::Entry> SpeedMemory::read(std::string& why_not) const {
       Entry entry;
       ReaderSpeeds& speeds = entry.speeds.speeds;
       double latency_us = 0;
-      good = words >> speeds.pread >> speeds.io_uring >> latency_us >> speeds.deep >> speeds.cufile >>
+      good = words >> speeds.pread >> speeds.past_cache >> latency_us >> speeds.deep >> speeds.cufile >>
                  entry.speeds.unix_s &&
              words.get() == ' ' && std::getline(words, entry.key);
       speeds.latency_s = 1e-6 * latency_us;
       for (const double each : {speeds.pread, speeds.latency_s, speeds.deep}) {
         good = good && std::isfinite(each) && each >= 0;
       }
-      for (const double each : {speeds.io_uring, speeds.cufile})
+      for (const double each : {speeds.past_cache, speeds.cufile})
         good = good && std::isfinite(each) && each >= kNotMeasured;
       entries.push_back(std::move(entry));
     }
@@ -227,9 +224,9 @@ std::string SpeedMemory::remember(const std::string& key, RememberedSpeeds speed
   out << kFirstLine << "\n";
   for (const Entry& entry : entries) {
     const ReaderSpeeds& is = entry.speeds.speeds;
-    out << std::llround(is.pread) << " " << std::llround(is.io_uring) << " " << std::llround(1e6 * is.latency_s) << " "
-        << std::llround(is.deep) << " " << std::llround(is.cufile) << " " << entry.speeds.unix_s << " " << entry.key
-        << "\n";
+    out << std::llround(is.pread) << " " << std::llround(is.past_cache) << " " << std::llround(1e6 * is.latency_s)
+        << " " << std::llround(is.deep) << " " << std::llround(is.cufile) << " " << entry.speeds.unix_s << " "
+        << entry.key << "\n";
   }
   out.close();
   if (out) fs::rename(partial, path_, failed);

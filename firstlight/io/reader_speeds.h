@@ -21,8 +21,8 @@ constexpr double kNotMeasured = -1;
 
 /// Bytes a second; 0: nothing came in time, or it is not to be had; kNotMeasured: it was no candidate.
 struct ReaderSpeeds {
-  double pread = 0;
-  double io_uring = 0;
+  double pread = 0;       ///< through the page cache
+  double past_cache = 0;  ///< by io_uring, or, without it, by pread with O_DIRECT
   /// Of storage behind a network (is_network()): the seconds that a lone read of 2 MiB takes, and what comes with 32 of
   /// them under way; else 0.
   double latency_s = 0;
@@ -37,17 +37,19 @@ struct DirectReads {
   std::function<std::unique_ptr<DeviceReader>()> make;
 };
 
+enum class ReaderKind;
+
 struct ReaderCandidates {
   int n_threads = 1;
-  bool io_uring = true;
-  const DirectReads* direct = nullptr;  ///< null: no cufile
+  std::optional<ReaderKind> past_cache;  ///< io_uring or pread_direct
+  const DirectReads* direct = nullptr;   ///< null: no cufile
 };
 
-/// Reads 16 MiB twice by each candidate (io_uring, pread, cufile, cufile, pread, io_uring), each at most 0.1 s, from
-/// places of `files` that are not in the page cache; nothing if there are not so many. What pread reads stays in the
-/// page cache; cufile reads into memory of its device, which is waited for. Why cufile gave nothing is added to `note`.
-/// Behind a network also io_uring reads a piece alone and 64 MiB at once, where there are so many in a row. Throws
-/// Interrupted.
+/// Reads 16 MiB twice by each candidate (past_cache, pread, cufile, cufile, pread, past_cache), each at most 0.1 s,
+/// from places of `files` that are not in the page cache; nothing if there are not so many. What pread reads stays in
+/// the page cache; cufile reads into memory of its device, which is waited for. Why cufile gave nothing is added to
+/// `note`. Behind a network also past_cache reads a piece alone and 64 MiB at once, where there are so many in a row.
+/// Throws Interrupted.
 std::optional<ReaderSpeeds> measure_readers(std::span<const std::shared_ptr<const File>> files,
                                             const ReaderCandidates& candidates, const std::stop_token& stop,
                                             std::string& note);

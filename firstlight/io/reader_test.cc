@@ -37,8 +37,10 @@ class ReaderTest : public ::testing::TestWithParam<const char*> {
     if (uring() && !why_no_io_uring().empty()) GTEST_SKIP() << "io_uring: " << why_no_io_uring();
   }
   static bool uring() { return GetParam() == std::string_view("io_uring"); }
-  /// The kernel does the reads: for io_uring one at a time on each thread, past the page cache where that can be.
+  /// The kernel does the reads: for io_uring one at a time on each thread, for it and "direct" past the page cache
+  /// where that can be.
   static std::unique_ptr<Reader> make_reader(int n_threads) {
+    if (GetParam() == std::string_view("direct")) return std::make_unique<PreadReader>(n_threads, nullptr, "", "", 1);
     if (!uring()) return std::make_unique<PreadReader>(n_threads);
     UringOptions options;
     options.n_threads = n_threads;
@@ -367,7 +369,7 @@ TEST_P(ReaderTest, AFlippedByteAndACutFileLookAsSuchOnlyWhereTheyWereAsked) {
   expect_pattern(into.data(), 0, 900);
 }
 
-INSTANTIATE_TEST_SUITE_P(Readers, ReaderTest, ::testing::Values("pread", "io_uring"),
+INSTANTIATE_TEST_SUITE_P(Readers, ReaderTest, ::testing::Values("pread", "direct", "io_uring"),
                          [](const auto& param) { return std::string(param.param); });
 
 }  // namespace

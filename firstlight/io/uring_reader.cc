@@ -87,8 +87,8 @@ class UringReader final : public Reader {
   bool stopping_ = false;
   std::vector<std::span<std::byte>> memory_;
   uint64_t memory_version_ = 0;
-  uint64_t direct_bytes_ = 0, cached_bytes_ = 0;
-  std::string why_not_direct_, why_not_pinned_;  // the first reason
+  DirectUse direct_use_;
+  std::string why_not_pinned_;  // the first reason
 
   std::vector<std::unique_ptr<Worker>> workers_;
 };
@@ -150,7 +150,7 @@ void UringReader::begin(Worker& worker, ReadItems item) {
     file = std::make_shared<DirectFile>(request.file);
     const std::lock_guard lock(mutex_);
     if (worker.files.size() == 1) ++n_with_files_;
-    if (why_not_direct_.empty()) why_not_direct_ = file->why_not();
+    direct_use_.failed(*file);
   }
   free->state = Place::State::live;
   free->file = file;
@@ -185,7 +185,7 @@ void UringReader::finish_step(Worker& worker, const RingDone& done) {
     place.done += n;
     {
       const std::lock_guard lock(mutex_);
-      (place.step.direct ? direct_bytes_ : cached_bytes_) += n;
+      direct_use_.add(place.step, n);
     }
     if (place.done == size) return complete(worker, place, static_cast<int64_t>(size));
   } else if (done.result == 0) {
@@ -193,7 +193,7 @@ void UringReader::finish_step(Worker& worker, const RingDone& done) {
   } else if (done.result == -EINVAL && place.step.direct) {
     place.file->refuse(EINVAL);
     const std::lock_guard lock(mutex_);
-    if (why_not_direct_.empty()) why_not_direct_ = place.file->why_not();
+    direct_use_.failed(*place.file);
   } else if (done.result != -EINTR && done.result != -EAGAIN) {
     return complete(worker, place, done.result);
   }
@@ -338,12 +338,7 @@ void UringReader::use_memory(std::span<const std::span<std::byte>> slots) {
 
 std::string UringReader::why() const {
   const std::lock_guard lock(mutex_);
-  std::string text = why_;
-  if (direct_bytes_ > 0) text += str("; ", human_bytes(static_cast<double>(direct_bytes_)), " past the page cache");
-  if (cached_bytes_ > 0)
-    text += str("; ", human_bytes(static_cast<double>(cached_bytes_)),
-                direct_bytes_ > 0 ? " through it" : " through the page cache");
-  if (!why_not_direct_.empty()) text += str("; ", why_not_direct_);
+  std::string text = why_ + direct_use_.text();
   if (!why_not_pinned_.empty()) text += str("; the ring's memory is not registered: ", why_not_pinned_);
   return text;
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the io_uring reader does beyond the contract of all readers (reader_test.cc): direct reads, deep rings,
+// What readers past the page cache do beyond the contract of all readers (reader_test.cc): direct reads, deep rings,
 // registered memory.
 #include "firstlight/io/uring_reader.h"
 
@@ -22,6 +22,7 @@
 #include "firstlight/base/str.h"
 #include "firstlight/device/buffer.h"
 #include "firstlight/io/direct_file.h"
+#include "firstlight/io/pread_reader.h"
 #include "firstlight/io/raw_ring.h"
 #include "firstlight/io/reader_testing.h"
 #include "firstlight/io/staged_reader.h"
@@ -55,11 +56,11 @@ TEST(NextStep, GoesDirectlyOnlyInWholeAlignedUnits) {
   EXPECT_FALSE(next_step(512, 0x10200, 8192, {4096, 512}).direct) << "the address is less aligned than asked";
 }
 
-class UringReaderTest : public testing::Test {
+class DirectReaderTest : public testing::TestWithParam<const char*> {
  protected:
   static constexpr uint64_t kSize = (6u << 20) + 777;
   void SetUp() override {
-    if (!why_no_io_uring().empty()) GTEST_SKIP() << "io_uring: " << why_no_io_uring();
+    if (uring() && !why_no_io_uring().empty()) GTEST_SKIP() << "io_uring: " << why_no_io_uring();
     path_ = fs::path(testing::TempDir()) / str("uring_reader_test.", ::getpid());
     std::vector<char> bytes(kSize);
     for (uint64_t i = 0; i < kSize; ++i) bytes[i] = static_cast<char>(byte_at(i));
@@ -68,7 +69,9 @@ class UringReaderTest : public testing::Test {
   }
   void TearDown() override { fs::remove(path_); }
 
+  static bool uring() { return GetParam() == std::string_view("io_uring"); }
   static std::unique_ptr<Reader> make(int n_threads, int depth, uint64_t direct_from = 1) {
+    if (!uring()) return std::make_unique<PreadReader>(n_threads * depth, nullptr, "pread", "", direct_from);
     UringOptions options;
     options.n_threads = n_threads;
     options.depth = depth;
@@ -95,7 +98,7 @@ class UringReaderTest : public testing::Test {
   std::map<uint64_t, int64_t> results_;
 };
 
-TEST_F(UringReaderTest, AnyRangeAtAnyAddressIsReadRightManyAtATime) {
+TEST_P(DirectReaderTest, AnyRangeAtAnyAddressIsReadRightManyAtATime) {
   std::mt19937_64 random(7);
   for (const auto& [n_threads, depth] : {std::pair(1, 16), std::pair(3, 4)}) {
     const Buffer into({}, 16u << 20);
@@ -127,7 +130,7 @@ TEST_F(UringReaderTest, AnyRangeAtAnyAddressIsReadRightManyAtATime) {
   }
 }
 
-TEST_F(UringReaderTest, ShortRequestsGoThroughThePageCache) {
+TEST_P(DirectReaderTest, ShortRequestsGoThroughThePageCache) {
   const Buffer into({}, 8u << 20);
   const auto reader = make(1, 4, 1u << 20);
   const std::vector<ReadRequest> small{{0, file_, 0, 65536, into.data()}};
@@ -143,7 +146,7 @@ TEST_F(UringReaderTest, ShortRequestsGoThroughThePageCache) {
   EXPECT_EQ(results_, (std::map<uint64_t, int64_t>{{0, 65536}, {1, 1 << 20}}));
 }
 
-TEST_F(UringReaderTest, AFileThatWasCutAfterItWasOpenedSaysSo) {
+TEST_P(DirectReaderTest, AFileThatWasCutAfterItWasOpenedSaysSo) {
   fs::resize_file(path_, (1u << 20) + 100);
   const Buffer into({}, 8u << 20);
   const auto reader = make(2, 4);
@@ -155,7 +158,7 @@ TEST_F(UringReaderTest, AFileThatWasCutAfterItWasOpenedSaysSo) {
   EXPECT_EQ(results_, (std::map<uint64_t, int64_t>{{0, -ENODATA}, {1, -ENODATA}, {2, 1 << 20}}));
 }
 
-TEST_F(UringReaderTest, AReaderWithoutWorkKeepsNoFileOpen) {
+TEST_P(DirectReaderTest, AReaderWithoutWorkKeepsNoFileOpen) {
   const Buffer into({}, 8u << 20);
   const auto reader = make(2, 4);
   const std::weak_ptr<const File> watched = file_;
@@ -174,7 +177,7 @@ TEST_F(UringReaderTest, AReaderWithoutWorkKeepsNoFileOpen) {
   EXPECT_TRUE(watched.expired());
 }
 
-TEST_F(UringReaderTest, TheRingOfAStagedReaderIsRegisteredAndItsBytesAreRight) {
+TEST_P(DirectReaderTest, TheRingOfAStagedReaderIsRegisteredAndItsBytesAreRight) {
   const Buffer into({}, 8u << 20);
   const auto staged = std::make_unique<StagedReader>(make(2, 4), [] { return make_staging({}, {4, 256u << 10}); });
   staged->wait_until_ready();
@@ -190,7 +193,7 @@ TEST_F(UringReaderTest, TheRingOfAStagedReaderIsRegisteredAndItsBytesAreRight) {
   EXPECT_THAT(staged->why(), testing::Not(testing::HasSubstr("not registered")));
 }
 
-TEST_F(UringReaderTest, ARingThatCannotBeHadIsAnErrorInWords) {
+TEST(UringReader, ARingThatCannotBeHadIsAnErrorInWords) {
   UringOptions options;
   options.make_ring = [](unsigned) -> std::unique_ptr<Ring> {
     throw Error(ErrorKind::unsupported, "io_uring: forbidden");
@@ -212,14 +215,15 @@ class RefusingRead final : public RawRead {
   std::atomic<int> n_refused = 0;
 };
 
-TEST_F(UringReaderTest, AFileSystemThatRefusesDirectReadsIsReadThroughThePageCacheAndThatIsSaid) {
+TEST_P(DirectReaderTest, AFileSystemThatRefusesDirectReadsIsReadThroughThePageCacheAndThatIsSaid) {
   if (!has_direct()) GTEST_SKIP() << DirectFile(file_).why_not();
   const auto refusing = std::make_shared<RefusingRead>();
   UringOptions options;
   options.n_threads = 1;
   options.make_ring = [&](unsigned) { return std::make_unique<RawRing>(refusing); };
   const Buffer into({}, 8u << 20);
-  const auto reader = make_uring_reader(options);
+  const std::unique_ptr<Reader> reader =
+      uring() ? make_uring_reader(options) : std::make_unique<PreadReader>(2, refusing, "pread", "", 1);
   std::vector<ReadRequest> requests;
   for (uint64_t i = 0; i < 6; ++i) requests.push_back({i, file_, i << 20, 1u << 20, into.data() + (i << 20)});
   reader->submit(requests, collect());
@@ -232,7 +236,7 @@ TEST_F(UringReaderTest, AFileSystemThatRefusesDirectReadsIsReadThroughThePageCac
   EXPECT_THAT(reader->why(), testing::Not(testing::HasSubstr("past the page cache")));
 }
 
-TEST_F(UringReaderTest, AFileOfAFileSystemWithoutDirectReadsIsReadAllTheSame) {
+TEST_P(DirectReaderTest, AFileOfAFileSystemWithoutDirectReadsIsReadAllTheSame) {
   const auto file = File::open("/proc/self/status");  // regular, without O_DIRECT
   EXPECT_FALSE(DirectFile(file).why_not().empty());
   const Buffer into({}, 4096);
@@ -243,6 +247,9 @@ TEST_F(UringReaderTest, AFileOfAFileSystemWithoutDirectReadsIsReadAllTheSame) {
   EXPECT_EQ(results_[0], 16);
   EXPECT_THAT(reader->why(), testing::HasSubstr("no O_DIRECT"));
 }
+
+INSTANTIATE_TEST_SUITE_P(Readers, DirectReaderTest, testing::Values("pread", "io_uring"),
+                         [](const auto& info) { return std::string(info.param); });
 
 }  // namespace
 }  // namespace firstlight
