@@ -38,8 +38,9 @@ double read_bytes(const KvShape& kv, int64_t context) {
          static_cast<double>(pages - exact) * static_cast<double>(kv.page_bytes());
 }
 
-/// Seconds of a step of n sequences; 0 if their pages do not fit, which is said.
-double step(Model& model, int n, int64_t context, bool resident) {
+/// Seconds of a step of n sequences, as `run` takes it or, up to 8 rows, the other way; 0 if their pages do not fit,
+/// which is said.
+double step(Model& model, int n, int64_t context, bool as_run) {
   const KvShape& kv = model.kv;
   const double pages = static_cast<double>(n) * static_cast<double>((context + kPageTokens - 1) / kPageTokens);
   if (pages * static_cast<double>(kv.page_bytes()) > static_cast<double>(model.memory.kv.size())) {
@@ -49,7 +50,10 @@ double step(Model& model, int n, int64_t context, bool resident) {
   }
   Pass pass(n, 1, context - 1, kv.pages(model.memory), is_compressed(kv.kind));
   std::vector<float> logits;
-  const auto ops = make_cuda_ops(kGpu, {.load_cublaslt = false, .resident = resident});
+  CudaOpsOptions options{.load_cublaslt = false, .least_weight = Model::kDim * Model::kDim};
+  if (!as_run && n > 3) options.least_weight = 0;
+  if (!as_run && n <= 3) options.resident = false;
+  const auto ops = make_cuda_ops(kGpu, options);
   const auto forward = [&](std::span<const int> ids) { model.forward(*ops, ids, pass, logits, true); };
   double s = 0;
   try {
@@ -59,7 +63,7 @@ double step(Model& model, int n, int64_t context, bool resident) {
     return 0;
   }
   const double bytes = kWeightBytes + n * read_bytes(kv, context);
-  const bool is_resident = ops->name().find("one resident kernel") != std::string_view::npos && n <= 8;
+  const bool is_resident = ops->name().find("one resident kernel") != std::string_view::npos && as_run == (n <= 3);
   std::printf("step of %2d x %5ld, %-4s, %s: %7.3f ms, %6.1f tokens/s, %5.1f %% of the read rate\n", n, context,
               name_of(kv.kind), is_resident ? "resident" : "graph   ", s * 1e3, n / s, bytes / plain_rate / 1e7 / s);
   const bool is_number = std::all_of(pass.picked.begin(), pass.picked.end(), [](const auto& p) { return p.id >= 0; });
