@@ -146,9 +146,9 @@ Finding check_io_uring(const MachineFacts& facts) {
   if (facts.why_no_io_uring.empty()) return {State::good, kSection, "io_uring", "a read through it worked", ""};
   const bool seccomp = facts.why_no_io_uring.find("seccomp") != std::string::npos;
   return {State::warning, kSection, "io_uring", facts.why_no_io_uring,
-          seccomp ? "allow io_uring_setup, io_uring_enter and io_uring_register in the container's seccomp profile; "
-                    "without them cold files are read by pread"
-                  : "sysctl kernel.io_uring_disabled=0, or a kernel from 5.6; without it cold files are read by pread"};
+          str(seccomp ? "allow io_uring_setup, io_uring_enter and io_uring_register in the container's seccomp profile"
+                      : "sysctl kernel.io_uring_disabled=0, or a kernel from 5.6",
+              "; without it pread reads cold files past the page cache, with a thread for each read under way")};
 }
 
 /// The path that the loader finds a library at, or "".
