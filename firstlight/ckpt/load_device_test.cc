@@ -29,6 +29,7 @@ class BrokenStaging final : public Staging {
   uint64_t read_bytes() const override { return below_->read_bytes(); }
   std::byte* slot(int i) override { return below_->slot(i); }
   void start(int i, std::byte* into, uint64_t bytes) override { below_->start(i, into, bytes); }
+  void fetch(int i, uint64_t at, const std::byte* from, uint64_t bytes) override { below_->fetch(i, at, from, bytes); }
   bool finished(int) override { throw Error(ErrorKind::device, "the link fell over"); }
 
  private:

@@ -25,6 +25,8 @@ class Sequence {
   int64_t n_prompt() const noexcept { return static_cast<int64_t>(n_prompt_); }
   uint64_t n_generated() const noexcept { return tokens_.size() - n_prompt_; }
   bool is_decoding() const noexcept { return n_cached + 1 == n_tokens(); }
+  /// Whether Request::on_prompt is still to be called.
+  bool owes_prompt() const noexcept { return request_.on_prompt && !prompt_is_out; }
 
   /// Adds a token. `stop_ids`: the engine's; `max_tokens`: what the sequence may hold. The event that results, its
   /// finish set if the sequence ends with it.
@@ -38,6 +40,7 @@ class Sequence {
   int64_t n_shared = 0;                  ///< of these, that were there when it was admitted
   int64_t n_known = 0;                   ///< pages that the prefix cache was told of
   std::weak_ptr<Sequence> first_sample;  ///< of the same request, if this is another one
+  bool prompt_is_out = false;            ///< Request::on_prompt was called, or is another sample's
   bool cancelled = false;
   bool finished = false;
 

@@ -44,6 +44,7 @@ class LateStaging final : public Staging {
     if (n_started_++ == fail_start_) throw Error(ErrorKind::device, "start failed");
     pending_[static_cast<size_t>(i)] = {into, bytes};
   }
+  void fetch(int, uint64_t, const std::byte*, uint64_t) override { throw Error(ErrorKind::bug, "nobody fetches"); }
   bool finished(int i) override {
     if (n_asked_++ % 3 != 2) return false;
     if (n_finished_++ == fail_finish_) throw Error(ErrorKind::device, "finish failed");

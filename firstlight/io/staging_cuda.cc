@@ -58,11 +58,18 @@ class CudaStaging final : public Staging {
     cuda::check(cudaEventRecord(done_[static_cast<size_t>(i)], stream_), "event of a slot");
   }
 
+  void fetch(int i, uint64_t at, const std::byte* from, uint64_t bytes) override {
+    cuda::use(device_);
+    cuda::check(cudaMemcpyAsync(slot(i) + at, from, bytes, cudaMemcpyDeviceToHost, stream_),
+                str("copy ", bytes, " bytes from ", to_string(device_)));
+    cuda::check(cudaEventRecord(done_[static_cast<size_t>(i)], stream_), "event of a slot");
+  }
+
   bool finished(int i) override {
     cuda::use(device_);
     const cudaError_t code = cudaEventQuery(done_[static_cast<size_t>(i)]);
     if (code == cudaErrorNotReady) return false;
-    cuda::check(code, str("copy to ", to_string(device_)));
+    cuda::check(code, str("copy to or from ", to_string(device_)));
     return true;
   }
 

@@ -19,6 +19,7 @@
 #include "firstlight/device/copy.h"
 #include "firstlight/kv/prefix_file.h"
 #include "firstlight/kv/prefix_read.h"
+#include "firstlight/kv/prefix_write.h"
 
 namespace firstlight {
 
