@@ -56,6 +56,7 @@ class RankLoad final : public Load {
   void make_place(LoadLane& lane, const ManifestTp& tp, const std::shared_future<uint64_t>& reserve);
   void lay_out();
   void end_layout();
+  void wait_for_layout() const;
   void on_done(const ReadCompletion& done);
   void on_hashed(size_t job, std::span<const uint64_t> hashes, const std::exception_ptr& failure);
   std::byte* address(const LoadJob& job) const;
@@ -115,8 +116,9 @@ RankLoad::RankLoad(const fs::path& out, const LoadOptions& options) : options_(o
     on_stop_.reset();
     fail(std::current_exception());
     end_layout();
-    arenas_.clear();  // waits
-    lanes_.clear();   // before the memory that readers may still write to
+    arenas_.clear();    // waits
+    lanes_.clear();     // before the memory that readers may still write to
+    rethrow_failure();  // what failed first: the cause of a header's read that was cancelled
     throw;
   }
 }
@@ -229,6 +231,12 @@ void RankLoad::end_layout() {
   has_ended_.notify_all();
 }
 
+/// Never where headers are read: their reader may have no other thread.
+void RankLoad::wait_for_layout() const {
+  has_ended_.wait(false, std::memory_order_acquire);
+  if (failed()) throw Interrupted();  // what failed first is known already
+}
+
 std::byte* RankLoad::address(const LoadJob& job) const {
   const RankState& rank = *ranks_[job.rank];
   return (job.kind == LoadJob::Kind::padding ? rank.paddings.data() : rank.base) + job.at;
@@ -237,7 +245,6 @@ std::byte* RankLoad::address(const LoadJob& job) const {
 void RankLoad::on_done(const ReadCompletion& done) {
   const LoadJob& job = jobs_[done.id];
   const RankFiles& files = files_[job.rank];
-  if (job.kind != LoadJob::Kind::padding) has_ended_.wait(false, std::memory_order_acquire);
   if (failed()) return;
   try {
     if (done.result != static_cast<int64_t>(job.size())) {
@@ -245,11 +252,13 @@ void RankLoad::on_done(const ReadCompletion& done) {
       if (done.result == -EREMOTEIO && on_device != nullptr && on_device->failure()) {
         std::rethrow_exception(on_device->failure());
       }
+      if (job.kind != LoadJob::Kind::padding) wait_for_layout();
       std::rethrow_exception(job_failure(job, files, done.result, options_.deadline_s));
     }
     if (job.kind == LoadJob::Kind::padding) {
       check_padding(job, *files.parts[job.part], address(job));
     } else if (options_.verify == Verify::off) {
+      wait_for_layout();
       take(job, {});
     } else if (LeafChecks* checks = ranks_[job.rank]->lane->checks.get()) {
       checks->add(bytes_to_hash(job), [this, id = done.id](auto hashes, const std::exception_ptr& failure) {
@@ -270,6 +279,7 @@ void RankLoad::on_hashed(size_t job, std::span<const uint64_t> hashes, const std
   if (failed()) return;
   try {
     if (failure) std::rethrow_exception(failure);
+    wait_for_layout();
     take(jobs_[job], hashes);
     count_job(jobs_[job]);
   } catch (...) {
