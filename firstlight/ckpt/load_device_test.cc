@@ -6,10 +6,12 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <chrono>
 #include <functional>
 #include <future>
 #include <mutex>
 
+#include "firstlight/base/start_thread.h"
 #include "firstlight/ckpt/load_fixture.h"
 #include "firstlight/io/fault_read.h"
 
@@ -219,21 +221,22 @@ TEST_F(LoadDeviceTest, WhatTheDeviceFailsAtIsTheLoadsError) {
 
 /// More copies than the ring has slots, before the hashes of what they bring have been read.
 TEST_F(LoadDeviceTest, CopiesDoNotWaitForHeaders) {
-  options_.deadline_s = 30;  // or a load whose copies wait would hang
   const auto faulty =
       std::make_shared<FaultyRead>(std::vector<Fault>{{.kind = Fault::Kind::stall, .file = "rank-01/leaves.xxh3"}});
-  std::atomic<int> n_released = 0;
+  std::promise<void> copied;
   options_.make_reader = [=](int) { return make_faulty_reader(faulty, 4); };
   options_.make_staging = [&](Device) {
     return std::make_unique<CountingStaging>(5, [&] {
       EXPECT_EQ(faulty->n_stalled(), 1u);
-      ++n_released;
-      faulty->release();
+      copied.set_value();
     });
   };
+  const auto release = start_future("the storage", [&, done = copied.get_future()] {
+    EXPECT_EQ(done.wait_for(std::chrono::seconds(20)), std::future_status::ready) << "or it would hang";
+    faulty->release();
+  });
   const auto load = load_rank_checkpoint(out_, options_);
   load->wait();
-  EXPECT_EQ(n_released, 1);
   for (const RankWeights& weights : load->weights()) expect_weights(load->config(), weights);
 }
 
