@@ -17,7 +17,6 @@
 #include "firstlight/base/thread_pool.h"
 #include "firstlight/ckpt/load_lane.h"
 #include "firstlight/io/reader_choice.h"
-#include "firstlight/kv/prefix_write.h"
 #include "firstlight/quant/turboquant.h"
 
 namespace firstlight::cli {
@@ -207,16 +206,16 @@ Prefix PrefixRestore::finish(Context& context, Session& session, std::span<const
 }
 
 PrefixSave::PrefixSave(Context& context, Session& session, const fs::path& path, std::span<const int> prompt)
-    : context_(context),
-      session_(session),
-      path_(path),
-      info_(info_of(session, prompt.first(prompt.size() / kPageTokens * kPageTokens))),
-      on_stop_(context.stop, [this] { give_up_.request_stop(); }) {
-  if (info_.tokens.empty()) {
+    : context_(context), session_(session), path_(path), on_stop_(context.stop, [this] { give_up_.request_stop(); }) {
+  const size_t n = prompt.size() / kPageTokens * kPageTokens;
+  if (n == 0) {
     throw Error(ErrorKind::bad_input, str("--save-prefix: a prompt of ", prompt.size(), " tokens has no whole page of ",
                                           kPageTokens, ": there is nothing to save"));
   }
   require_prefix_place(path_);
+  reserving_ = start_future("room for the prefix", [this, info = info_of(session, prompt.first(n))] {
+    return std::make_unique<PrefixWriter>(path_, info);
+  });
 }
 
 PrefixSave::~PrefixSave() { give_up_.request_stop(); }
@@ -225,8 +224,8 @@ void PrefixSave::begin() {
   session_.wait();
   writing_ = start_future("saving the prefix", [this] {
     const double start = seconds_since_exec();
-    const uint64_t bytes =
-        write_prefix(path_, info_, session_.runner().rank_pages(), *prompt_.pages, give_up_.get_token());
+    const std::unique_ptr<PrefixWriter> writer = reserving_.get();
+    const uint64_t bytes = writer->write(session_.runner().rank_pages(), *prompt_.pages, give_up_.get_token());
     return PrefixUse::Transfer{path_, prompt_.n_tokens, bytes, start, seconds_since_exec()};
   });
 }

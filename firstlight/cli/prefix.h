@@ -13,6 +13,7 @@
 #include "firstlight/engine/prefix.h"
 #include "firstlight/kv/prefix_file.h"
 #include "firstlight/kv/prefix_read.h"
+#include "firstlight/kv/prefix_write.h"
 
 namespace firstlight::cli {
 
@@ -72,7 +73,7 @@ class PrefixRestore {
 class PrefixSave {
  public:
   /// Throws Error{bad_input} if the prompt has no whole page, and as require_prefix_place(): before anything is
-  /// computed. Context and session outlive this object.
+  /// computed; the file's room is reserved meanwhile, on a thread. Context and session outlive this object.
   PrefixSave(Context& context, Session& session, const fs::path& path, std::span<const int> prompt);
   ~PrefixSave();  ///< one that was not finished ends soon and leaves no file
   PrefixSave(const PrefixSave&) = delete;
@@ -90,10 +91,10 @@ class PrefixSave {
   Context& context_;
   Session& session_;
   const fs::path path_;
-  const PrefixInfo info_;
   Prefix prompt_;
   std::stop_source give_up_;
   std::stop_callback<std::function<void()>> on_stop_;
+  std::future<std::unique_ptr<PrefixWriter>> reserving_;
   std::future<PrefixUse::Transfer> writing_;  // destroyed first
 };
 
