@@ -16,26 +16,14 @@
 #include "firstlight/base/str.h"
 #include "firstlight/base/timeline.h"
 #include "firstlight/ckpt/load_files.h"
-#include "firstlight/ckpt/load_gates.h"
 #include "firstlight/ckpt/load_jobs.h"
 #include "firstlight/ckpt/load_lane.h"
 #include "firstlight/ckpt/load_leaf.h"
+#include "firstlight/ckpt/load_rank.h"
 
 namespace firstlight {
 
 namespace {
-
-struct RankState {
-  LoadLane* lane = nullptr;
-  Buffer arena;                  // until there are weights
-  std::byte* base = nullptr;     // the arena's, as soon as there is one
-  Buffer paddings;               // where they are read to
-  std::unique_ptr<Gates> ready;  // the weights', until there are weights
-  std::unique_ptr<LeafGates> gates;
-  std::atomic<uint64_t> jobs_left{0};
-  std::atomic<uint64_t> leaves_checked{0};
-  double end_s = 0;  // written by the thread that does the last job
-};
 
 class RankLoad final : public Load {
  public:
@@ -59,11 +47,8 @@ class RankLoad final : public Load {
   void wait_for_layout() const;
   void on_done(const ReadCompletion& done);
   void on_hashed(size_t job, std::span<const uint64_t> hashes, const std::exception_ptr& failure);
-  std::byte* address(const LoadJob& job) const;
-  std::vector<LeafBytes> bytes_to_hash(const LoadJob& job);
   void hash_here(const LoadJob& job);
   void take(const LoadJob& job, std::span<const uint64_t> hashes);
-  void check_leaves(const LoadJob& job, std::span<const uint64_t> hashes);
   void count_job(const LoadJob& job);
   void finish();
   void fail(std::exception_ptr cause);
@@ -75,7 +60,7 @@ class RankLoad final : public Load {
   std::vector<RankFiles> files_;
   HeaderReads headers_;
   std::atomic<bool> has_ended_{false};  // the reading of headers: well, or the load has failed
-  std::vector<std::unique_ptr<RankState>> ranks_;
+  std::vector<std::unique_ptr<LoadRank>> ranks_;
   std::vector<RankWeights> weights_;
   std::vector<LoadJob> jobs_;
   std::string order_;  // "; reads spread over …", or why not; "" where there is nothing to say
@@ -138,7 +123,7 @@ void RankLoad::open_manifest(const fs::path& out) {
 
 /// On devices beside all else: 16 GB take 4 ms. LoadOptions::reserve is asked by the first that needs it.
 void RankLoad::begin_arenas(const fs::path& out) {
-  for (size_t i = 0; i < n_loaded_ranks(options_); ++i) ranks_.push_back(std::make_unique<RankState>());
+  for (size_t i = 0; i < n_loaded_ranks(options_); ++i) ranks_.push_back(std::make_unique<LoadRank>());
   const ManifestTp& tp = stored_tp(manifest_, config_, out, options_.tp);
   const std::shared_future<uint64_t> reserve = std::async(
       std::launch::deferred, [this] { return options_.reserve ? options_.reserve() : options_.reserve_bytes; });
@@ -156,14 +141,14 @@ void RankLoad::make_place(LoadLane& lane, const ManifestTp& tp, const std::share
   std::vector<Buffer> arenas = make_arenas(lane, options_, manifest_, tp, reserve, begin_s_);
   std::vector<std::span<std::byte>> memory;
   for (size_t i = 0; i < arenas.size(); ++i) {
-    RankState& rank = *ranks_[lane.ranks[i]];
+    LoadRank& rank = *ranks_[lane.ranks[i]];
     rank.arena = std::move(arenas[i]);
     rank.base = rank.arena.data();
     memory.push_back(rank.arena.bytes());
   }
   if (lane.on_device == nullptr) return;
   lane.on_device->use_memory(memory);
-  lane.on_device->release([this](uint64_t job) { return address(jobs_[job]); });
+  lane.on_device->release([this](uint64_t job) { return ranks_[jobs_[job].rank]->address(jobs_[job]); });
 }
 
 /// Headers are on their way before all else.
@@ -194,8 +179,8 @@ void RankLoad::submit(bool staged) {
       if (ranks_[job.rank]->lane != &lane) continue;
       const bool to_ring = staged && job.kind != LoadJob::Kind::padding;
       (staged && !to_ring ? to_host : requests)
-          .push_back(
-              {i, files_[job.rank].parts[job.part], job.file_begin(), job.size(), to_ring ? nullptr : address(job)});
+          .push_back({i, files_[job.rank].parts[job.part], job.file_begin(), job.size(),
+                      to_ring ? nullptr : ranks_[job.rank]->address(job)});
     }
     lane.reader->submit(requests, callback);
     if (!to_host.empty()) lane.host_reader().submit(to_host, callback);
@@ -237,18 +222,14 @@ void RankLoad::wait_for_layout() const {
   if (failed()) throw Interrupted();  // what failed first is known already
 }
 
-std::byte* RankLoad::address(const LoadJob& job) const {
-  const RankState& rank = *ranks_[job.rank];
-  return (job.kind == LoadJob::Kind::padding ? rank.paddings.data() : rank.base) + job.at;
-}
-
 void RankLoad::on_done(const ReadCompletion& done) {
   const LoadJob& job = jobs_[done.id];
   const RankFiles& files = files_[job.rank];
+  const LoadRank& rank = *ranks_[job.rank];
   if (failed()) return;
   try {
     if (done.result != static_cast<int64_t>(job.size())) {
-      const DeviceReader* on_device = ranks_[job.rank]->lane->on_device;
+      const DeviceReader* on_device = rank.lane->on_device;
       if (done.result == -EREMOTEIO && on_device != nullptr && on_device->failure()) {
         std::rethrow_exception(on_device->failure());
       }
@@ -256,14 +237,15 @@ void RankLoad::on_done(const ReadCompletion& done) {
       std::rethrow_exception(job_failure(job, files, done.result, options_.deadline_s));
     }
     if (job.kind == LoadJob::Kind::padding) {
-      check_padding(job, *files.parts[job.part], address(job));
+      check_padding(job, *files.parts[job.part], rank.address(job));
     } else if (options_.verify == Verify::off) {
       wait_for_layout();
       take(job, {});
-    } else if (LeafChecks* checks = ranks_[job.rank]->lane->checks.get()) {
-      checks->add(bytes_to_hash(job), [this, id = done.id](auto hashes, const std::exception_ptr& failure) {
-        on_hashed(id, hashes, failure);  // counts it
-      });
+    } else if (LeafChecks* checks = rank.lane->checks.get()) {
+      checks->add(rank.bytes_to_hash(job, options_.verify),
+                  [this, id = done.id](auto hashes, const std::exception_ptr& failure) {
+                    on_hashed(id, hashes, failure);  // counts it
+                  });
       return;
     } else {
       hash_here(job);
@@ -288,7 +270,7 @@ void RankLoad::on_hashed(size_t job, std::span<const uint64_t> hashes, const std
 }
 
 void RankLoad::count_job(const LoadJob& job) {
-  RankState& rank = *ranks_[job.rank];
+  LoadRank& rank = *ranks_[job.rank];
   if (rank.jobs_left.fetch_sub(1, std::memory_order_acq_rel) == 1) {
     rank.end_s = seconds_since_exec();
     if (options_.timeline != nullptr) {
@@ -301,8 +283,8 @@ void RankLoad::count_job(const LoadJob& job) {
 
 /// The bytes of a job are in memory: checks them, puts a tail in its place, opens what waited for them.
 void RankLoad::take(const LoadJob& job, std::span<const uint64_t> hashes) {
-  RankState& rank = *ranks_[job.rank];
-  check_leaves(job, hashes);
+  LoadRank& rank = *ranks_[job.rank];
+  rank.check_leaves(job, files_[job.rank], options_.verify, hashes);
   if (job.kind == LoadJob::Kind::tail) {
     place_tail(job, files_[job.rank], rank.lane->device, rank.base);
   }
@@ -312,32 +294,14 @@ void RankLoad::take(const LoadJob& job, std::span<const uint64_t> hashes) {
   if (options_.progress) options_.progress(done, total_bytes_);
 }
 
-std::vector<LeafBytes> RankLoad::bytes_to_hash(const LoadJob& job) {
-  std::vector<LeafBytes> bytes;
-  for (const uint64_t leaf : leaves_to_check(job, options_.verify)) {
-    const uint64_t at = leaf * kLeafBytes - job.begin;
-    bytes.push_back({address(job) + at, std::min(kLeafBytes, job.size() - at)});
-  }
-  return bytes;
-}
-
 /// On the thread that has just read the bytes: they are in its core's cache.
 void RankLoad::hash_here(const LoadJob& job) {
   std::vector<uint64_t> hashes;
   const double begin = thread_cpu_seconds();
-  for (const LeafBytes& leaf : bytes_to_hash(job)) hashes.push_back(xxh3_64({leaf.data, leaf.size}));
+  for (const LeafBytes& leaf : ranks_[job.rank]->bytes_to_hash(job, options_.verify))
+    hashes.push_back(xxh3_64({leaf.data, leaf.size}));
   hash_ns_.fetch_add(static_cast<uint64_t>(1e9 * (thread_cpu_seconds() - begin)), std::memory_order_relaxed);
   take(job, hashes);
-}
-
-void RankLoad::check_leaves(const LoadJob& job, std::span<const uint64_t> hashes) {
-  RankState& rank = *ranks_[job.rank];
-  const std::vector<uint64_t> leaves = leaves_to_check(job, options_.verify);
-  for (size_t i = 0; i < leaves.size(); ++i) {
-    if (hashes[i] == files_[job.rank].expected_leaf(job.part, leaves[i])) continue;
-    std::rethrow_exception(leaf_failure(files_[job.rank], job.part, leaves[i], hashes[i]));
-  }
-  rank.leaves_checked.fetch_add(hashes.size(), std::memory_order_relaxed);
 }
 
 /// All bytes are there and right. If the files are still those that were opened, the last gates open.
@@ -405,12 +369,9 @@ LoadReport RankLoad::wait() {
   for (const LoadLane& lane : lanes_) report.verify_device_seconds += lane.checks ? lane.checks->seconds() : 0;
   uint64_t checked = 0, all = 0;
   for (size_t r = 0; r < ranks_.size(); ++r) {
-    const RankState& rank = *ranks_[r];
-    const RankFiles& files = files_[r];
-    checked += rank.leaves_checked;
-    for (const ManifestPart& part : files.manifest->parts) all += leaves_of(part);
-    report.ranks.push_back({files.rank, rank.lane->device, files.manifest->total_bytes(),
-                            rank.end_s - rank.lane->ready_s, rank.leaves_checked.load()});
+    report.ranks.push_back(ranks_[r]->report(files_[r]));
+    checked += report.ranks.back().leaves_checked;
+    for (const ManifestPart& part : files_[r].manifest->parts) all += leaves_of(part);
   }
   report.verify = describe(options_.verify, checked, all);
   return report;

@@ -34,7 +34,6 @@ struct Engine::Impl {
   bool reserve_or_preempt(const SequencePtr& sequence);
   void forward(const std::vector<Work>& work);
   void remember(Sequence& sequence);
-  static bool hand_out_prompt(Sequence& sequence);
   void deliver(const std::vector<Work>& work);
   void accept(const SequencePtr& sequence, size_t row);
   void fail_all(const std::string& message);
@@ -284,26 +283,6 @@ void Engine::Impl::remember(Sequence& sequence) {
   sequence.n_known = n;
 }
 
-/// The first token whose exact pages stay. The samples to come begin kMatrixRows tokens before the prompt's end, and
-/// who is owed the prompt gets a page before its last full one; a page more is what exact_pages_for() has to spare.
-static int64_t exact_begin(const Sequence& sequence) {
-  const int64_t n_prompt = sequence.n_prompt();
-  int64_t begin = sequence.n_cached;
-  if (sequence.request().n_samples > 1 && begin < n_prompt - kMatrixRows + kPageTokens)
-    begin = std::min(begin, n_prompt - kMatrixRows);
-  if (sequence.owes_prompt()) begin = std::min(begin, (n_prompt / kPageTokens - 1) * kPageTokens);
-  return std::max<int64_t>(0, begin);
-}
-
-/// Behind release_exact(): who holds the prompt must not hold exact pages that others need.
-bool Engine::Impl::hand_out_prompt(Sequence& sequence) {
-  if (!sequence.owes_prompt() || sequence.n_cached < sequence.n_prompt()) return false;
-  sequence.prompt_is_out = true;
-  const int64_t n = sequence.n_prompt() / kPageTokens * kPageTokens;
-  sequence.request().on_prompt({std::make_unique<PageTable>(sequence.pages->fork(n)), n});
-  return true;
-}
-
 void Engine::Impl::deliver(const std::vector<Work>& work) {
   size_t row = 0;
   for (const Work& each : work) {
@@ -312,8 +291,8 @@ void Engine::Impl::deliver(const std::vector<Work>& work) {
     // Counted only now: if a callback throws, the sequences behind it compute these tokens again, into the same slots.
     each.sequence->n_cached += each.n_tokens;
     remember(*each.sequence);
-    each.sequence->pages->release_exact(exact_begin(*each.sequence));
-    if (hand_out_prompt(*each.sequence)) each.sequence->pages->release_exact(exact_begin(*each.sequence));
+    each.sequence->release_exact();
+    each.sequence->hand_out_prompt();
     if (each.wants_logits) accept(each.sequence, mine);
   }
 }

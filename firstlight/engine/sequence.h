@@ -25,8 +25,6 @@ class Sequence {
   int64_t n_prompt() const noexcept { return static_cast<int64_t>(n_prompt_); }
   uint64_t n_generated() const noexcept { return tokens_.size() - n_prompt_; }
   bool is_decoding() const noexcept { return n_cached + 1 == n_tokens(); }
-  /// Whether Request::on_prompt is still to be called.
-  bool owes_prompt() const noexcept { return request_.on_prompt && !prompt_is_out; }
 
   /// Adds a token. `stop_ids`: the engine's; `max_tokens`: what the sequence may hold. The event that results, its
   /// finish set if the sequence ends with it.
@@ -34,6 +32,11 @@ class Sequence {
   /// The event of an end without a token.
   TokenEvent end(FinishReason reason, std::string error, ErrorKind kind = ErrorKind::bug);
   void deliver(const TokenEvent& event) const;
+  /// Gives back the exact pages that nobody needs any more once n_cached tokens are there.
+  void release_exact();
+  /// Calls Request::on_prompt, once the prompt is there. Behind release_exact(): who holds the prompt must not hold
+  /// exact pages that others need.
+  void hand_out_prompt();
 
   std::unique_ptr<PageTable> pages;      ///< null while waiting
   int64_t n_cached = 0;                  ///< tokens whose keys and values lie in the pages
@@ -45,6 +48,7 @@ class Sequence {
   bool finished = false;
 
  private:
+  bool owes_prompt() const noexcept { return request_.on_prompt && !prompt_is_out; }
   bool is_stop(int token, const std::vector<int>& stop_ids) const;
   std::string rest_of_text();
 
