@@ -5,7 +5,6 @@
 #include <utility>
 
 #include "firstlight/base/error.h"
-#include "firstlight/base/start_thread.h"
 #include "firstlight/base/str.h"
 #include "firstlight/base/thread_pool.h"
 #include "firstlight/ckpt/arena.h"
@@ -54,12 +53,6 @@ void fill(LoadLane& lane, const LoadOptions& options, int n_threads, StagingSize
         start_it);
   }
   lane.on_device = made.get();
-  if (!options.make_staging && !options.make_device_reader) {
-    lane.memory = start_future("a device's memory", [reader = lane.on_device, device] {
-      reader->wait_until_ready();
-      ready_memory(device);
-    });
-  }
   lane.reader = std::move(made);
   if (options.verify != Verify::off) lane.checks = make_leaf_checks(options, device);
 }

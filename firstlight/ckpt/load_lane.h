@@ -17,7 +17,6 @@ struct LoadLane : ReadLane {
   std::vector<size_t> ranks;          ///< whose bytes go there, counted among those that are loaded
   std::shared_ptr<double> started_s;  ///< since exec: when the device stood; to be read when `on_device` is ready
   double ready_s = 0;                 ///< the same, but not before the load began
-  std::future<void> memory;           ///< ready_memory(), begun before anything is known; destroyed first
 };
 
 /// How many ranks are loaded here, and which the i-th of them is.

@@ -184,11 +184,6 @@ void start(Device device) {
   cuda::check(cudaFree(nullptr), str("context of ", to_string(device)));
 }
 
-void ready_memory(Device device) {
-  start(device);
-  if (cuda::maps_memory(device)) cuda::touch_memory(device);
-}
-
 void* make_stream(Device device) {
   cuda::use(device);
   cudaStream_t stream = nullptr;

@@ -54,13 +54,6 @@ TEST_F(CudaDevice, FreeMemoryFallsByWhatIsTakenAndComesBack) {
   }
 }
 
-TEST_F(CudaDevice, ReadyingMemoryTakesNone) {
-  ready_memory(gpu_);
-  const uint64_t before = free_memory(gpu_);
-  for (int i = 0; i < 100; ++i) ready_memory(gpu_);
-  EXPECT_GE(free_memory(gpu_) + (2u << 20), before);
-}
-
 TEST_F(CudaDevice, SaysHowMuchItCouldNotGet) {
   for (const uint64_t size : {~uint64_t{0}, uint64_t{1} << 44}) {
     for (const Reach reach : {Reach::peers, Reach::own}) try {

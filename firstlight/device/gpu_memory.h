@@ -19,7 +19,6 @@ uint64_t free_memory(Device device);
 void copy(std::byte* to, Device to_device, const std::byte* from, Device from_device, uint64_t bytes);
 void clear(std::byte* to, Device device, uint64_t bytes);
 void start(Device device);
-void ready_memory(Device device);
 /// A cudaStream_t that does not wait for the legacy stream.
 void* make_stream(Device device);
 void release_stream(Device device, void* stream) noexcept;

@@ -127,8 +127,4 @@ void start_device(Device device) {
   if (device.kind == Device::Kind::cuda) gpu::start(device);
 }
 
-void ready_memory(Device device) {
-  if (device.kind == Device::Kind::cuda) gpu::ready_memory(device);
-}
-
 }  // namespace firstlight

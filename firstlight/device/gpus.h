@@ -57,10 +57,4 @@ void use_few_queues();
 /// thread of its own beside everything that does not need the device yet. Throws Error{device}.
 void start_device(Device device);
 
-/// The first memory that a GPU's driver is asked for behind a large piece that was given back takes it 3 to 7 ms,
-/// whatever its size, and what follows 0.1 (one H200, 16 GB given back 0.15 s before). Asks for a little and gives it
-/// back, so that this is over when memory is needed. Starts the device; blocks; nothing on the CPU. Throws as
-/// start_device().
-void ready_memory(Device device);
-
 }  // namespace firstlight

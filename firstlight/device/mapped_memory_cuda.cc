@@ -69,29 +69,14 @@ bool maps_memory(Device device) {
   return has != 0;
 }
 
-namespace {
-
-CUmemAllocationProp memory_of(Device device) {
-  CUmemAllocationProp kind{};
-  kind.type = CU_MEM_ALLOCATION_TYPE_PINNED;
-  kind.location = {CU_MEM_LOCATION_TYPE_DEVICE, {device.index}};
-  return kind;
-}
-
-}  // namespace
-
-void touch_memory(Device device) noexcept {
-  const CUmemAllocationProp kind = memory_of(device);
-  CUmemGenericAllocationHandle memory{};
-  // Where there is none left, whoever needs some will say so.
-  if (driver().create(&memory, kUnit, &kind, 0) == CUDA_SUCCESS) driver().release(memory);
-}
-
 std::byte* map_memory(Device device, uint64_t size, const std::string& what) {
   use(device);
   const Driver& by = driver();
   const uint64_t bytes = whole_units(size);
-  const CUmemAllocationProp kind = memory_of(device);
+  const CUmemLocation here{CU_MEM_LOCATION_TYPE_DEVICE, {device.index}};
+  CUmemAllocationProp kind{};
+  kind.type = CU_MEM_ALLOCATION_TYPE_PINNED;
+  kind.location = here;
   CUmemGenericAllocationHandle memory{};
   check_driver(by.create(&memory, bytes, &kind, 0), what);
   CUdeviceptr at = 0;
@@ -100,7 +85,7 @@ std::byte* map_memory(Device device, uint64_t size, const std::string& what) {
   if (code == CUDA_SUCCESS) code = by.map(at, bytes, 0, memory, 0);
   by.release(memory);  // it lives on while it is mapped
   const bool is_mapped = code == CUDA_SUCCESS;
-  const CUmemAccessDesc access{kind.location, CU_MEM_ACCESS_FLAGS_PROT_READWRITE};
+  const CUmemAccessDesc access{here, CU_MEM_ACCESS_FLAGS_PROT_READWRITE};
   if (code == CUDA_SUCCESS) code = by.set_access(at, bytes, &access, 1);
   if (code != CUDA_SUCCESS) {
     if (is_mapped) by.unmap(at, bytes);

@@ -13,8 +13,6 @@ namespace firstlight::cuda {
 bool maps_memory(Device device);
 /// Fresh memory, whole units of 2 MiB, aligned to as much. Throws Error{out_of_memory, device} that begins with `what`.
 std::byte* map_memory(Device device, uint64_t size, const std::string& what);
-/// Makes a unit of it and gives it back, unmapped: nobody's work on the device is waited for.
-void touch_memory(Device device) noexcept;
 /// Waits for the device: nothing may use the memory any more. `size` as it was asked for.
 void unmap_memory(Device device, std::byte* data, uint64_t size) noexcept;
 

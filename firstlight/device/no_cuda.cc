@@ -32,7 +32,6 @@ void copy(std::byte*, Device to_device, const std::byte*, Device from_device, ui
 }
 void clear(std::byte*, Device device, uint64_t) { refuse(device); }
 void start(Device device) { refuse(device); }
-void ready_memory(Device device) { refuse(device); }
 void* make_stream(Device device) { refuse(device); }
 void release_stream(Device, void*) noexcept {}
 void wait(Device device, void*) { refuse(device); }
