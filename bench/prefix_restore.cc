@@ -24,6 +24,7 @@
 #include "firstlight/io/reader_choice.h"
 #include "firstlight/kv/prefix_file.h"
 #include "firstlight/kv/prefix_read.h"
+#include "firstlight/kv/prefix_write.h"
 #include "firstlight/quant/turboquant.h"
 
 namespace {

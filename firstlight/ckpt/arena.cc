@@ -85,10 +85,9 @@ ArenaLayout lay_out_arena(const ModelConfig& config, const Manifest& manifest, c
   const auto expected = expected_tensors(config, manifest, tp, rank);
   std::set<std::string_view> seen;
   ArenaLayout layout;
-  uint64_t regions_end = 0;
+  const std::vector<uint64_t> regions = region_begins(parts);
   for (size_t p = 0; p < parts.parts.size(); ++p) {
     const ManifestPart& part = parts.parts[p];
-    layout.region_begin.push_back(regions_end);
     for (const SafetensorsTensor& tensor : headers[p].tensors) {
       const auto found = expected.find(tensor.name);
       if (found == expected.end()) {
@@ -99,9 +98,8 @@ ArenaLayout lay_out_arena(const ModelConfig& config, const Manifest& manifest, c
       }
       check_tensor(tensor, found->second, part);
       layout.tensors.push_back({tensor.name, tensor.dtype, tensor.shape, found->second.gate, p, tensor.begin,
-                                tensor.end, tensor.begin >= part.tail_begin, regions_end + tensor.begin});
+                                tensor.end, tensor.begin >= part.tail_begin, regions[p] + tensor.begin});
     }
-    regions_end += part.tail_begin;
   }
   for (const auto& [name, tensor] : expected) {
     if (!seen.contains(name)) {
@@ -109,13 +107,12 @@ ArenaLayout lay_out_arena(const ModelConfig& config, const Manifest& manifest, c
     }
   }
   require_one_type_a_group(config, [&](const std::string& name) { return expected.at(name).dtype; });
-  place_tails(layout, regions_end);
+  place_tails(layout, regions.back() + parts.parts.back().tail_begin);
   return layout;
 }
 
 ArenaLayout lay_out_arena(const ModelConfig& config, std::span<const DType> dtypes, int tp, int rank) {
   ArenaLayout layout;
-  layout.region_begin = {0};
   uint64_t regions_end = 0;
   const std::vector<ModelTensor> tensors = model_tensors(config);
   for (size_t i = 0; i < tensors.size(); ++i) {
@@ -170,10 +167,18 @@ void check_tensor_list(const ModelConfig& config, const Manifest& manifest) {
   }
 }
 
+std::vector<uint64_t> region_begins(const ManifestRank& parts) {
+  std::vector<uint64_t> begins;
+  uint64_t end = 0;
+  for (const ManifestPart& part : parts.parts) {
+    begins.push_back(end);
+    end += part.tail_begin;
+  }
+  return begins;
+}
+
 uint64_t most_arena_bytes(const ManifestRank& parts, size_t n_tensors) {
-  uint64_t bytes = kSlotAlignment * n_tensors;
-  for (const ManifestPart& part : parts.parts) bytes += part.data_bytes;
-  return bytes;
+  return round_up(parts.total_bytes() + kSlotAlignment * n_tensors, kPageBytes);
 }
 
 RankWeights make_rank_weights(const ModelConfig& config, const ArenaLayout& layout, Buffer arena, int tp, int rank) {

@@ -28,8 +28,7 @@ struct ArenaTensor {
 /// The arena: the parts' page-multiple regions one after another, byte for byte as in the files, then a slot for each
 /// tail tensor.
 struct ArenaLayout {
-  std::vector<ArenaTensor> tensors;    ///< by (part, begin)
-  std::vector<uint64_t> region_begin;  ///< of each part's data-section byte 0; a multiple of kPageBytes
+  std::vector<ArenaTensor> tensors;  ///< by (part, begin)
   uint64_t bytes = 0;
 };
 
@@ -49,7 +48,9 @@ void check_architecture(const ModelConfig& config, const Manifest& manifest, con
 /// Throws Error{bad_input} unless the manifest's tensors are those of the architecture, cut as it demands.
 void check_tensor_list(const ModelConfig& config, const Manifest& manifest);
 
-/// What the layout of a rank's parts will take at most, told before their headers have been read.
+/// Told before their headers have been read: where in the arena byte 0 of each part's data section lies, a multiple of
+/// kPageBytes; and what the layout of all will take at most, a multiple of it, too.
+std::vector<uint64_t> region_begins(const ManifestRank& parts);
 uint64_t most_arena_bytes(const ManifestRank& parts, size_t n_tensors);
 
 /// An arena of that layout, nothing in it yet, all gates closed. `arena` has at least the layout's bytes.

@@ -16,24 +16,14 @@
 #include "firstlight/base/str.h"
 #include "firstlight/base/timeline.h"
 #include "firstlight/ckpt/load_files.h"
-#include "firstlight/ckpt/load_gates.h"
 #include "firstlight/ckpt/load_jobs.h"
 #include "firstlight/ckpt/load_lane.h"
 #include "firstlight/ckpt/load_leaf.h"
+#include "firstlight/ckpt/load_rank.h"
 
 namespace firstlight {
 
 namespace {
-
-struct RankState {
-  RankFiles files;
-  LoadLane* lane = nullptr;
-  std::unique_ptr<Gates> ready;  // the weights', until there are weights
-  std::unique_ptr<LeafGates> gates;
-  std::atomic<uint64_t> jobs_left{0};
-  std::atomic<uint64_t> leaves_checked{0};
-  double end_s = 0;  // written by the thread that does the last job
-};
 
 class RankLoad final : public Load {
  public:
@@ -48,17 +38,17 @@ class RankLoad final : public Load {
  private:
   void open_manifest(const fs::path& out);
   void begin_arenas(const fs::path& out);
-  void open_headers(const fs::path& out);
+  void open_files(const fs::path& out);
   void plan_jobs();
   void submit(bool staged);
-  void place(LoadLane& lane, std::vector<Buffer> arenas);
+  void make_place(LoadLane& lane, const ManifestTp& tp, const std::shared_future<uint64_t>& reserve);
+  void lay_out();
+  void end_layout();
+  void wait_for_layout() const;
   void on_done(const ReadCompletion& done);
   void on_hashed(size_t job, std::span<const uint64_t> hashes, const std::exception_ptr& failure);
-  std::byte* address(const LoadJob& job);
-  std::vector<LeafBytes> bytes_to_hash(const LoadJob& job);
-  void hash_here(LoadJob& job);
-  void take(LoadJob& job, std::span<const uint64_t> hashes);
-  void check_leaves(const LoadJob& job, std::span<const uint64_t> hashes);
+  void hash_here(const LoadJob& job);
+  void take(const LoadJob& job, std::span<const uint64_t> hashes);
   void count_job(const LoadJob& job);
   void finish();
   void fail(std::exception_ptr cause);
@@ -67,10 +57,12 @@ class RankLoad final : public Load {
   LoadOptions options_;
   Manifest manifest_;
   ModelConfig config_;
-  std::vector<std::unique_ptr<RankState>> ranks_;
+  std::vector<RankFiles> files_;
+  HeaderReads headers_;
+  std::atomic<bool> has_ended_{false};  // the reading of headers: well, or the load has failed
+  std::vector<std::unique_ptr<LoadRank>> ranks_;
   std::vector<RankWeights> weights_;
   std::vector<LoadJob> jobs_;
-  std::vector<SmallRead> small_reads_;
   std::string order_;  // "; reads spread over …", or why not; "" where there is nothing to say
   uint64_t total_bytes_ = 0;
   double begin_s_ = 0, end_s_ = 0;
@@ -82,7 +74,7 @@ class RankLoad final : public Load {
   bool finished_ = false;            // all is there and right
   std::atomic<bool> failed_{false};  // failure_ is set: to be asked without the mutex
 
-  std::vector<std::future<std::vector<Buffer>>> arenas_;  // of each lane's ranks
+  std::vector<std::future<void>> arenas_;  // of each lane's ranks
 
   std::vector<LoadLane> lanes_;  // after everything that a running request may touch; readers wait for the kernel
   std::unique_ptr<std::stop_callback<std::function<void()>>> on_stop_;
@@ -93,22 +85,25 @@ RankLoad::RankLoad(const fs::path& out, const LoadOptions& options) : options_(o
   const auto t0 = Reader::Clock::now();
   if (options.stop.stop_requested()) throw Interrupted();
   lanes_ = make_lanes(options_);
+  weights_.resize(n_loaded_ranks(options_));
   set_deadline(lanes_, t0, options.deadline_s);
   on_stop_ = std::make_unique<std::stop_callback<std::function<void()>>>(
       options.stop, [this] { fail(std::make_exception_ptr(Interrupted())); });
   try {
     open_manifest(out);
     begin_arenas(out);
-    open_headers(out);
+    open_files(out);
     plan_jobs();
     submit(true);  // fills the rings while devices are being started
-    for (size_t i = 0; i < lanes_.size(); ++i) place(lanes_[i], arenas_[i].get());
+    lay_out();
     submit(false);
   } catch (...) {
     on_stop_.reset();
     fail(std::current_exception());
-    arenas_.clear();  // waits
-    lanes_.clear();   // before the memory that readers may still write to
+    end_layout();
+    arenas_.clear();    // waits
+    lanes_.clear();     // before the memory that readers may still write to
+    rethrow_failure();  // what failed first: the cause of a header's read that was cancelled
     throw;
   }
 }
@@ -126,45 +121,51 @@ void RankLoad::open_manifest(const fs::path& out) {
   check_architecture(config_, manifest_, out);
 }
 
-/// On devices beside the reading of headers: 16 GB take 3 ms. LoadOptions::reserve is asked by the first that needs it.
+/// On devices beside all else: 16 GB take 4 ms. LoadOptions::reserve is asked by the first that needs it.
 void RankLoad::begin_arenas(const fs::path& out) {
+  for (size_t i = 0; i < n_loaded_ranks(options_); ++i) ranks_.push_back(std::make_unique<LoadRank>());
   const ManifestTp& tp = stored_tp(manifest_, config_, out, options_.tp);
   const std::shared_future<uint64_t> reserve = std::async(
       std::launch::deferred, [this] { return options_.reserve ? options_.reserve() : options_.reserve_bytes; });
   for (LoadLane& lane : lanes_) {
-    const auto make = [this, &lane, &tp, reserve] {
-      return make_arenas(lane, options_, manifest_, tp, reserve, begin_s_);
-    };
+    for (const size_t rank : lane.ranks) ranks_[rank]->lane = &lane;
+    if (lane.on_device != nullptr) lane.on_device->hold();
+    const auto make = [this, &lane, &tp, reserve] { return make_place(lane, tp, reserve); };
     arenas_.push_back(lane.on_device != nullptr ? start_future("an arena", make)
                                                 : std::async(std::launch::deferred, make));
   }
 }
 
-void RankLoad::open_headers(const fs::path& out) {
-  const Timeline::Scope phase(options_.timeline, "headers");
-  for (RankFiles& files : open_ranks(out, manifest_, config_, options_, lanes_[0].host_reader(), small_reads_)) {
-    RankState& rank = *ranks_.emplace_back(std::make_unique<RankState>());
-    rank.files = std::move(files);
-    rank.ready = std::make_unique<Gates>(n_gates(config_));
-    rank.gates = std::make_unique<LeafGates>(rank.files, *rank.ready);
+/// Where a lane's bytes go; what waits in its ring goes on. Which tensors they are need not be known for that.
+void RankLoad::make_place(LoadLane& lane, const ManifestTp& tp, const std::shared_future<uint64_t>& reserve) {
+  std::vector<Buffer> arenas = make_arenas(lane, options_, manifest_, tp, reserve, begin_s_);
+  std::vector<std::span<std::byte>> memory;
+  for (size_t i = 0; i < arenas.size(); ++i) {
+    LoadRank& rank = *ranks_[lane.ranks[i]];
+    rank.arena = std::move(arenas[i]);
+    rank.base = rank.arena.data();
+    memory.push_back(rank.arena.bytes());
   }
-  for (LoadLane& lane : lanes_) {
-    for (const size_t rank : lane.ranks) ranks_[rank]->lane = &lane;
-  }
-  small_reads_.clear();
+  if (lane.on_device == nullptr) return;
+  lane.on_device->use_memory(memory);
+  lane.on_device->release([this](uint64_t job) { return ranks_[jobs_[job].rank]->address(jobs_[job]); });
+}
+
+/// Headers are on their way before all else.
+void RankLoad::open_files(const fs::path& out) {
+  files_ = open_ranks(out, manifest_, config_, options_);
+  headers_.begin(lanes_[0].host_reader(), manifest_, files_);
 }
 
 void RankLoad::plan_jobs() {
-  std::vector<const RankFiles*> files;
-  for (const auto& rank : ranks_) {
-    files.push_back(&rank->files);
-    total_bytes_ += rank->files.manifest->total_bytes();
+  for (size_t r = 0; r < files_.size(); ++r) {
+    total_bytes_ += files_[r].manifest->total_bytes();
+    if (options_.verify == Verify::full) ranks_[r]->paddings = Buffer({}, padding_bytes(*files_[r].manifest));
   }
-  jobs_ = plan_load_jobs(files, lanes_[0].request_bytes(), options_.verify == Verify::full,
-                         find_spread(files, options_, order_));
+  jobs_ = plan_load_jobs(files_, lanes_[0].request_bytes(), options_.verify == Verify::full,
+                         find_spread(files_, options_, order_));
   for (const LoadJob& job : jobs_) ranks_[job.rank]->jobs_left.fetch_add(1, std::memory_order_relaxed);
   jobs_left_.store(jobs_.size(), std::memory_order_relaxed);
-  weights_.resize(ranks_.size());
 }
 
 /// To lanes whose bytes pass through a ring (their addresses can be named later), or to the others.
@@ -174,14 +175,13 @@ void RankLoad::submit(bool staged) {
     if ((lane.on_device != nullptr) != staged) continue;
     std::vector<ReadRequest> requests, to_host;
     for (size_t i = 0; i < jobs_.size(); ++i) {
-      LoadJob& job = jobs_[i];
-      const RankState& rank = *ranks_[job.rank];
-      if (rank.lane != &lane) continue;
+      const LoadJob& job = jobs_[i];
+      if (ranks_[job.rank]->lane != &lane) continue;
       const bool to_ring = staged && job.kind != LoadJob::Kind::padding;
       (staged && !to_ring ? to_host : requests)
-          .push_back({i, rank.files.parts[job.part], job.file_begin(), job.size(), to_ring ? nullptr : address(job)});
+          .push_back({i, files_[job.rank].parts[job.part], job.file_begin(), job.size(),
+                      to_ring ? nullptr : ranks_[job.rank]->address(job)});
     }
-    if (staged) lane.on_device->hold();
     lane.reader->submit(requests, callback);
     if (!to_host.empty()) lane.host_reader().submit(to_host, callback);
   }
@@ -189,54 +189,63 @@ void RankLoad::submit(bool staged) {
   for (LoadLane& lane : lanes_) lane.reader->cancel();
 }
 
-/// From here on a failure, from whatever thread, goes to the gates of the lane's ranks.
-void RankLoad::place(LoadLane& lane, std::vector<Buffer> arenas) {
-  for (size_t i = 0; i < arenas.size(); ++i) {
-    const size_t r = lane.ranks[i];
-    RankState& rank = *ranks_[r];
-    RankWeights made =
-        make_rank_weights(config_, rank.files.layout, std::move(arenas[i]), options_.tp, rank.files.rank);
-    made.ready = std::move(rank.ready);
+/// Tensors get their names, when the headers are there; meanwhile copies may be under way. A failure, from whatever
+/// thread and before or after, goes to the ranks' gates.
+void RankLoad::lay_out() {
+  {
+    const Timeline::Scope phase(options_.timeline, "headers");
+    headers_.finish(manifest_, config_, options_);
+  }
+  for (size_t r = 0; r < ranks_.size(); ++r) {
+    ranks_[r]->ready = std::make_unique<Gates>(n_gates(config_));
+    ranks_[r]->gates = std::make_unique<LeafGates>(files_[r], *ranks_[r]->ready);
+  }
+  end_layout();
+  for (auto& arena : arenas_) arena.get();
+  for (size_t r = 0; r < ranks_.size(); ++r) {
     const std::lock_guard lock(failure_mutex_);
-    if (failure_) std::rethrow_exception(failure_);
-    weights_[r] = std::move(made);
+    weights_[r] =
+        make_rank_weights(config_, files_[r].layout, std::move(ranks_[r]->arena), options_.tp, files_[r].rank);
+    weights_[r].ready = std::move(ranks_[r]->ready);
+    if (failure_) weights_[r].ready->fail(failure_);
   }
-  for (LoadJob& job : jobs_) {
-    if (job.kind != LoadJob::Kind::tail || ranks_[job.rank]->lane != &lane) continue;
-    job.staging = Buffer(lane.device, job.size());
-  }
-  if (lane.on_device == nullptr) return;
-  std::vector<std::span<std::byte>> memory;
-  for (const size_t r : lane.ranks) memory.push_back({weights_[r].arena.data(), weights_[r].arena.size()});
-  lane.on_device->use_memory(memory);
-  lane.on_device->release([this](uint64_t job) { return address(jobs_[job]); });
 }
 
-std::byte* RankLoad::address(const LoadJob& job) {
-  if (job.kind != LoadJob::Kind::body) return job.staging.data();
-  return weights_[job.rank].arena.data() + ranks_[job.rank]->files.layout.region_begin[job.part] + job.begin;
+void RankLoad::end_layout() {
+  has_ended_.store(true, std::memory_order_release);
+  has_ended_.notify_all();
+}
+
+/// Never where headers are read: their reader may have no other thread.
+void RankLoad::wait_for_layout() const {
+  has_ended_.wait(false, std::memory_order_acquire);
+  if (failed()) throw Interrupted();  // what failed first is known already
 }
 
 void RankLoad::on_done(const ReadCompletion& done) {
-  LoadJob& job = jobs_[done.id];
+  const LoadJob& job = jobs_[done.id];
+  const RankFiles& files = files_[job.rank];
+  const LoadRank& rank = *ranks_[job.rank];
   if (failed()) return;
   try {
     if (done.result != static_cast<int64_t>(job.size())) {
-      const DeviceReader* on_device = ranks_[job.rank]->lane->on_device;
+      const DeviceReader* on_device = rank.lane->on_device;
       if (done.result == -EREMOTEIO && on_device != nullptr && on_device->failure()) {
         std::rethrow_exception(on_device->failure());
       }
-      std::rethrow_exception(job_failure(job, ranks_[job.rank]->files, done.result, options_.deadline_s));
+      if (job.kind != LoadJob::Kind::padding) wait_for_layout();
+      std::rethrow_exception(job_failure(job, files, done.result, options_.deadline_s));
     }
     if (job.kind == LoadJob::Kind::padding) {
-      check_padding(job, *ranks_[job.rank]->files.parts[job.part]);
-      job.staging = {};
+      check_padding(job, *files.parts[job.part], rank.address(job));
     } else if (options_.verify == Verify::off) {
+      wait_for_layout();
       take(job, {});
-    } else if (LeafChecks* checks = ranks_[job.rank]->lane->checks.get()) {
-      checks->add(bytes_to_hash(job), [this, id = done.id](auto hashes, const std::exception_ptr& failure) {
-        on_hashed(id, hashes, failure);  // counts it
-      });
+    } else if (LeafChecks* checks = rank.lane->checks.get()) {
+      checks->add(rank.bytes_to_hash(job, options_.verify),
+                  [this, id = done.id](auto hashes, const std::exception_ptr& failure) {
+                    on_hashed(id, hashes, failure);  // counts it
+                  });
       return;
     } else {
       hash_here(job);
@@ -252,6 +261,7 @@ void RankLoad::on_hashed(size_t job, std::span<const uint64_t> hashes, const std
   if (failed()) return;
   try {
     if (failure) std::rethrow_exception(failure);
+    wait_for_layout();
     take(jobs_[job], hashes);
     count_job(jobs_[job]);
   } catch (...) {
@@ -260,64 +270,45 @@ void RankLoad::on_hashed(size_t job, std::span<const uint64_t> hashes, const std
 }
 
 void RankLoad::count_job(const LoadJob& job) {
-  RankState& rank = *ranks_[job.rank];
+  LoadRank& rank = *ranks_[job.rank];
   if (rank.jobs_left.fetch_sub(1, std::memory_order_acq_rel) == 1) {
     rank.end_s = seconds_since_exec();
     if (options_.timeline != nullptr) {
       const char* phase = options_.verify == Verify::off ? "read rank " : "read+verify rank ";
-      options_.timeline->add(str(phase, rank.files.rank), rank.lane->ready_s, rank.end_s);
+      options_.timeline->add(str(phase, files_[job.rank].rank), rank.lane->ready_s, rank.end_s);
     }
   }
   if (jobs_left_.fetch_sub(1, std::memory_order_acq_rel) == 1) finish();
 }
 
 /// The bytes of a job are in memory: checks them, puts a tail in its place, opens what waited for them.
-void RankLoad::take(LoadJob& job, std::span<const uint64_t> hashes) {
-  RankState& rank = *ranks_[job.rank];
-  check_leaves(job, hashes);
+void RankLoad::take(const LoadJob& job, std::span<const uint64_t> hashes) {
+  LoadRank& rank = *ranks_[job.rank];
+  rank.check_leaves(job, files_[job.rank], options_.verify, hashes);
   if (job.kind == LoadJob::Kind::tail) {
-    place_tail(job, rank.files, weights_[job.rank].arena);
-    job.staging = {};
+    place_tail(job, files_[job.rank], rank.lane->device, rank.base);
   }
-  const uint64_t first = rank.files.manifest->parts[job.part].first_leaf + job.begin / kLeafBytes;
+  const uint64_t first = files_[job.rank].manifest->parts[job.part].first_leaf + job.begin / kLeafBytes;
   for (uint64_t leaf = first; leaf < first + leaves_in(job.size()); ++leaf) rank.gates->leaf_done(leaf);
   const uint64_t done = done_bytes_.fetch_add(job.size(), std::memory_order_relaxed) + job.size();
   if (options_.progress) options_.progress(done, total_bytes_);
 }
 
-std::vector<LeafBytes> RankLoad::bytes_to_hash(const LoadJob& job) {
-  std::vector<LeafBytes> bytes;
-  for (const uint64_t leaf : leaves_to_check(job, options_.verify)) {
-    const uint64_t at = leaf * kLeafBytes - job.begin;
-    bytes.push_back({address(job) + at, std::min(kLeafBytes, job.size() - at)});
-  }
-  return bytes;
-}
-
 /// On the thread that has just read the bytes: they are in its core's cache.
-void RankLoad::hash_here(LoadJob& job) {
+void RankLoad::hash_here(const LoadJob& job) {
   std::vector<uint64_t> hashes;
   const double begin = thread_cpu_seconds();
-  for (const LeafBytes& leaf : bytes_to_hash(job)) hashes.push_back(xxh3_64({leaf.data, leaf.size}));
+  for (const LeafBytes& leaf : ranks_[job.rank]->bytes_to_hash(job, options_.verify))
+    hashes.push_back(xxh3_64({leaf.data, leaf.size}));
   hash_ns_.fetch_add(static_cast<uint64_t>(1e9 * (thread_cpu_seconds() - begin)), std::memory_order_relaxed);
   take(job, hashes);
 }
 
-void RankLoad::check_leaves(const LoadJob& job, std::span<const uint64_t> hashes) {
-  RankState& rank = *ranks_[job.rank];
-  const std::vector<uint64_t> leaves = leaves_to_check(job, options_.verify);
-  for (size_t i = 0; i < leaves.size(); ++i) {
-    if (hashes[i] == rank.files.expected_leaf(job.part, leaves[i])) continue;
-    std::rethrow_exception(leaf_failure(rank.files, job.part, leaves[i], hashes[i]));
-  }
-  rank.leaves_checked.fetch_add(hashes.size(), std::memory_order_relaxed);
-}
-
 /// All bytes are there and right. If the files are still those that were opened, the last gates open.
 void RankLoad::finish() {
-  for (const auto& rank : ranks_) {
-    for (const auto& file : rank->files.parts) file->check_unchanged();
-    if (rank->files.leaves_file) rank->files.leaves_file->check_unchanged();
+  for (const RankFiles& files : files_) {
+    for (const auto& file : files.parts) file->check_unchanged();
+    if (files.leaves_file) files.leaves_file->check_unchanged();
   }
   {
     const std::lock_guard lock(failure_mutex_);
@@ -325,10 +316,11 @@ void RankLoad::finish() {
     finished_ = true;
   }
   end_s_ = seconds_since_exec();
-  for (const auto& rank : ranks_) {
-    rank->gates->release_last();
-    rank->files.parts.clear();  // a model that stays loaded keeps no file open
-    rank->files.leaves_file.reset();
+  for (size_t r = 0; r < ranks_.size(); ++r) {
+    ranks_[r]->gates->release_last();
+    ranks_[r]->paddings = {};
+    files_[r].parts.clear();  // a model that stays loaded keeps no file open
+    files_[r].leaves_file.reset();
   }
 }
 
@@ -376,12 +368,10 @@ LoadReport RankLoad::wait() {
   report.verify_cpu_seconds = 1e-9 * static_cast<double>(hash_ns_.load());
   for (const LoadLane& lane : lanes_) report.verify_device_seconds += lane.checks ? lane.checks->seconds() : 0;
   uint64_t checked = 0, all = 0;
-  for (const auto& each : ranks_) {
-    const RankState& rank = *each;
-    checked += rank.leaves_checked;
-    for (const ManifestPart& part : rank.files.manifest->parts) all += leaves_of(part);
-    report.ranks.push_back({rank.files.rank, rank.lane->device, rank.files.manifest->total_bytes(),
-                            rank.end_s - rank.lane->ready_s, rank.leaves_checked.load()});
+  for (size_t r = 0; r < ranks_.size(); ++r) {
+    report.ranks.push_back(ranks_[r]->report(files_[r]));
+    checked += report.ranks.back().leaves_checked;
+    for (const ManifestPart& part : files_[r].manifest->parts) all += leaves_of(part);
   }
   report.verify = describe(options_.verify, checked, all);
   return report;

@@ -74,7 +74,7 @@ struct LoadOptions {
   std::function<std::unique_ptr<Staging>(Device)> make_staging;
   std::function<std::unique_ptr<LeafHasher>(Device)> make_hasher;
   /// In place of the ring, for what ends on a device; `host` is make_reader's, `start` makes the device stand (0.2 s,
-  /// on a thread of the reader).
+  /// on a thread of the reader or on that of wait_until_ready()).
   std::function<std::unique_ptr<DeviceReader>(Device, std::unique_ptr<Reader> host, std::function<void()> start)>
       make_device_reader;
 };
@@ -97,8 +97,9 @@ class Load {
   virtual void rethrow_failure() = 0;
 };
 
-/// Starts loading a rank checkpoint (`out` has READY). Reads the manifest and headers, checks that weights +
-/// reserve_bytes fit, then returns while bytes arrive. Throws Error{not_found} for a tp or rank that is not stored,
+/// Starts loading a rank checkpoint (`out` has READY). Reads the manifest, checks that weights + reserve_bytes fit
+/// before a byte gets to a device, reads the headers (on the way to a GPU beside the first copies), then returns while
+/// bytes arrive. Throws Error{not_found} for a tp or rank that is not stored,
 /// {damaged}, {out_of_memory}, …
 std::unique_ptr<Load> load_rank_checkpoint(const fs::path& out, const LoadOptions& options);
 

@@ -4,10 +4,14 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
+#include <chrono>
+#include <functional>
 #include <future>
 #include <mutex>
 
+#include "firstlight/base/start_thread.h"
 #include "firstlight/ckpt/load_fixture.h"
 #include "firstlight/io/fault_read.h"
 
@@ -29,10 +33,32 @@ class BrokenStaging final : public Staging {
   uint64_t read_bytes() const override { return below_->read_bytes(); }
   std::byte* slot(int i) override { return below_->slot(i); }
   void start(int i, std::byte* into, uint64_t bytes) override { below_->start(i, into, bytes); }
+  void fetch(int i, uint64_t at, const std::byte* from, uint64_t bytes) override { below_->fetch(i, at, from, bytes); }
   bool finished(int) override { throw Error(ErrorKind::device, "the link fell over"); }
 
  private:
   std::unique_ptr<Staging> below_ = make_staging({}, {4, 1u << 20});
+};
+
+/// Calls a function when the n-th copy begins.
+class CountingStaging final : public Staging {
+ public:
+  CountingStaging(int n, std::function<void()> call) : n_left_(n), call_(std::move(call)) {}
+  int n_slots() const override { return below_->n_slots(); }
+  uint64_t slot_bytes() const override { return below_->slot_bytes(); }
+  uint64_t read_bytes() const override { return below_->read_bytes(); }
+  std::byte* slot(int i) override { return below_->slot(i); }
+  void start(int i, std::byte* into, uint64_t bytes) override {
+    if (--n_left_ == 0) call_();
+    below_->start(i, into, bytes);
+  }
+  void fetch(int i, uint64_t at, const std::byte* from, uint64_t bytes) override { below_->fetch(i, at, from, bytes); }
+  bool finished(int i) override { return below_->finished(i); }
+
+ private:
+  std::unique_ptr<Staging> below_ = make_staging({}, {2, 1u << 19});
+  std::atomic<int> n_left_;
+  std::function<void()> call_;
 };
 
 class LoadDeviceTest : public LoadTest {
@@ -191,6 +217,45 @@ TEST_F(LoadDeviceTest, WhatTheDeviceFailsAtIsTheLoadsError) {
   expect_error(ErrorKind::device, {"the link fell over"}, options_);
   options_.make_staging = [](Device) -> std::unique_ptr<Staging> { throw Error(ErrorKind::device, "no ring"); };
   expect_error(ErrorKind::device, {"no ring"}, options_);
+}
+
+/// More copies than the ring has slots, before the hashes of what they bring have been read.
+TEST_F(LoadDeviceTest, CopiesDoNotWaitForHeaders) {
+  const auto faulty =
+      std::make_shared<FaultyRead>(std::vector<Fault>{{.kind = Fault::Kind::stall, .file = "rank-01/leaves.xxh3"}});
+  std::promise<void> copied;
+  options_.make_reader = [=](int) { return make_faulty_reader(faulty, 4); };
+  options_.make_staging = [&](Device) {
+    return std::make_unique<CountingStaging>(5, [&] {
+      EXPECT_EQ(faulty->n_stalled(), 1u);
+      copied.set_value();
+    });
+  };
+  const auto release = start_future("the storage", [&, done = copied.get_future()] {
+    EXPECT_EQ(done.wait_for(std::chrono::seconds(20)), std::future_status::ready) << "or it would hang";
+    faulty->release();
+  });
+  const auto load = load_rank_checkpoint(out_, options_);
+  load->wait();
+  for (const RankWeights& weights : load->weights()) expect_weights(load->config(), weights);
+}
+
+TEST_F(LoadDeviceTest, ABadHeaderEndsALoadWhoseCopiesAreUnderWay) {
+  const ManifestRank rank = read_manifest(out_).find_tp(2)->ranks[1];
+  for (const Verify verify : {Verify::full, Verify::off}) {
+    options_.verify = verify;
+    for (int round = 0; round < 5; ++round) {
+      const fs::path part = out_ / rank.parts.back().file, leaves = out_ / rank.directory / "leaves.xxh3";
+      flip(part, rank.parts.back().header_bytes / 2);
+      expect_error(ErrorKind::damaged, {part.filename(), "manifest"}, options_);
+      flip(part, rank.parts.back().header_bytes / 2);
+      if (verify == Verify::off) continue;
+      flip(leaves, 9);
+      expect_error(ErrorKind::damaged, {"leaves.xxh3", "manifest"}, options_);
+      flip(leaves, 9);
+    }
+  }
+  EXPECT_FALSE(error_of(options_)) << "all flips were undone";
 }
 
 TEST_F(LoadDeviceTest, FailingStorageAndAbandonedLoadsEndInOrder) {

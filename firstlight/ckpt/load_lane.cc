@@ -107,21 +107,20 @@ std::vector<Buffer> make_arenas(LoadLane& lane, const LoadOptions& options, cons
   const uint64_t reserved = reserve.get() / n_loaded_ranks(options) * lane.ranks.size();
   const Timeline::Scope phase(options.timeline,
                               options.devices.size() > 1 ? str("arena ", to_string(lane.device)) : "arena");
+  std::vector<uint64_t> sizes;
   uint64_t needed = 0;
   const auto stored = [&](size_t i) -> const ManifestRank& {
     return tp.ranks[static_cast<size_t>(loaded_rank(options, i))];
   };
   for (const size_t rank : lane.ranks) {
-    needed += most_arena_bytes(stored(rank), manifest.tensors.size());
-    if (lane.on_device != nullptr) needed += tail_staging_bytes(stored(rank));
+    sizes.push_back(most_arena_bytes(stored(rank), manifest.tensors.size()) + tail_staging_bytes(stored(rank)));
+    needed += sizes.back();
   }
   require_fits(needed, reserved, free_memory(lane.device), lane.device);
   // libcufile knows memory of cudaMalloc.
   const Reach reach = options.make_device_reader ? Reach::peers : Reach::own;
   std::vector<Buffer> arenas;
-  for (const size_t rank : lane.ranks) {
-    arenas.emplace_back(lane.device, most_arena_bytes(stored(rank), manifest.tensors.size()), reach);
-  }
+  for (const uint64_t size : sizes) arenas.emplace_back(lane.device, size, reach);
   return arenas;
 }
 

@@ -43,11 +43,12 @@ TEST_F(LoadSpreadTest, RequestsInARowAreOnDifferentTargets) {
   rank.parts = {part};
   RankFiles files;
   files.manifest = &rank;
+  files.region_begin = {0};
   files.parts = {File::open(out_ / "config.json")};
   LoadSpread spread;
   spread.layouts[fs::absolute(files.parts[0]->path()).native()].extents = {{0, UINT64_MAX, 16u << 20, {0, 1, 2}}};
   spread.in_flight = 3;
-  const RankFiles* const all[] = {&files};
+  const std::span<const RankFiles> all(&files, 1);
   std::vector<uint64_t> plain, spread_out;
   for (const LoadJob& job : plan_load_jobs(all, kRequestBytes, false)) plain.push_back(job.begin >> 20);
   for (const LoadJob& job : plan_load_jobs(all, kRequestBytes, false, spread)) spread_out.push_back(job.begin >> 20);

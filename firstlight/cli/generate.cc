@@ -63,7 +63,7 @@ double Answer::tokens_per_s() const {
 }
 
 Answer generate(Context& context, Engine& engine, Request request, const std::function<void(std::string_view)>& on_text,
-                const std::stop_token& turn, Prefix prefix) {
+                const std::stop_token& turn, Prefix prefix, const std::function<void()>& on_first) {
   Answer answer;
   answer.n_prompt = request.prompt.size();
   std::string error;
@@ -86,6 +86,7 @@ Answer generate(Context& context, Engine& engine, Request request, const std::fu
     answer.n_shared = static_cast<size_t>(event.n_shared);
     error = event.error;
     error_kind = event.error_kind;
+    if (event.id && answer.ids.size() == 1 && on_first) on_first();
   };
   const uint64_t id = engine.submit(std::move(request), on_token, std::move(prefix));
   while (answer.finish == FinishReason::running && engine.step()) {

@@ -41,8 +41,9 @@ struct Answer {
 };
 
 /// Runs the engine until the request is finished; `on_text` gets the text piece by piece. Asked to stop, by the context
-/// or by `turn`, it gives what there is, with FinishReason::cancelled. A prefix is submit()'s.
+/// or by `turn`, it gives what there is, with FinishReason::cancelled. A prefix is submit()'s; `on_first` is called
+/// once the first token is out.
 Answer generate(Context& context, Engine& engine, Request request, const std::function<void(std::string_view)>& on_text,
-                const std::stop_token& turn = {}, Prefix prefix = {});
+                const std::stop_token& turn = {}, Prefix prefix = {}, const std::function<void()>& on_first = {});
 
 }  // namespace firstlight::cli

@@ -12,6 +12,7 @@
 
 #include "firstlight/base/error.h"
 #include "firstlight/base/hash.h"
+#include "firstlight/base/start_thread.h"
 #include "firstlight/base/str.h"
 #include "firstlight/base/thread_pool.h"
 #include "firstlight/ckpt/load_lane.h"
@@ -177,8 +178,7 @@ void PrefixRestore::begin(Session& session, const SessionOptions& options) {
   read_ = std::make_unique<PrefixRead>(file_, lanes, session.runner().rank_pages(), *pages_);
 }
 
-void PrefixRestore::finish(Context& context, Session& session, std::span<const int> prompt, Prefix& prefix,
-                           PrefixUse& use) {
+Prefix PrefixRestore::finish(Context& context, Session& session, std::span<const int> prompt, PrefixUse& use) {
   const std::string& path = file_.file()->path();
   const PrefixInfo& info = file_.info();
   require_begins_with(prompt, info, path);
@@ -203,36 +203,40 @@ void PrefixRestore::finish(Context& context, Session& session, std::span<const i
   read_.reset();
   own_lanes_.reset();
   watch_.end();
-  prefix.pages = std::move(pages_);
-  prefix.n_tokens = n;
+  use.tokens_taken = reusable_tokens(static_cast<int64_t>(prompt.size()), n);
+  return {std::move(pages_), n};
 }
 
-Prefix prepare_prefix(Context& context, Session& session, const PrefixOptions& options, PrefixRestore* restore,
-                      std::span<const int> prompt, PrefixUse& use) {
-  if (options.save.empty() && restore == nullptr) return {};
-  const auto n_prompt = static_cast<int64_t>(prompt.size());
-  const int64_t n_save = options.save.empty() ? 0 : n_prompt / kPageTokens * kPageTokens;
-  if (!options.save.empty() && n_save == 0) {
-    throw Error(ErrorKind::bad_input, str("--save-prefix: a prompt of ", n_prompt, " tokens has no whole page of ",
+PrefixSave::PrefixSave(Context& context, Session& session, const fs::path& path, std::span<const int> prompt)
+    : context_(context), session_(session), path_(path), on_stop_(context.stop, [this] { give_up_.request_stop(); }) {
+  const size_t n = prompt.size() / kPageTokens * kPageTokens;
+  if (n == 0) {
+    throw Error(ErrorKind::bad_input, str("--save-prefix: a prompt of ", prompt.size(), " tokens has no whole page of ",
                                           kPageTokens, ": there is nothing to save"));
   }
-  if (n_prompt >= session.max_context()) return {};  // the engine refuses it, and says why
-  Prefix prefix{std::make_unique<PageTable>(session.runner().pool(), session.runner().exact_pool()), 0};
-  if (restore != nullptr) restore->finish(context, session, prompt, prefix, use);
-  if (n_save > prefix.n_tokens) {
-    const Timeline::Scope scope(&context.timeline, "compute prefix");
-    extend_prefix(session.runner(), prefix, prompt, n_save, context.stop);
-  }
-  if (n_save > 0) {
-    const Timeline::Scope scope(&context.timeline, "save prefix");
-    session.wait();  // what is saved was computed from checked weights alone
+  require_prefix_place(path_);
+  reserving_ = start_future("room for the prefix", [this, info = info_of(session, prompt.first(n))] {
+    return std::make_unique<PrefixWriter>(path_, info);
+  });
+}
+
+PrefixSave::~PrefixSave() { give_up_.request_stop(); }
+
+void PrefixSave::begin() {
+  session_.wait();
+  writing_ = start_future("saving the prefix", [this] {
     const double start = seconds_since_exec();
-    const PrefixInfo info = info_of(session, prompt.first(static_cast<size_t>(n_save)));
-    const uint64_t bytes = write_prefix(options.save, info, session.runner().rank_pages(), *prefix.pages, context.stop);
-    use.saved = {options.save, n_save, bytes, start, seconds_since_exec()};
-  }
-  use.tokens_taken = reusable_tokens(n_prompt, prefix.n_tokens);
-  return prefix;
+    const std::unique_ptr<PrefixWriter> writer = reserving_.get();
+    const uint64_t bytes = writer->write(session_.runner().rank_pages(), *prompt_.pages, give_up_.get_token());
+    return PrefixUse::Transfer{path_, prompt_.n_tokens, bytes, start, seconds_since_exec()};
+  });
+}
+
+PrefixUse::Transfer PrefixSave::finish() {
+  PrefixUse::Transfer saved = writing_.get();
+  prompt_ = {};
+  context_.timeline.add("save prefix", saved.begin_s, saved.end_s);
+  return saved;
 }
 
 nlohmann::ordered_json to_json(const PrefixUse& use, const LoadReport& load) {

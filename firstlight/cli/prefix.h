@@ -2,6 +2,7 @@
 // run --save-prefix and --restore-prefix: keys and values of a prompt's beginning, from and to a file.
 #pragma once
 #include <cstdint>
+#include <future>
 #include <memory>
 #include <nlohmann/json_fwd.hpp>
 #include <span>
@@ -12,6 +13,7 @@
 #include "firstlight/engine/prefix.h"
 #include "firstlight/kv/prefix_file.h"
 #include "firstlight/kv/prefix_read.h"
+#include "firstlight/kv/prefix_write.h"
 
 namespace firstlight::cli {
 
@@ -50,10 +52,10 @@ class PrefixRestore {
   /// file, or the weights have none. The session outlives this object. Throws Error{bad_input} for another model's
   /// prefix or another cache's.
   void begin(Session& session, const SessionOptions& options);
-  /// Blocks until they are there and checked, then gives them to `prefix`. Throws Error{bad_input} if the prompt does
-  /// not begin with the prefix, {out_of_memory} if the cache is too small, {damaged}, {io}, what the load failed of; …;
-  /// Interrupted.
-  void finish(Context& context, Session& session, std::span<const int> prompt, Prefix& prefix, PrefixUse& use);
+  /// Blocks until they are there and checked, and says in `use` what was done. Throws Error{bad_input} if the prompt
+  /// does not begin with the prefix, {out_of_memory} if the cache is too small, {damaged}, {io}, what the load failed
+  /// of; …; Interrupted.
+  Prefix finish(Context& context, Session& session, std::span<const int> prompt, PrefixUse& use);
 
  private:
   struct OwnLanes;
@@ -67,10 +69,34 @@ class PrefixRestore {
   std::string reader_, why_;
 };
 
-/// The prefix that the options ask for: `restore`'s (null: nothing is restored), computed where it is to be saved and
-/// was not restored, and saved. Blocks. Empty if neither is asked for. Throws as PrefixRestore::finish().
-Prefix prepare_prefix(Context& context, Session& session, const PrefixOptions& options, PrefixRestore* restore,
-                      std::span<const int> prompt, PrefixUse& use);
+/// A prompt's whole pages, written to a file behind the first token and beside the others.
+class PrefixSave {
+ public:
+  /// Throws Error{bad_input} if the prompt has no whole page, and as require_prefix_place(): before anything is
+  /// computed; the file's room is reserved meanwhile, on a thread. Context and session outlive this object.
+  PrefixSave(Context& context, Session& session, const fs::path& path, std::span<const int> prompt);
+  ~PrefixSave();  ///< one that was not finished ends soon and leaves no file
+  PrefixSave(const PrefixSave&) = delete;
+  PrefixSave& operator=(const PrefixSave&) = delete;
+
+  /// Request::on_prompt.
+  void take(Prefix prompt) { prompt_ = std::move(prompt); }
+  /// When the first token is out: blocks until all weights are checked, as nothing is saved that was not computed from
+  /// those, and begins to write. Throws what the load failed of.
+  void begin();
+  /// Blocks until the file is whole; on the engine's thread. Throws as write_prefix(); Interrupted.
+  PrefixUse::Transfer finish();
+
+ private:
+  Context& context_;
+  Session& session_;
+  const fs::path path_;
+  Prefix prompt_;
+  std::stop_source give_up_;
+  std::stop_callback<std::function<void()>> on_stop_;
+  std::future<std::unique_ptr<PrefixWriter>> reserving_;
+  std::future<PrefixUse::Transfer> writing_;  // destroyed first
+};
 
 /// What was queued behind the weights while they came has no time of its own: both rates are told, its own from the
 /// asking on, and that of weights and prefix together from the load's beginning on.

@@ -72,11 +72,40 @@ struct PrefixFixture : Fixture {
     return std::move(recorder.all);
   }
   Prefix no_prefix() { return {std::make_unique<PageTable>(runner->pool(), runner->exact_pool()), 0}; }
-  void save(const fs::path& path, const std::vector<int>& prompt) {
-    Prefix prefix = no_prefix();
-    extend_prefix(*runner, prefix, prompt, static_cast<int64_t>(prompt.size()) / kPageTokens * kPageTokens);
-    info.tokens.assign(prompt.begin(), prompt.begin() + prefix.n_tokens);
-    write_prefix(path, info, runner->rank_pages(), *prefix.pages);
+  /// As `run --save-prefix`: behind the first token, while others follow (twelve are enough for another page).
+  void save(const fs::path& path, const std::vector<int>& prompt, Prefix prefix = {}, int n_tokens = 12) {
+    Engine engine(*runner, nullptr, {});
+    Request request;
+    request.prompt = prompt;
+    request.max_new_tokens = n_tokens;
+    Prefix whole;
+    int n_given = 0;
+    request.on_prompt = [&](Prefix given) {
+      whole = std::move(given);
+      ++n_given;
+    };
+    engine.submit(request, {}, std::move(prefix));
+    while (engine.step()) {
+    }
+    EXPECT_EQ(n_given, 1);
+    info.tokens.assign(prompt.begin(), prompt.begin() + whole.n_tokens);
+    write_prefix(path, info, runner->rank_pages(), *whole.pages);
+  }
+  /// The plain way: whole pages alone are computed, and nothing after them.
+  void save_plainly(const fs::path& path, const std::vector<int>& prompt) {
+    const int64_t n = static_cast<int64_t>(prompt.size()) / kPageTokens * kPageTokens;
+    Prefix whole = no_prefix();
+    EXPECT_TRUE(whole.pages->try_reserve(n));
+    std::vector<float> no_logits;
+    for (int64_t begin = 0; begin < n; begin += 256) {
+      const int64_t end = std::min<int64_t>(n, begin + 256);
+      whole.pages->release_exact(std::max<int64_t>(0, begin - kPageTokens));
+      const SequenceChunk chunk{std::span(prompt).subspan(static_cast<size_t>(begin), static_cast<size_t>(end - begin)),
+                                begin, whole.pages.get(), 0};
+      runner->forward({&chunk, 1}, no_logits);
+    }
+    info.tokens.assign(prompt.begin(), prompt.begin() + n);
+    write_prefix(path, info, runner->rank_pages(), *whole.pages);
   }
   Prefix restore(const fs::path& path) {
     const PrefixFile file(path);
@@ -217,11 +246,22 @@ TEST(RestoredPrefix, IsSavedAgainLongerAsTheWholeIs) {
   const std::vector<int> prompt = tokens_of(1300);
   fixture.save(folder / "whole", prompt);
   fixture.save(folder / "part", tokens_of(700));
-  Prefix prefix = fixture.restore(folder / "part");
-  extend_prefix(*fixture.runner, prefix, prompt, 1280);
-  fixture.info.tokens.assign(prompt.begin(), prompt.begin() + 1280);
-  write_prefix(folder / "longer", fixture.info, fixture.runner->rank_pages(), *prefix.pages);
+  fixture.save(folder / "longer", prompt, fixture.restore(folder / "part"));
   EXPECT_TRUE(bytes_of(folder / "longer") == bytes_of(folder / "whole"));
+}
+
+/// Whatever follows the prompt, however much, and wherever its last page ends.
+TEST(RestoredPrefix, IsTheFileOfAPromptThatNothingFollows) {
+  for (const KvKind kind : {KvKind::bf16, KvKind::tq4}) {
+    const Folder folder;
+    PrefixFixture fixture(kind, 1), plain(kind, 1);
+    for (const int n : {64, 65, 130, 576, 583, 1300}) {
+      plain.save_plainly(folder / "plain", tokens_of(n));
+      fixture.save(folder / "p", tokens_of(n), {}, n % 2 == 0 ? 1 : 300);
+      EXPECT_TRUE(bytes_of(folder / "p") == bytes_of(folder / "plain")) << to_string(kind) << ", " << n << " tokens";
+      EXPECT_EQ(fixture.runner->pool().n_free(), 40);
+    }
+  }
 }
 
 TEST(ReusableTokens, AreWholePagesThatLeaveEightTokens) {

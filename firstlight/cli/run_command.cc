@@ -128,8 +128,13 @@ int run(Context& context, const RunOptions& options) {
   Request request =
       options.generate.request(encode_prompt(context, options, prompt, text, session.config().vocab_size));
   PrefixUse prefix_use;
-  Prefix prefix =
-      prepare_prefix(context, session, options.prefix, restore ? &*restore : nullptr, request.prompt, prefix_use);
+  Prefix prefix;
+  std::optional<PrefixSave> save;
+  if (static_cast<int64_t>(request.prompt.size()) < session.max_context()) {  // else the engine refuses it
+    if (!options.prefix.save.empty()) save.emplace(context, session, options.prefix.save, request.prompt);
+    if (restore) prefix = restore->finish(context, session, request.prompt, prefix_use);
+  }
+  if (save) request.on_prompt = [&save](Prefix whole) { save->take(std::move(whole)); };
   const double prompt_start = seconds_since_exec();
   const double waited_before = session.load().weights()[0].ready->waited_seconds();
   bool ends_with_newline = true;
@@ -140,7 +145,7 @@ int run(Context& context, const RunOptions& options) {
         print(piece);
         ends_with_newline = piece.back() == '\n';
       },
-      {}, std::move(prefix));
+      {}, std::move(prefix), save ? [&save] { save->begin(); } : std::function<void()>());
   const bool interrupted = answer.finish == FinishReason::cancelled;
   if (interrupted && answer.ids.empty()) throw Interrupted();
   if (!options.json && !ends_with_newline) print("\n");
@@ -150,6 +155,7 @@ int run(Context& context, const RunOptions& options) {
     print(ids + "\n");
   }
   context.timeline.add("prompt → first token", prompt_start, answer.first_token_s);
+  if (save && !interrupted) prefix_use.saved = save->finish();
   const LoadReport load = session.wait();
   answer.waited_seconds = session.load().weights()[0].ready->waited_seconds() - waited_before;
   report(context, options, session, load, answer, prefix_use);

@@ -283,14 +283,6 @@ void Engine::Impl::remember(Sequence& sequence) {
   sequence.n_known = n;
 }
 
-/// The first token whose exact pages stay. The samples to come begin kMatrixRows tokens before the prompt's end; a page
-/// more is what exact_pages_for() has to spare.
-static int64_t exact_begin(const Sequence& sequence) {
-  const int64_t n_prompt = sequence.n_prompt(), n_cached = sequence.n_cached;
-  const bool waits = sequence.request().n_samples > 1 && n_cached < n_prompt - kMatrixRows + kPageTokens;
-  return waits ? std::max<int64_t>(0, std::min(n_cached, n_prompt - kMatrixRows)) : n_cached;
-}
-
 void Engine::Impl::deliver(const std::vector<Work>& work) {
   size_t row = 0;
   for (const Work& each : work) {
@@ -299,7 +291,8 @@ void Engine::Impl::deliver(const std::vector<Work>& work) {
     // Counted only now: if a callback throws, the sequences behind it compute these tokens again, into the same slots.
     each.sequence->n_cached += each.n_tokens;
     remember(*each.sequence);
-    each.sequence->pages->release_exact(exact_begin(*each.sequence));
+    each.sequence->release_exact();
+    each.sequence->hand_out_prompt();
     if (each.wants_logits) accept(each.sequence, mine);
   }
 }
@@ -356,6 +349,7 @@ uint64_t Engine::submit(Request request, TokenFn on_token, Prefix prefix) {
     auto sequence = std::make_shared<Sequence>(impl_->next_id++, std::move(sample), on_token, impl_->tokenizer);
     if (first) {
       sequence->first_sample = first;
+      sequence->prompt_is_out = true;
     } else {
       first = sequence;
     }

@@ -30,6 +30,10 @@ struct Request {
   std::vector<int> stop_ids;  ///< beside the engine's
   std::vector<std::string>
       stop_strings;  ///< the text ends before the first of them to be complete; each 1 to 4096 bytes
+  /// If set, is given the prompt's full pages once, when all of the prompt is computed and before its first token is
+  /// delivered (the first sample's): a table that holds them, and the exact pages that go with them, as long as it
+  /// lives. Nobody writes to them any more. It is to be destroyed on the engine's thread.
+  std::function<void(Prefix)> on_prompt;
 };
 
 /// One token's worth of news about a request, on the engine's thread.

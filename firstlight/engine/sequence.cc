@@ -80,4 +80,22 @@ void Sequence::deliver(const TokenEvent& event) const {
   if (on_token_) on_token_(event);
 }
 
+/// The samples to come begin kMatrixRows tokens before the prompt's end, and who is owed the prompt gets a page before
+/// its last full one; a page more is what exact_pages_for() has to spare.
+void Sequence::release_exact() {
+  int64_t begin = n_cached;
+  if (request_.n_samples > 1 && begin < n_prompt() - kMatrixRows + kPageTokens)
+    begin = std::min(begin, n_prompt() - kMatrixRows);
+  if (owes_prompt()) begin = std::min(begin, (n_prompt() / kPageTokens - 1) * kPageTokens);
+  pages->release_exact(std::max<int64_t>(0, begin));
+}
+
+void Sequence::hand_out_prompt() {
+  if (!owes_prompt() || n_cached < n_prompt()) return;
+  prompt_is_out = true;
+  const int64_t n = n_prompt() / kPageTokens * kPageTokens;
+  request_.on_prompt({std::make_unique<PageTable>(pages->fork(n)), n});
+  release_exact();
+}
+
 }  // namespace firstlight

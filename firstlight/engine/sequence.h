@@ -32,16 +32,23 @@ class Sequence {
   /// The event of an end without a token.
   TokenEvent end(FinishReason reason, std::string error, ErrorKind kind = ErrorKind::bug);
   void deliver(const TokenEvent& event) const;
+  /// Gives back the exact pages that nobody needs any more once n_cached tokens are there.
+  void release_exact();
+  /// Calls Request::on_prompt, once the prompt is there. Behind release_exact(): who holds the prompt must not hold
+  /// exact pages that others need.
+  void hand_out_prompt();
 
   std::unique_ptr<PageTable> pages;      ///< null while waiting
   int64_t n_cached = 0;                  ///< tokens whose keys and values lie in the pages
   int64_t n_shared = 0;                  ///< of these, that were there when it was admitted
   int64_t n_known = 0;                   ///< pages that the prefix cache was told of
   std::weak_ptr<Sequence> first_sample;  ///< of the same request, if this is another one
+  bool prompt_is_out = false;            ///< Request::on_prompt was called, or is another sample's
   bool cancelled = false;
   bool finished = false;
 
  private:
+  bool owes_prompt() const noexcept { return request_.on_prompt && !prompt_is_out; }
   bool is_stop(int token, const std::vector<int>& stop_ids) const;
   std::string rest_of_text();
 

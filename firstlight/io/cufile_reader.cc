@@ -181,6 +181,13 @@ void CufileReader::submit(std::span<const ReadRequest> requests, const ReadCallb
       return;
     }
   }
+  submit_placed({requests.begin(), requests.end()}, done);
+}
+
+void CufileReader::submit_placed(std::vector<ReadRequest> requests, const ReadCallback& done) {
+  for (ReadRequest& request : requests) {
+    if (request.into == nullptr && address_) request.into = address_(request.id);
+  }
   queue_->submit(requests, done);
 }
 
@@ -196,12 +203,8 @@ std::vector<CufileReader::Held> CufileReader::take_held(bool end_hold) {
 }
 
 void CufileReader::release(Address address) {
-  for (Held& held : take_held(/*end_hold=*/true)) {
-    for (ReadRequest& request : held.requests) {
-      if (request.into == nullptr) request.into = address(request.id);
-    }
-    queue_->submit(held.requests, held.done);
-  }
+  address_ = std::move(address);
+  for (Held& held : take_held(/*end_hold=*/true)) submit_placed(std::move(held.requests), held.done);
 }
 
 void CufileReader::set_deadline(Clock::time_point deadline) {

@@ -57,12 +57,14 @@ class CufileReader final : public DeviceReader {
     ReadCallback done;
   };
   std::vector<Held> take_held(bool end_hold);
+  void submit_placed(std::vector<ReadRequest> requests, const ReadCallback& done);
 
   std::shared_ptr<Read> read_;
   std::unique_ptr<Reader> queue_, host_;
   std::mutex mutex_;
   bool holding_ = false;
   std::vector<Held> held_;
+  Address address_;  // set before holding ends
 };
 
 }  // namespace firstlight

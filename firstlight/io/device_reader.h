@@ -16,7 +16,7 @@ class DeviceReader : public Reader {
   using Address = std::function<std::byte*(uint64_t id)>;
   /// From now on requests are taken, but end nowhere: their `into` need not be known yet.
   virtual void hold() = 0;
-  /// Ends that: each request that has no `into` goes where `address` says.
+  /// Ends that: each request that has no `into`, also one that comes later, goes where `address` says.
   virtual void release(Address address) = 0;
   /// For requests that end in host memory.
   virtual Reader& host_reader() = 0;

@@ -5,6 +5,7 @@
 #include <cerrno>
 #include <condition_variable>
 #include <deque>
+#include <future>
 #include <mutex>
 #include <thread>
 #include <utility>
@@ -51,7 +52,7 @@ struct StagedReader::Impl {
   std::unique_ptr<Staging> staging;  // set once, by the preparer, before `made`
   mutable std::mutex mutex;
   std::condition_variable work;     // for the finisher
-  std::condition_variable changed;  // ready, or nothing outstanding
+  std::condition_variable changed;  // nothing outstanding
   std::deque<Piece> queue;
   std::vector<RingSlot> slots;
   std::vector<int> free_slots;
@@ -60,7 +61,8 @@ struct StagedReader::Impl {
   uint64_t outstanding = 0;                     // requests whose callback has not returned
   int n_busy = 0;                               // slots that `below` fills or whose copy is being started
   int n_lost = 0;
-  bool made = false, ready = false, holding = false, late = false, stopping = false;
+  bool made = false, holding = false, late = false, stopping = false;
+  std::shared_future<void> started;  // deferred: runs where it is first waited for
   Address address;
   std::exception_ptr failure;
   std::thread preparer, finisher;
@@ -265,11 +267,10 @@ struct StagedReader::Impl {
     }
   }
 
-  void run_preparer(const MakeStaging& make_staging, const std::function<void()>& start_device) {
+  void run_preparer(const MakeStaging& make_staging) {
     try {
       make(make_staging);
-      if (start_device) start_device();
-      set_ready();
+      started.get();
       prepare_slots();
     } catch (...) {
       const std::lock_guard lock(mutex);
@@ -278,7 +279,6 @@ struct StagedReader::Impl {
       made = true;
       pump();
     }
-    set_ready();
   }
 
   void stop() {
@@ -292,12 +292,6 @@ struct StagedReader::Impl {
     if (preparer.joinable()) preparer.join();
     below.reset();  // waits for what writes to the slots; calls on_read() for the rest
     finisher.join();
-  }
-
-  void set_ready() {
-    const std::lock_guard lock(mutex);
-    ready = true;
-    changed.notify_all();
   }
 
   void run_finisher() {
@@ -319,11 +313,13 @@ struct StagedReader::Impl {
 StagedReader::StagedReader(std::unique_ptr<Reader> below, MakeStaging make, std::function<void()> start)
     : impl_(std::make_unique<Impl>()) {
   impl_->below = std::move(below);
+  impl_->started = std::async(std::launch::deferred, [start = std::move(start)] {
+    if (start) start();
+  });
   impl_->finisher = start_thread("copying", [impl = impl_.get()] { impl->run_finisher(); });
   try {
-    impl_->preparer = start_thread("the ring", [impl = impl_.get(), make = std::move(make), start = std::move(start)] {
-      impl->run_preparer(make, start);
-    });
+    impl_->preparer =
+        start_thread("the ring", [impl = impl_.get(), make = std::move(make)] { impl->run_preparer(make); });
   } catch (...) {
     impl_->stop();
     throw;
@@ -386,11 +382,7 @@ void StagedReader::release(Address address) {
   impl_->start_held(lock);
 }
 
-void StagedReader::wait_until_ready() {
-  std::unique_lock lock(impl_->mutex);
-  impl_->changed.wait(lock, [&] { return impl_->ready; });
-  if (impl_->failure) std::rethrow_exception(impl_->failure);
-}
+void StagedReader::wait_until_ready() { impl_->started.get(); }
 
 std::exception_ptr StagedReader::failure() const {
   const std::lock_guard lock(impl_->mutex);

@@ -16,8 +16,9 @@ class StagedReader final : public DeviceReader {
  public:
   using MakeStaging = std::function<std::unique_ptr<Staging>()>;
 
-  /// On a thread of this reader `make` runs at once, then `start` (which may make a context: 0.2 s), then slots are
-  /// prepared one after another. Slots are read into as soon as they are made.
+  /// On a thread of this reader `make` runs at once, and slots are read into as soon as it has; then they are prepared
+  /// one after another, behind `start` (which may make a context: 0.2 s). That runs there or in wait_until_ready(), on
+  /// the thread that comes first.
   StagedReader(std::unique_ptr<Reader> below, MakeStaging make, std::function<void()> start = {});
   ~StagedReader() override;
   StagedReader(const StagedReader&) = delete;
@@ -33,7 +34,7 @@ class StagedReader final : public DeviceReader {
   void hold() override;  ///< requests are read as far as there are slots, but not copied
   void release(Address address) override;
   Reader& host_reader() override;    ///< the reader below
-  void wait_until_ready() override;  ///< until `start` has returned
+  void wait_until_ready() override;  ///< until `start` has returned, which need not wait for `make`
   std::exception_ptr failure() const override;
 
  private:

@@ -10,6 +10,7 @@
 #include <cerrno>
 #include <cstring>
 #include <fstream>
+#include <future>
 #include <map>
 #include <mutex>
 #include <thread>
@@ -44,6 +45,7 @@ class LateStaging final : public Staging {
     if (n_started_++ == fail_start_) throw Error(ErrorKind::device, "start failed");
     pending_[static_cast<size_t>(i)] = {into, bytes};
   }
+  void fetch(int, uint64_t, const std::byte*, uint64_t) override { throw Error(ErrorKind::bug, "nobody fetches"); }
   bool finished(int i) override {
     if (n_asked_++ % 3 != 2) return false;
     if (n_finished_++ == fail_finish_) throw Error(ErrorKind::device, "finish failed");
@@ -247,6 +249,37 @@ TEST_P(StagedReaderTest, AFailedCopyEndsAllThatFollowsAndKeepsItsCause) {
 TEST_P(StagedReaderTest, AStagingThatCannotBeMadeFailsEveryRequest) {
   StagedReader reader(make_faulty_reader(std::make_shared<FaultyRead>(std::vector<Fault>{}), 1),
                       []() -> std::unique_ptr<Staging> { throw Error(ErrorKind::device, "no ring"); });
+  const auto all = requests(5000);
+  reader.submit(all, check(all));
+  reader.wait();
+  EXPECT_EQ(by_result(), (std::map<int64_t, int>{{-EREMOTEIO, static_cast<int>(all.size())}}));
+  EXPECT_THROW(std::rethrow_exception(reader.failure()), Error);
+}
+
+TEST_P(StagedReaderTest, TheDeviceStartsOnceAndDoesNotWaitForTheRing) {
+  std::promise<void> go;
+  std::atomic<int> n_started = 0;
+  StagedReader reader(
+      make_faulty_reader(std::make_shared<FaultyRead>(std::vector<Fault>{}), 1),
+      [wait = go.get_future().share()] {
+        wait.get();
+        return std::make_unique<LateStaging>(2, 1000);
+      },
+      [&] { ++n_started; });
+  reader.wait_until_ready();  // or this would never return
+  EXPECT_EQ(n_started, 1);
+  go.set_value();
+  const auto all = requests(5000);
+  reader.submit(all, check(all));
+  reader.wait();
+  EXPECT_EQ(by_result(), (std::map<int64_t, int>{{0, static_cast<int>(all.size())}}));
+  EXPECT_EQ(n_started, 1);
+}
+
+TEST_P(StagedReaderTest, ADeviceThatDoesNotStartFailsEveryRequest) {
+  StagedReader reader(
+      make_faulty_reader(std::make_shared<FaultyRead>(std::vector<Fault>{}), 1),
+      [] { return std::make_unique<LateStaging>(2, 1000); }, [] { throw Error(ErrorKind::device, "no context"); });
   const auto all = requests(5000);
   reader.submit(all, check(all));
   reader.wait();

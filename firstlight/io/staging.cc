@@ -21,6 +21,9 @@ class CpuStaging final : public Staging {
   uint64_t read_bytes() const override { return size_.read_bytes; }
   std::byte* slot(int i) override { return memory_.data() + size_.slot_bytes * static_cast<uint64_t>(i); }
   void start(int i, std::byte* into, uint64_t bytes) override { std::memcpy(into, slot(i), bytes); }
+  void fetch(int i, uint64_t at, const std::byte* from, uint64_t bytes) override {
+    std::memcpy(slot(i) + at, from, bytes);
+  }
   bool finished(int) override { return true; }
 
  private:

@@ -22,8 +22,8 @@ struct StagingSize {
 /// DRAM twice (two GPUs with rings of 64 MiB: 94 GB/s, with 256: 56).
 StagingSize staging_size(int n_devices);
 
-/// Slots of host memory, which can be written to at once, and from where they are prepared be copied to the device on
-/// request. All may be called by several threads; a slot is used by one caller at a time.
+/// Slots of host memory, which can be written to at once, and from where they are prepared be copied to the device, or
+/// filled from there, on request. All may be called by several threads; a slot is used by one caller at a time.
 class Staging {
  public:
   virtual ~Staging() = default;  ///< waits for copies that are under way
@@ -31,12 +31,16 @@ class Staging {
   virtual uint64_t slot_bytes() const = 0;
   virtual uint64_t read_bytes() const = 0;  ///< the most that one read should take
   virtual std::byte* slot(int i) = 0;
-  /// To be called for each slot in turn before its first start(), by one thread: pins it. The first call makes the
-  /// device's context. Throws Error{out_of_memory, device, not_found}.
+  /// To be called for each slot in turn before its first start() or fetch(), by one thread: pins it. The first call
+  /// makes the device's context. Throws Error{out_of_memory, device, not_found}.
   virtual void prepare(int /*i*/) {}
   /// Begins the copy of the slot's first `bytes` bytes to `into` on the device. Throws Error{device}.
   virtual void start(int i, std::byte* into, uint64_t bytes) = 0;
-  /// Whether the copy that was started from this slot is done; asked again until it is. Throws Error{device}.
+  /// Begins the copy of `bytes` bytes at `from` on the device into the slot, `at` bytes behind its beginning; several
+  /// may be under way to different places. Throws Error{device}.
+  virtual void fetch(int i, uint64_t at, const std::byte* from, uint64_t bytes) = 0;
+  /// Whether all copies that were begun from or into this slot are done; asked again until they are. Throws
+  /// Error{device}.
   virtual bool finished(int i) = 0;
 };
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// The ring in front of a GPU. Slots are pinned one by one, so that copies from the first begin while the last are
-// pinned: map, touch and pin of 256 MiB at once take 43 ms, cudaHostAlloc 100 to 160.
+// The ring in front of a GPU. Slots are touched and pinned one by one, so that copies from the first begin while the
+// last are touched: map, touch and pin of 256 MiB at once take 43 ms, cudaHostAlloc 100 to 160.
 #include <algorithm>
+#include <atomic>
 #include <thread>
 #include <vector>
 
@@ -15,15 +16,18 @@ namespace firstlight {
 
 namespace {
 
+constexpr uint64_t kPiece = 2u << 20;  // a huge page
+
 class CudaStaging final : public Staging {
  public:
   CudaStaging(Device device, StagingSize size)
       : device_(device),
         size_(size),
         memory_({}, size.slot_bytes * static_cast<uint64_t>(size.n_slots)),
+        untouched_(static_cast<size_t>(size.n_slots)),
         pinned_(static_cast<size_t>(size.n_slots)),
         done_(static_cast<size_t>(size.n_slots)) {
-    touch();
+    begin_to_touch();
   }
   ~CudaStaging() override { release(); }
   CudaStaging(const CudaStaging&) = delete;
@@ -40,6 +44,7 @@ class CudaStaging final : public Staging {
       cuda::check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "stream of the reader's copies");
     }
     const auto at = static_cast<size_t>(i);
+    for (int left = 0; (left = untouched_[at].load(std::memory_order_acquire)) != 0;) untouched_[at].wait(left);
     cuda::check(cudaHostRegister(slot(i), size_.slot_bytes, cudaHostRegisterDefault),
                 str("pin ", memory_.size(), " bytes of host memory (see ulimit -l)"));
     pinned_[at] = true;
@@ -53,24 +58,48 @@ class CudaStaging final : public Staging {
     cuda::check(cudaEventRecord(done_[static_cast<size_t>(i)], stream_), "event of a slot");
   }
 
+  void fetch(int i, uint64_t at, const std::byte* from, uint64_t bytes) override {
+    cuda::use(device_);
+    cuda::check(cudaMemcpyAsync(slot(i) + at, from, bytes, cudaMemcpyDeviceToHost, stream_),
+                str("copy ", bytes, " bytes from ", to_string(device_)));
+    cuda::check(cudaEventRecord(done_[static_cast<size_t>(i)], stream_), "event of a slot");
+  }
+
   bool finished(int i) override {
     cuda::use(device_);
     const cudaError_t code = cudaEventQuery(done_[static_cast<size_t>(i)]);
     if (code == cudaErrorNotReady) return false;
-    cuda::check(code, str("copy to ", to_string(device_)));
+    cuda::check(code, str("copy to or from ", to_string(device_)));
     return true;
   }
 
  private:
-  /// New memory takes 15 ms for 64 MiB on a virtual machine, by eight threads 5; then pinning takes 2.
+  /// New memory takes 15 ms for 64 MiB on a virtual machine, by eight threads 5; then pinning takes 2. Meanwhile slots
+  /// may be read into.
+  void begin_to_touch() {
+    constexpr int kThreads = 8;
+    for (std::atomic<int>& left : untouched_) left = static_cast<int>(pieces_of_slot());
+    for (int i = 0; i < kThreads; ++i) {
+      touching_.push_back(start_thread<std::jthread>("touching the ring", [this] { touch(); }));
+    }
+  }
+
+  uint64_t pieces_of_slot() const { return (size_.slot_bytes + kPiece - 1) / kPiece; }
+
   void touch() {
-    constexpr uint64_t kPage = 4096, kStep = 8u << 20;
-    std::vector<std::jthread> threads;
-    for (uint64_t begin = 0; begin < memory_.size(); begin += kStep) {
-      threads.push_back(start_thread<std::jthread>("touching the ring", [this, begin] {
-        const uint64_t end = std::min(begin + kStep, memory_.size());
-        for (uint64_t at = begin; at < end; at += kPage) memory_.data()[at] = std::byte{0};
-      }));
+    constexpr uint64_t kPage = 4096;
+    for (;;) {
+      const uint64_t piece = next_.fetch_add(1, std::memory_order_relaxed);
+      const int i = static_cast<int>(piece / pieces_of_slot());
+      if (i >= size_.n_slots) return;
+      const uint64_t begin = piece % pieces_of_slot() * kPiece, end = std::min(begin + kPiece, size_.slot_bytes);
+      for (uint64_t at = begin; at < end; at += kPage) {
+        // Not a plain store: a read may have been there before.
+        auto zero = std::byte{0};
+        std::atomic_ref(slot(i)[at]).compare_exchange_strong(zero, std::byte{0}, std::memory_order_relaxed);
+      }
+      std::atomic<int>& left = untouched_[static_cast<size_t>(i)];
+      if (left.fetch_sub(1, std::memory_order_acq_rel) == 1) left.notify_all();
     }
   }
 
@@ -90,9 +119,12 @@ class CudaStaging final : public Staging {
   Device device_;
   StagingSize size_;
   Buffer memory_;
-  std::vector<bool> pinned_;       // of the thread that prepares
-  cudaStream_t stream_ = nullptr;  // a second one was no faster
+  std::atomic<uint64_t> next_{0};            // piece to be touched
+  std::vector<std::atomic<int>> untouched_;  // pieces of each slot
+  std::vector<bool> pinned_;                 // of the thread that prepares
+  cudaStream_t stream_ = nullptr;            // a second one was no faster
   std::vector<cudaEvent_t> done_;
+  std::vector<std::jthread> touching_;
 };
 
 }  // namespace

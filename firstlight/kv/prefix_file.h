@@ -4,20 +4,12 @@
 #include <cstdint>
 #include <memory>
 #include <span>
-#include <stop_token>
 
 #include "firstlight/io/file.h"
 #include "firstlight/kv/page_pool.h"
 #include "firstlight/kv/prefix_head.h"
 
 namespace firstlight {
-
-/// Writes the first info.n_pages() pages of `table`, and the exact ones beside them, of all ranks [info.tp]; the pages
-/// must be full, and the exact pages that info names held. Blocks. path.partial, fsync, rename: afterwards `path` is
-/// whole or as it was. Returns the file's size. Throws Error{bad_input} if `path` is a file of another type,
-/// Error{io}; Interrupted.
-uint64_t write_prefix(const fs::path& path, const PrefixInfo& info, std::span<const RankPages> ranks,
-                      const PageTable& table, const std::stop_token& stop = {});
 
 /// Where a page of the sequence lies, or the exact page beside it, which must be held.
 std::byte* page_of(const RankPages& rank, const PageTable& table, int64_t page);

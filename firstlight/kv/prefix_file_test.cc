@@ -5,6 +5,8 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/resource.h>
 
 #include <functional>
 #include <tuple>
@@ -270,6 +272,41 @@ TEST(PrefixFile, AnInterruptEndsBothWays) {
   EXPECT_THROW(write_prefix(damage.folder / "w", damage.info, cache.ranks, cache.table, stop.get_token()), Interrupted);
   EXPECT_FALSE(fs::exists(damage.folder / "w"));
   EXPECT_FALSE(fs::exists(damage.folder / "w.partial"));
+}
+
+/// A file that may not grow is what a full disk is: no room for it, or, where room is not reserved, a write that fails.
+TEST(PrefixFile, AFullDiskIsSaidAndNothingIsLeft) {
+  const Damage damage;
+  const FakeCache cache(damage.info, 1, true);
+  struct rlimit before {};
+  ASSERT_EQ(getrlimit(RLIMIT_FSIZE, &before), 0);
+  const auto handler = ::signal(SIGXFSZ, SIG_IGN);
+  const struct rlimit small { 64u << 10, before.rlim_max };
+  ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &small), 0);
+  const auto save = [&] { write_prefix(damage.folder / "w", damage.info, cache.ranks, cache.table); };
+  const std::string what = refusal(ErrorKind::io, save);
+  setrlimit(RLIMIT_FSIZE, &before);
+  ::signal(SIGXFSZ, handler);
+  EXPECT_THAT(what, HasSubstr("/w.partial"));
+  EXPECT_THAT(what, HasSubstr("File too large"));
+  EXPECT_FALSE(fs::exists(damage.folder / "w"));
+  EXPECT_FALSE(fs::exists(damage.folder / "w.partial"));
+  EXPECT_NO_THROW(save());
+  EXPECT_TRUE(bytes_of(damage.folder / "w") == damage.file);
+}
+
+/// Many runs of many threads, the last of a section short.
+TEST(PrefixFile, LargePagesComeBackToTheByte) {
+  for (const KvKind kind : {KvKind::bf16, KvKind::tq4}) {
+    const Folder folder;
+    PrefixInfo info = prefix_info(kind, 11, 2);
+    info.n_layers = 100;
+    const FakeCache from(info, 1, true);
+    write_prefix(folder / "p", info, from.ranks, from.table);
+    FakeCache to(info, 2, false);
+    read_into(folder / "p", to);
+    EXPECT_TRUE(to.content(info) == from.content(info));
+  }
 }
 
 TEST(PrefixFile, ReplacesOnlyItsLike) {

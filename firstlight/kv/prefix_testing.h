@@ -21,6 +21,7 @@
 #include "firstlight/io/staged_reader.h"
 #include "firstlight/kv/prefix_file.h"
 #include "firstlight/kv/prefix_read.h"
+#include "firstlight/kv/prefix_write.h"
 
 namespace firstlight {
 

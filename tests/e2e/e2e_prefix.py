@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """run --save-prefix and --restore-prefix as a user does it: the same answers, and refusals in words."""
 import json
+import resource
 import shutil
 import sys
 
@@ -48,6 +49,32 @@ def saved_longer(suite, model):
     run(suite, model, 1000, "--restore-prefix", first, "--save-prefix", longer)
     run(suite, model, 1000, "--save-prefix", whole)
     assert longer.read_bytes() == whole.read_bytes()
+
+
+def saved_behind_the_first_token(suite, model):
+    """By the order of events in the report, not by how long they took."""
+    for kind in ("bf16", "tq4"):
+        report = run(suite, model, 1000, "--kv", kind, "--save-prefix", suite.tmp / "behind.prefix")
+        saving = [phase for phase in report["phases"] if phase["name"] == "save prefix"]
+        assert len(saving) == 1 and saving[0]["start_s"] >= report["ttft_s"], (report["ttft_s"], report["phases"])
+        assert report["prefix"]["saved"]["gb_per_s"] > 0, report["prefix"]
+
+
+def a_full_disk(suite, model):
+    """A file that may not grow: the answer is there, then what went wrong, and no file."""
+    file = suite.tmp / "large.prefix"
+    arguments = ("run", model, "--ids", ids_file(suite, 1000), "-n", 20, "--greedy", "--ignore-eos", "--device", "cpu", "--save-prefix", file)
+    whole = suite.run(*arguments)
+    size = file.stat().st_size
+    file.unlink()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, resource.RLIM_INFINITY))  # the program inherits it
+    try:
+        done = suite.run(*arguments, code=6)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert done.out == whole.out, (done.out, whole.out)
+    assert "large.prefix" in done.err and "File too large" in done.err, done.err
+    assert not list(suite.tmp.glob("large.prefix*"))
 
 
 def lanes(suite, model):
@@ -117,6 +144,8 @@ def main():
     suite.run("synth", "--config", suite.tmp / "prefix.json", "-o", model, "--tp", "1,2")
     suite.check("a restored prefix gives the answers of the whole prompt", restored_answers, suite, model)
     suite.check("a restored prefix is saved longer as the whole is", saved_longer, suite, model)
+    suite.check("a prefix is saved behind the first token", saved_behind_the_first_token, suite, model)
+    suite.check("a prefix that finds no room is an error and leaves nothing", a_full_disk, suite, model)
     suite.check("a restored prefix comes by the lanes of the weights", lanes, suite, model)
     suite.check("a prefix that does not fit is refused in words", refusals, suite, model)
     suite.check("a turn of chat computes what is new", chat_shares, suite)
