@@ -100,7 +100,7 @@ bool CudaOps::begin(const PassRows& rows, bool weights_ready) {
   const bool never_resident_pass = !options_.resident || (!rows.spans.empty() && rows.spans.front().exact != nullptr);
   least_skinny_rows_ = never_resident_pass && skinny_->why_not().empty() ? 1 : cuda::kMatvecRows + 1;
   state_ = State::plain;
-  const cuda::RowSet &all = pass_.all(), &wanted = pass_.wanted();
+  const cuda::RowSet& all = pass_.all();
   using Result = PassShape::Result;
   const Result result = !rows.drawn.empty()       ? Result::drawn
                         : !rows.likeliest.empty() ? Result::likeliest
@@ -108,7 +108,7 @@ bool CudaOps::begin(const PassRows& rows, bool weights_ready) {
                                                   : Result::none;
   const bool alike = options_.graphs && weights_ready && result != Result::none && all.n_rows > 0 &&
                      all.n_single == all.n_rows && all.n_spans == static_cast<size_t>(all.n_rows) && all.in_place &&
-                     wanted.n_rows == all.n_rows && wanted.in_place;
+                     pass_.wants_all();
   if (!alike) {
     agree(rows, 0);
     return false;
