@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Decode attention over TurboQuant codes and over bf16 pages on a GPU, random data in pages dealt in no order:
 // microseconds a layer, GB/s of keys and values, and the share of the rate at which this run reads the same memory
-// plainly. Passes are replays of some layers, which together are larger than L2. Also: the append.
+// plainly. Queries that no rotation has made ready take a kernel of their own here. Passes are replays of some layers,
+// which together are larger than L2. Also: the append.
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 

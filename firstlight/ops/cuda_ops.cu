@@ -85,6 +85,7 @@ bool CudaOps::begin(const PassRows& rows, bool weights_ready) {
   if (draw_tables_.send(rows.draws, stream_)) forget_recordings();
   has_angles_[0] = has_angles_[1] = false;
   codes_.plan = {};
+  codes_.ready = {};
   twin_ = {};
   twin_at_ = 0;  // so that a recorded pass finds its memory where the plain one before it did
   deliveries_.clear();
