@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // Decode attention over TurboQuant codes and over bf16 pages on a GPU, random data in pages dealt in no order:
 // microseconds a layer, GB/s of keys and values, and the share of the rate at which this run reads the same memory
-// plainly. Passes are replays of some layers, which together are larger than L2. Also: the append.
+// plainly. Queries that no rotation has made ready take a kernel of their own here. Passes are replays of some layers,
+// which together are larger than L2. Also: the append.
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
 #include <algorithm>
 #include <cstdio>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -139,6 +141,24 @@ void measure_appends(Memory& memory) {
   }
 }
 
+/// One line a kind; `kinds`: bf16 first, which the others are compared with.
+void compare(Memory& memory, double rate, int n_heads, int batch, int64_t context, std::span<const KvKind> kinds) {
+  double bf16 = 0;
+  for (const KvKind kind : kinds) {
+    const Measured m = measure({n_heads, 8, 128, batch, context, kind}, memory, false);
+    if (m.layers == 0) continue;
+    if (kind == KvKind::bf16) bf16 = m.seconds;
+    std::printf("%2d/8 heads of 128, %2d x %6ld, %-4s: %8.2f us, %6.0f GB/s, %5.1f %% of plain read", n_heads, batch,
+                context, std::string(to_string(kind)).c_str(), m.seconds * 1e6, m.bytes / m.seconds / 1e9,
+                m.bytes / m.seconds / 1e7 / rate);
+    if (kind != KvKind::bf16 && bf16 > 0) std::printf(", %.2fx bf16", bf16 / m.seconds);
+    std::printf("\n");
+    std::fflush(stdout);
+  }
+}
+
+/// `only`: short (contexts to 4,096 and one sequence), long, tq4 (long, that kind alone), near (the same, a layer's
+/// pages side by side) or append; else all.
 void measure_all(const std::string& only) {
   cuda::use(kGpu);
   near = only == "near";
@@ -148,27 +168,38 @@ void measure_all(const std::string& only) {
   cuda::check(cudaDeviceSynchronize(), "fill memory");
   const double rate = bench::plain_read_rate(memory.pages, 20'000'000'000, 7);
   std::printf("plain read: %.0f GB/s\n", rate);
+  constexpr KvKind kAll[] = {KvKind::bf16, KvKind::tq8, KvKind::tq4}, kTq4[] = {KvKind::tq4};
+  const bool one_kind = near || only == "tq4";
+  if (only.empty() || only == "short") {
+    struct Short {
+      int batch;
+      int64_t context;
+    };
+    for (const auto [batch, context] : {Short{1, 512},
+                                        {2, 512},
+                                        {8, 512},
+                                        {16, 512},
+                                        {32, 512},
+                                        {64, 512},
+                                        {1, 1024},
+                                        {2, 1024},
+                                        {1, 2048},
+                                        {2, 2048},
+                                        {1, 4096},
+                                        {2, 4096},
+                                        {1, 32000}})
+      compare(memory, rate, 32, batch, context, kAll);
+  }
   for (const int n_heads : {32, 64}) {
     for (const int batch : {1, 8, 32, 64}) {
-      if (only == "append") continue;
       for (const int64_t context : {4096, 32768, 131072}) {
-        double seconds[3] = {};
-        for (const KvKind kind : {KvKind::bf16, KvKind::tq8, KvKind::tq4}) {
-          if ((only == "tq4" || near) && (kind != KvKind::tq4 || context > 32768)) continue;
-          const Measured m = measure({n_heads, 8, 128, batch, context, kind}, memory, false);
-          if (m.layers == 0) continue;
-          seconds[kind == KvKind::bf16 ? 0 : kind == KvKind::tq8 ? 1 : 2] = m.seconds;
-          std::printf("%2d/8 heads of 128, %2d x %6ld, %-4s: %8.2f us, %6.0f GB/s, %5.1f %% of plain read", n_heads,
-                      batch, context, std::string(to_string(kind)).c_str(), m.seconds * 1e6, m.bytes / m.seconds / 1e9,
-                      m.bytes / m.seconds / 1e7 / rate);
-          if (kind != KvKind::bf16 && seconds[0] > 0) std::printf(", %.2fx bf16", seconds[0] / m.seconds);
-          std::printf("\n");
-          std::fflush(stdout);
-        }
+        if (only == "append" || only == "short" || (one_kind && context > 32768)) continue;
+        compare(memory, rate, n_heads, batch, context,
+                one_kind ? std::span<const KvKind>(kTq4) : std::span<const KvKind>(kAll));
       }
     }
   }
-  measure_appends(memory);
+  if (only.empty() || only == "append") measure_appends(memory);
 }
 
 }  // namespace

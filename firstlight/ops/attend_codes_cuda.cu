@@ -9,6 +9,7 @@
 #include "firstlight/ops/attend_codes_merge_cuda.cuh"
 #include "firstlight/ops/attend_codes_ring_cuda.cuh"
 #include "firstlight/ops/attend_codes_values_cuda.cuh"
+#include "firstlight/ops/codes_query_cuda.cuh"
 
 namespace firstlight::cuda {
 
@@ -25,38 +26,38 @@ struct CodeSums {
   }
 };
 
-/// The block's queries, rotated, as integers of 15 bits in two bytes, a warp a head; and as exact pages want them.
-template <int kDim, int kWarps>
-__device__ void fix_queries(const CodeSinglesParams& p, const CodePart& part, CodeShared<kDim, kWarps>& shared,
-                            CodeMeeting<kDim, kWarps>& meeting) {
-  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  const Matrix<const float>& q = p.codes.attend.q;
-  if (threadIdx.x < 4) shared.tables[threadIdx.x] = ExpandTables::known();
-  if (warp == kWarps - 1 && part.n_pieces > 0) split_query<kDim>(p, part, meeting.exact_query);
-  const uint32_t signs = lane_signs<kDim>(p.codes.signs[2 * part.kv_head]);
-  for (int g = warp; g < kHeadsAtOnce; g += kWarps) {
-    const float* row = q.data + part.row.row * q.stride + (int64_t{part.first_head} + min(g, part.n_heads - 1)) * kDim;
-    float x[kDim / 32];
-    int integers[kDim / 32];
+/// The part's queries, which are ready.
+template <int kDim, int kWarps, class Shared>
+__device__ __forceinline__ void fetch_queries(const CodeSinglesParams& p, const RowPart& part, Shared& shared) {
+  constexpr int kThreads = kWarps * 32, kFixed = sizeof(shared.query) / 16, kExact = kDim / 16 * 32;
+  const ReadyQueries<kDim>& ready =
+      static_cast<const ReadyQueries<kDim>*>(p.queries)[int64_t{part.index} * p.head_blocks + part.head_block];
+  const int thread = static_cast<int>(threadIdx.x);
+  uint4 fixed[(kFixed + kThreads - 1) / kThreads], exact[(kExact + kThreads - 1) / kThreads];
+  float unit = 0;
+  const auto each = [&](auto& words, int n, const auto& fn) {
 #pragma unroll
-    for (int j = 0; j < kDim / 32; ++j) x[j] = __ldcg(row + 32 * j + lane);
-    rotate<kDim>(signs, x);
-    const float unit = fix_query<kDim>(x, integers);
-#pragma unroll
-    for (int j = 0; j < kDim / 32; ++j) {
-      const int whole = g < part.n_heads ? integers[j] : 0, high = (whole + 64) >> 7;
-      int8_t* at = &shared.query[g][32 * j * 2 + lane / 4 * 8 + lane % 4];
-      at[0] = static_cast<int8_t>(high);
-      at[4] = static_cast<int8_t>(whole - 128 * high);
+    for (int k = 0; k < static_cast<int>(sizeof words / sizeof words[0]); ++k) {
+      if (thread + k * kThreads < n) fn(words[k], thread + k * kThreads);
     }
-    // Scales are stored 64 times as large.
-    if (lane == 0) shared.units[g] = g < part.n_heads ? unit * p.codes.attend.scale / 64 : 0.0f;
-  }
+  };
+  const auto load_from = [](const void* from) {
+    return [from](uint4& word, int i) { word = __ldcg(static_cast<const uint4*>(from) + i); };
+  };
+  const auto store_to = [](void* to) { return [to](const uint4& word, int i) { static_cast<uint4*>(to)[i] = word; }; };
+  if (part.has_codes()) each(fixed, kFixed, load_from(ready.fixed));
+  if (part.has_exact()) each(exact, kExact, load_from(ready.exact));
+  if (thread < Shared::kHeads) unit = __ldcg(ready.units + thread);
+  if (thread < 4) shared.start.tables[thread] = ExpandTables::known();
+  if (part.has_codes()) each(fixed, kFixed, store_to(shared.query));
+  if (part.has_exact()) each(exact, kExact, store_to(shared.start.exact_query));
+  // Scales are stored 64 times as large.
+  if (thread < Shared::kHeads) shared.units[thread] = unit * p.codes.attend.scale / 64;
   __syncthreads();
 }
 
-template <int kDim, int kBits, int kSets, int kWarps>
-__device__ __forceinline__ void load_query(const CodeShared<kDim, kWarps>& shared, CodeQuery<kDim, kSets>& q) {
+template <int kDim, int kBits, int kSets, class Shared>
+__device__ __forceinline__ void load_query(const Shared& shared, CodeQuery<kDim, kSets>& q) {
   const int column = static_cast<int>(threadIdx.x) % 32 / 4;
 #pragma unroll
   for (int set = 0; set < kSets; ++set) {
@@ -131,14 +132,14 @@ __device__ __forceinline__ void weigh(float (&scores)[kSets][2 * kTiles], const 
 }
 
 /// The warp's pages of codes of the part.
-template <int kDim, int kKeyBits, int kValueBits, int kSets, int kWarps>
-__device__ __forceinline__ void add_code_pages(CodeRing<kDim, kKeyBits, kValueBits>& ring, int n,
-                                               const CodeShared<kDim, kWarps>& shared, const float (&unit)[kSets],
+template <int kDim, int kKeyBits, int kValueBits, int kSets, class Shared>
+__device__ __forceinline__ void add_code_pages(CodeRing<kDim, kKeyBits, kValueBits, kSets>& ring, int n,
+                                               const Shared& shared, const float (&unit)[kSets],
                                                CodeSums<kDim, kSets>& sums) {
   constexpr tq::PageShape kShape{kDim, kKeyBits, kValueBits};
   CodeQuery<kDim, kSets> q;
   load_query<kDim, kKeyBits>(shared, q);
-  const ExpandTables tables = shared.tables[threadIdx.x % 4];
+  const ExpandTables tables = shared.start.tables[threadIdx.x % 4];
   for (int i = 0; i < n; ++i) {
     float scores[kSets][2 * kTiles];
     ring.template release<0>(score_page<kDim, kKeyBits, kSets>(ring.template wait<0>(), tables, q, scores));
@@ -150,11 +151,11 @@ __device__ __forceinline__ void add_code_pages(CodeRing<kDim, kKeyBits, kValueBi
   }
 }
 
-/// The warps' sums over codes become the part's. All threads call.
-template <int kDim, int kValueBits, int kSets, int kWarps>
-__device__ __forceinline__ void join_codes(const CodeSinglesParams& p, const CodePart& part, bool has_any,
-                                           const float (&unit)[kSets], CodeSums<kDim, kSets>& sums,
-                                           CodeShared<kDim, kWarps>& shared, CodeMeeting<kDim, kWarps>& meeting) {
+/// The warps' sums over codes are added to the part's pieces. All threads call.
+template <int kDim, int kValueBits, int kSets, int kWarps, class Shared>
+__device__ __forceinline__ void join_codes(const RowPart& part, bool has_any, const float (&unit)[kSets],
+                                           CodeSums<kDim, kSets>& sums, Shared& shared,
+                                           CodePieces<kDim, kSets, kWarps>& pieces) {
   const int warp = static_cast<int>(threadIdx.x) / 32, t = static_cast<int>(threadIdx.x) % 4;
 #pragma unroll
   for (int set = 0; set < kSets; ++set) {
@@ -169,40 +170,46 @@ __device__ __forceinline__ void join_codes(const CodeSinglesParams& p, const Cod
   for (int set = 0; set < kSets; ++set) {
 #pragma unroll
     for (int i = 0; i < kDim / 16; ++i)
-      *reinterpret_cast<float2*>(&meeting.sums[warp][t][channel_pair<kValueBits>(i)]) =
+      *reinterpret_cast<float2*>(&shared.sums[warp][t][channel_pair<kValueBits>(i)]) =
           make_float2(sums.of[set][i][0], sums.of[set][i][1]);
-    join_code_warps<kDim>(p, part, 1, set, shared, meeting);
+    join_warps(set, part.n_heads, shared, pieces);
   }
 }
 
-template <int kDim, int kKeyBits, int kValueBits, int kSets, int kWarps>
-__device__ __forceinline__ void take_part(const CodeSinglesParams& p, const CodePart& part,
-                                          CodeRing<kDim, kKeyBits, kValueBits>& ring, CodeShared<kDim, kWarps>& shared,
-                                          CodeMeeting<kDim, kWarps>& meeting) {
-  fix_queries(p, part, shared, meeting);
+template <int kDim, int kKeyBits, int kValueBits, int kSets, class Shared>
+__device__ __forceinline__ void take_part(const CodeSinglesParams& p, const RowPart& part,
+                                          CodeRing<kDim, kKeyBits, kValueBits, kSets>& ring, Shared& shared) {
+  constexpr int kWarps = CodeRing<kDim, kKeyBits, kValueBits, kSets>::kWarps;
+  fetch_queries<kDim, kWarps>(p, part, shared);
   float unit[kSets];
 #pragma unroll
   for (int set = 0; set < kSets; ++set) unit[set] = shared.units[kSetHeads * set + threadIdx.x % 4];
   const int n = ring.n_of(part);
   CodeSums<kDim, kSets> sums;
-  if (part.begin < part.end) add_code_pages(ring, n, shared, unit, sums);
+  if (part.has_codes()) add_code_pages(ring, n, shared, unit, sums);
   ExactSums<kDim> exact;
-  if (part.n_pieces > 0) add_exact_pages(p, part, ring, meeting, exact);
+  if (part.has_exact()) add_exact_pages(p, part, ring, shared, exact);
   __syncthreads();  // the exact pages' query has been read
-  if (part.begin < part.end) join_codes<kDim, kValueBits>(p, part, n > 0, unit, sums, shared, meeting);
-  if (part.n_pieces > 0) join_exact<kDim, kSets>(p, part, exact, shared, meeting);
-  if (comes_last(p, part, shared)) merge_parts<kDim, kSets>(p, part, shared, meeting);
+  CodePieces<kDim, kSets, kWarps> pieces;
+  if (part.has_codes()) {
+    join_codes<kDim, kValueBits>(part, n > 0, unit, sums, shared, pieces);
+    unrotate_pieces(p.codes.signs[2 * part.kv_head + 1], part.n_heads, shared, pieces);
+  }
+  if (part.has_exact()) join_exact(part, exact, shared, pieces);
+  pass_on(p, part, pieces, shared);
 }
 
 template <int kDim, int kKeyBits, int kValueBits, int kSets>
-__global__ void __launch_bounds__(CodeRing<kDim, kKeyBits, kValueBits>::kWarps * 32, 1)
+using SharedOf = CodeShared<kDim, kSets, CodeRing<kDim, kKeyBits, kValueBits, kSets>::kWarps,
+                            CodeRing<kDim, kKeyBits, kValueBits, kSets>::kDeep>;
+
+template <int kDim, int kKeyBits, int kValueBits, int kSets>
+__global__ void __launch_bounds__(CodeRing<kDim, kKeyBits, kValueBits, kSets>::kWarps * 32, code_blocks(kSets))
     attend_code_singles_kernel(const __grid_constant__ CodeSinglesParams p) {
-  using Ring = CodeRing<kDim, kKeyBits, kValueBits>;
-  using Meeting = CodeMeeting<kDim, Ring::kWarps>;
+  using Ring = CodeRing<kDim, kKeyBits, kValueBits, kSets>;
   extern __shared__ __align__(128) uint8_t slots[];
-  __shared__ CodeShared<kDim, Ring::kWarps> shared;
+  __shared__ SharedOf<kDim, kKeyBits, kValueBits, kSets> shared;
   let_successor_start();
-  Meeting& meeting = *reinterpret_cast<Meeting*>(slots + Ring::kBytes);
   const int warp = static_cast<int>(threadIdx.x) / 32;
   Ring ring(p, shared, slots);
   const int step = static_cast<int>(gridDim.x);
@@ -212,36 +219,65 @@ __global__ void __launch_bounds__(CodeRing<kDim, kKeyBits, kValueBits>::kWarps *
     if (warp < kPartsKnown) shared.is_there[warp] = find_part(p, number + warp * step, shared.parts[warp]);
     __syncthreads();
     for (n = 0; n < kPartsKnown && shared.is_there[n];) ++n;
-    // What is asked for at first are pages of codes.
-    const bool early = n > 0 && shared.parts[0].end - shared.parts[0].begin >= 2 * Ring::kWarps;
-    if (!has_waited && early) ring.begin(shared.parts, n);
+    ring.begin(shared.parts, n);
+    if (!has_waited) ring.ask_first(false);
     if (!has_waited) wait_for_predecessor();
     asm volatile("fence.proxy.async;" ::: "memory");
-    if (has_waited || !early) ring.begin(shared.parts, n);
+    ring.ask_first(true);
     has_waited = true;
-    for (int k = 0; k < n; ++k) take_part<kDim, kKeyBits, kValueBits, kSets>(p, shared.parts[k], ring, shared, meeting);
+    for (int k = 0; k < n; ++k) take_part<kDim, kKeyBits, kValueBits, kSets>(p, shared.parts[k], ring, shared);
     __syncthreads();
   }
 }
 
 template <int kDim, int kKeyBits, int kValueBits, int kSets>
-void start(const CodeSinglesParams& p, int n_blocks, cudaStream_t stream) {
-  using Ring = CodeRing<kDim, kKeyBits, kValueBits>;
-  constexpr int kBytes = Ring::kBytes + static_cast<int>(sizeof(CodeMeeting<kDim, Ring::kWarps>));
-  const auto kernel = attend_code_singles_kernel<kDim, kKeyBits, kValueBits, kSets>;
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes), "attention over codes");
-  const int64_t most = int64_t{p.most_parts} * p.head_blocks;
-  launch("attention over codes", kernel, dim3(static_cast<unsigned>(std::min<int64_t>(n_blocks, most))),
-         Ring::kWarps * 32, kBytes, stream, p);
+int blocks_held() {
+  using Ring = CodeRing<kDim, kKeyBits, kValueBits, kSets>;
+  constexpr int kBytes = Ring::kBytes + static_cast<int>(sizeof(SharedOf<kDim, kKeyBits, kValueBits, kSets>));
+  static_assert(code_blocks(kSets) * (kBytes + 1024) <= 228 * 1024, "of a multiprocessor of Hopper");
+  static thread_local int held = 0;
+  if (held == 0) {
+    const auto kernel = attend_code_singles_kernel<kDim, kKeyBits, kValueBits, kSets>;
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Ring::kBytes),
+          "allow attention over codes its shared memory");
+    int of_sm = 0;
+    check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&of_sm, kernel, Ring::kWarps * 32, Ring::kBytes),
+          "how many blocks of attention over codes fit");
+    held = std::max(1, of_sm * facts_of(reinterpret_cast<const void*>(kernel), "attention over codes").n_sms);
+  }
+  return held;
 }
 
-template <int kKeyBits, int kValueBits>
-void start(const CodeSinglesParams& p, int n_blocks, cudaStream_t stream) {
-  const auto run = p.codes.shape.head_dim == 64
-                       ? p.group <= kSetHeads ? start<64, kKeyBits, kValueBits, 1> : start<64, kKeyBits, kValueBits, 2>
-                   : p.group <= kSetHeads ? start<128, kKeyBits, kValueBits, 1>
-                                          : start<128, kKeyBits, kValueBits, 2>;
-  run(p, n_blocks, stream);
+template <int kDim, int kKeyBits, int kValueBits, int kSets>
+void start(const CodeSinglesParams& p, cudaStream_t stream) {
+  using Ring = CodeRing<kDim, kKeyBits, kValueBits, kSets>;
+  const int64_t most = int64_t{p.most_parts} * p.head_blocks;
+  launch("attention over codes", attend_code_singles_kernel<kDim, kKeyBits, kValueBits, kSets>,
+         dim3(static_cast<unsigned>(std::min<int64_t>(p.n_blocks, most))), Ring::kWarps * 32, Ring::kBytes, stream, p);
+}
+
+/// One of the kernels.
+template <int kDim_, int kKeyBits_, int kValueBits_, int kSets_>
+struct CodeKernel {
+  static int held() { return blocks_held<kDim_, kKeyBits_, kValueBits_, kSets_>(); }
+  static void run(const CodeSinglesParams& p, cudaStream_t stream) {
+    start<kDim_, kKeyBits_, kValueBits_, kSets_>(p, stream);
+  }
+};
+
+template <int kDim, int kSets, class Fn>
+auto with_kernel_of(const tq::PageShape& shape, const Fn& fn) {
+  return shape.key_bits == 4     ? fn(CodeKernel<kDim, 4, 4, kSets>{})
+         : shape.value_bits == 4 ? fn(CodeKernel<kDim, 8, 4, kSets>{})
+                                 : fn(CodeKernel<kDim, 8, 8, kSets>{});
+}
+
+/// fn(the CodeKernel for these).
+template <class Fn>
+auto with_kernel(const AttendCodesParams& p, const Fn& fn) {
+  const bool one_set = p.attend.n_heads / p.attend.kv.n_kv_heads <= kSetHeads;
+  if (p.shape.head_dim == 64) return one_set ? with_kernel_of<64, 1>(p.shape, fn) : with_kernel_of<64, 2>(p.shape, fn);
+  return one_set ? with_kernel_of<128, 1>(p.shape, fn) : with_kernel_of<128, 2>(p.shape, fn);
 }
 
 }  // namespace
@@ -255,10 +291,12 @@ bool takes_code_singles(const AttendCodesParams& p) {
          reinterpret_cast<uintptr_t>(p.attend.q.data) % 8 == 0;
 }
 
-void attend_code_singles(const CodeSinglesParams& p, int n_blocks, cudaStream_t stream) {
-  const tq::PageShape& shape = p.codes.shape;
-  const auto run = shape.key_bits == 4 ? start<4, 4> : shape.value_bits == 4 ? start<8, 4> : start<8, 8>;
-  run(p, n_blocks, stream);
+int code_blocks_held(const AttendCodesParams& p) {
+  return with_kernel(p, [](auto kernel) { return kernel.held(); });
+}
+
+void attend_code_singles(const CodeSinglesParams& p, cudaStream_t stream) {
+  with_kernel(p.codes, [&](auto kernel) { kernel.run(p, stream); });
 }
 
 }  // namespace firstlight::cuda

@@ -13,26 +13,6 @@ struct ExactSums {
   float maximum = -INFINITY, divisor = 0;
 };
 
-/// Head lane / 4 of the part, as the first operand: for each 16 dimensions its four words. A warp's work.
-template <int kDim>
-__device__ __forceinline__ void split_query(const CodeSinglesParams& p, const CodePart& part,
-                                            uint4 (&operand)[kDim / 16][32]) {
-  const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
-  const Matrix<const float>& q = p.codes.attend.q;
-  const float* row = q.data + part.row.row * q.stride + (int64_t{part.first_head} + g) * kDim;
-#pragma unroll
-  for (int s = 0; s < kDim / 16; ++s) {
-    uint4 a = {};
-    if (g < part.n_heads) {
-      const auto* two = reinterpret_cast<const float2*>(row + 8 * (t + 4 * (s / 2)) + 4 * (s % 2));
-      const float2 x = __ldcg(two), y = __ldcg(two + 1);
-      split(x.x, x.y, a.x, a.y);
-      split(y.x, y.y, a.z, a.w);
-    }
-    operand[s][lane] = a;
-  }
-}
-
 /// scores[2 tile + e]: of token 8 tile + 2 t + e. What is returned depends on every word that was read.
 template <int kDim>
 __device__ __forceinline__ int score_exactly(const uint4 (&query)[kDim / 16][32], const __nv_bfloat16* keys,
@@ -108,42 +88,42 @@ __device__ __forceinline__ int mix_exactly(const float (&weights)[4], const __nv
 }
 
 /// The warp's pieces of the part's exact pages.
-template <int kDim, class Ring, int kWarps>
-__device__ __forceinline__ void add_exact_pages(const CodeSinglesParams& p, const CodePart& part, Ring& ring,
-                                                const CodeMeeting<kDim, kWarps>& meeting, ExactSums<kDim>& sums) {
+template <int kDim, class Ring, class Shared>
+__device__ __forceinline__ void add_exact_pages(const CodeSinglesParams& p, const RowPart& part, Ring& ring,
+                                                const Shared& shared, ExactSums<kDim>& sums) {
   const RowCut row(p.exact_units, part.row.position);
-  for (int piece = ring.first_piece(part); piece < part.n_pieces; piece += kWarps) {
+  for (int piece = ring.first_piece(part); piece < part.n_pieces; piece += Ring::kWarps) {
     const int page = row.exact_page(part.exact_begin + piece / kPagePieces),
               n_slots = part.row.position + 1 - page * kPageTokens - piece % kPagePieces * kPieceTokens;
     float scores[4];
     ring.template release<0>(score_exactly<kDim>(
-        meeting.exact_query, reinterpret_cast<const __nv_bfloat16*>(ring.template wait<0>()), scores));
+        shared.start.exact_query, reinterpret_cast<const __nv_bfloat16*>(ring.template wait<0>()), scores));
     weigh_exactly<kDim>(p.codes.attend.scale, n_slots, scores, sums);
     ring.template release<1>(
         mix_exactly<kDim>(scores, reinterpret_cast<const __nv_bfloat16*>(ring.template wait<1>()), n_slots, sums));
   }
 }
 
-/// The warps' sums over exact pages become the part's. All threads call.
-template <int kDim, int kSets, int kWarps>
-__device__ __forceinline__ void join_exact(const CodeSinglesParams& p, const CodePart& part, ExactSums<kDim>& sums,
-                                           CodeShared<kDim, kWarps>& shared, CodeMeeting<kDim, kWarps>& meeting) {
+/// The warps' sums over exact pages are added to the part's pieces. All threads call.
+template <int kDim, int kSets, int kWarps, class Shared>
+__device__ __forceinline__ void join_exact(const RowPart& part, ExactSums<kDim>& sums, Shared& shared,
+                                           CodePieces<kDim, kSets, kWarps>& pieces) {
   const int warp = static_cast<int>(threadIdx.x) / 32, g = static_cast<int>(threadIdx.x) % 32 / 4,
             t = static_cast<int>(threadIdx.x) % 4;
   sums.divisor += __shfl_xor_sync(kWholeWarp, sums.divisor, 1);
   sums.divisor += __shfl_xor_sync(kWholeWarp, sums.divisor, 2);
-  if (t == 0) shared.maxima[warp][g] = sums.maximum, shared.divisors[warp][g] = sums.divisor;
+  if (t == 0 && g < kSets * kSetHeads) shared.maxima[warp][g] = sums.maximum, shared.divisors[warp][g] = sums.divisor;
 #pragma unroll 1
   for (int set = 0; set < kSets; ++set) {
     if (g / kSetHeads == set) {
 #pragma unroll
       for (int n = 0; n < kDim / 8; ++n) {
-        float* sum = &meeting.sums[warp][g % kSetHeads][64 * (n / 8) + 16 * t + n % 8];
+        float* sum = &shared.sums[warp][g % kSetHeads][64 * (n / 8) + 16 * t + n % 8];
         sum[0] = sums.of[n][0] + sums.of[n][2];
         sum[8] = sums.of[n][1] + sums.of[n][3];
       }
     }
-    join_code_warps<kDim>(p, part, 0, set, shared, meeting);
+    join_warps(set, part.n_heads, shared, pieces);
   }
 }
 

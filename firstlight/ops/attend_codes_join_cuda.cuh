@@ -1,99 +1,110 @@
 // SPDX-License-Identifier: Apache-2.0
-// Where the sums of single rows over codes meet: a block's warps in shared memory, a row's parts in global memory.
+// Where the sums of single rows over codes meet: a block's warps, in shared memory, a set of heads at a time.
 #pragma once
 #include "firstlight/ops/attend_codes_parts_cuda.cuh"
+#include "firstlight/ops/attend_merge_cuda.cuh"
 #include "firstlight/ops/codes_expand_cuda.cuh"
 #include "firstlight/ops/resident_ring_cuda.cuh"
 
 namespace firstlight::cuda {
 
-/// Where sums wait: of a part, over its exact pages (which 0) or its codes (1).
-template <int kDim>
-struct CodePartials {
-  float* sums;
-  float2* shares;  ///< maximum (in powers of two) and divisor
-  __device__ CodePartials(const CodeSinglesParams& p, int slot, int head_block, int which) {
-    const int64_t at = (int64_t{slot} * p.head_blocks + head_block) * 2 + which;
-    const int64_t n = int64_t{p.most_parts} * p.head_blocks * 2 * kHeadsAtOnce;
-    sums = p.partials + at * kHeadsAtOnce * kDim;
-    shares = reinterpret_cast<float2*>(p.partials + n * kDim) + at * kHeadsAtOnce;
-  }
-};
-
 /// What a warp has still to ask for; lane 0's.
 struct AskedPages {
-  const CodePart *next, *end;  ///< of the block, behind the one whose pages are asked for
-  const int32_t* numbers;      ///< of its pages of codes, behind the one whose number is known; `left` of them
-  int left, piece, n_pieces;   ///< piece: of its exact pages, the next
-  int to_values;               ///< of the page whose number is known: bytes from keys to values if it is exact, else 0
-  const uint8_t* head;         ///< page 0 of its kind
-  uint64_t stride;             ///< to page 1
-  const uint8_t* values;       ///< where halves come: of the page whose keys were asked for last, or null
-  unsigned values_bytes;
+  const RowPart *next, *end;  ///< of the block, behind the one whose pages are asked for
+  const uint8_t* head;        ///< page 0 of its kind
+  uint64_t stride;            ///< to page 1
+  const uint8_t* values;      ///< where halves come: of the page whose keys were asked for last, or null
+  const int32_t* numbers;     ///< of its pages of codes, behind the one whose number is known; `left` of them
+  int left, piece, n_pieces;  ///< piece: of its exact pages, the next
+  int to_values;              ///< of the page whose number is known: bytes from keys to values if it is exact, else 0
+  uint16_t values_bytes;
+  uint8_t n_begun;  ///< slots that were asked for before any was released
+  bool is_old;      ///< this pass does not write the page whose number is known
 };
 
 /// Shared memory of a block, beside the ring's slots.
-template <int kDim, int kWarps>
+template <int kDim, int kSets, int kWarps, int kDeep>
 struct CodeShared {
-  alignas(16) int8_t query[kHeadsAtOnce][2 * kDim];  ///< of 4 dimensions: high bytes, then low ones
-  float maxima[kWarps][kHeadsAtOnce], divisors[kWarps][kHeadsAtOnce], units[kHeadsAtOnce], totals[kHeadsAtOnce];
-  ExpandTables tables[4];  ///< the same
-  MemoryBarrier full[kWarps][kMostDeep];
+  static constexpr int kHeads = kSets * kSetHeads;
+  alignas(16) int8_t query[kHeads][2 * kDim];  ///< of 4 dimensions: high bytes, then low ones
+  float maxima[kWarps][kHeads], divisors[kWarps][kHeads], units[kHeads];
+  MemoryBarrier full[kWarps][kDeep];
   AskedPages asked[kWarps];
-  CodePart parts[kPartsKnown];  ///< of the block
-  bool is_there[kPartsKnown], last;
+  alignas(16) RowPart parts[kPartsKnown];  ///< of the block
+  bool is_there[kPartsKnown];
+  union {
+    struct {
+      ExpandTables tables[4];            ///< the same
+      uint4 exact_query[kDim / 16][32];  ///< of each lane
+    } start;                             ///< until sums are put down
+    float sums[kWarps][kSetHeads][kDim];
+    float joined[kHeads][kDim];
+    struct {
+      float4 sums[kWarps][kDim / 4];
+      float2 shares[kWarps][kDim / 4];
+    } merge;
+  };
 };
 
-/// Where a block's warps meet: for one set of heads at a time.
-template <int kDim, int kWarps>
-union CodeMeeting {
-  float sums[kWarps][kSetHeads][kDim];
-  uint4 exact_query[kDim / 16][32];  ///< of each lane, until sums are put down
-  struct {
-    float shares[kHeadsAtOnce][kMostParts + 32];
-    float exact[kWarps * 128], rotated[kWarps * 128];  ///< four values a thread
-  } merge;
-};
-
-/// The warps' sums of a set of heads, put down in shared memory, become the part's. All threads call.
-template <int kDim, int kWarps>
-__device__ void join_code_warps(const CodeSinglesParams& p, const CodePart& part, int which, int set,
-                                const CodeShared<kDim, kWarps>& shared, const CodeMeeting<kDim, kWarps>& meeting) {
-  const CodePartials<kDim> partials(p, part.slot + part.part, part.head_block, which);
-  __syncthreads();
-  const int at = static_cast<int>(threadIdx.x) * 4, in_set = at / kDim, g = set * kSetHeads + in_set, i = at % kDim;
-  if (in_set < kSetHeads && g < part.n_heads) {
-    float top = shared.maxima[0][g], total = 0;
-    float4 sum = make_float4(0, 0, 0, 0);
+/// Four neighbouring values of the block's heads each: those of a thread.
+template <int kDim, int kSets, int kWarps>
+struct CodePieces {
+  static constexpr int kAll = kSets * kSetHeads * (kDim / 4), kThreads = kWarps * 32;
+  Running of[(kAll + kThreads - 1) / kThreads];
+  /// For each that the thread has, of heads that there are: fn(piece, head, first channel).
+  template <class Fn>
+  __device__ __forceinline__ void each(int n_heads, const Fn& fn) {
 #pragma unroll
-    for (int w = 1; w < kWarps; ++w) top = fmaxf(top, shared.maxima[w][g]);
+    for (int k = 0; k < (kAll + kThreads - 1) / kThreads; ++k) {
+      const int at = static_cast<int>(threadIdx.x) + k * kThreads;
+      if (at < n_heads * (kDim / 4)) fn(of[k], at / (kDim / 4), at % (kDim / 4) * 4);
+    }
+  }
+};
+
+/// What the warps have put down of a set of heads is added to the threads' pieces. All threads call.
+template <int kDim, int kSets, int kWarps, class Shared>
+__device__ __forceinline__ void join_warps(int set, int n_heads, const Shared& shared,
+                                           CodePieces<kDim, kSets, kWarps>& pieces) {
+  __syncthreads();
+  pieces.each(n_heads, [&](Running& piece, int g, int i) {
+    if (g / kSetHeads != set) return;
+    Running all;
+    all.top = shared.maxima[0][g];
+#pragma unroll
+    for (int w = 1; w < kWarps; ++w) all.top = fmaxf(all.top, shared.maxima[w][g]);
 #pragma unroll
     for (int w = 0; w < kWarps; ++w) {
-      const float share = exp2f(shared.maxima[w][g] - top);
-      const float4 x = *reinterpret_cast<const float4*>(&meeting.sums[w][in_set][i]);
-      sum.x += share * x.x, sum.y += share * x.y, sum.z += share * x.z, sum.w += share * x.w;
-      total += share * shared.divisors[w][g];
+      const float share = power_of_two(shared.maxima[w][g] - all.top);
+      all.sums = scaled_sum(all.sums, share, *reinterpret_cast<const float4*>(&shared.sums[w][g % kSetHeads][i]));
+      all.total += share * shared.divisors[w][g];
     }
-    *reinterpret_cast<float4*>(partials.sums + g * kDim + i) = sum;
-    if (i == 0) partials.shares[g] = make_float2(top, total);
-  }
+    piece.add(all);
+  });
   __syncthreads();
 }
 
-/// True in the block that comes last of a row's: all its parts' sums are there. Behind a barrier.
-template <int kDim, int kWarps>
-__device__ __forceinline__ bool comes_last(const CodeSinglesParams& p, const CodePart& part,
-                                           CodeShared<kDim, kWarps>& shared) {
-  if (part.n_parts == 1) return true;
-  if (threadIdx.x == 0) {
-    unsigned* arrivals = p.arrivals + int64_t{part.index} * p.head_blocks + part.head_block;
-    unsigned before;
-    asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], 1;" : "=r"(before) : "l"(arrivals) : "memory");
-    shared.last = before + 1 == static_cast<unsigned>(part.n_parts);
-    if (shared.last) *arrivals = 0;
+/// Pieces of sums over codes are rotated back, a warp a head. All threads call.
+template <int kDim, int kSets, int kWarps, class Shared>
+__device__ __forceinline__ void unrotate_pieces(const tq::Signs& signs, int n_heads, Shared& shared,
+                                                CodePieces<kDim, kSets, kWarps>& pieces) {
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  const uint32_t flips = lane_signs<kDim>(signs);
+  pieces.each(n_heads,
+              [&](Running& piece, int g, int i) { *reinterpret_cast<float4*>(&shared.joined[g][i]) = piece.sums; });
+  __syncthreads();
+  for (int g = warp; g < n_heads; g += kWarps) {
+    float x[kDim / 32];
+#pragma unroll
+    for (int j = 0; j < kDim / 32; ++j) x[j] = shared.joined[g][32 * j + lane];
+    unrotate<kDim>(flips, x);
+#pragma unroll
+    for (int j = 0; j < kDim / 32; ++j) shared.joined[g][32 * j + lane] = x[j];
   }
   __syncthreads();
-  return shared.last;
+  pieces.each(n_heads,
+              [&](Running& piece, int g, int i) { piece.sums = *reinterpret_cast<float4*>(&shared.joined[g][i]); });
+  __syncthreads();
 }
 
 }  // namespace firstlight::cuda

@@ -1,106 +1,109 @@
 // SPDX-License-Identifier: Apache-2.0
-// A row's result from the sums of its parts.
+// A row's result from the sums of its parts, which pass from block to block through L2 as those of bf16 pages do.
 #pragma once
 #include "firstlight/ops/attend_codes_join_cuda.cuh"
 
 namespace firstlight::cuda {
 
-/// What a row's result is made of: the sums of its parts over exact pages, then those over codes.
-struct PartSums {
-  int n_exact, n_codes, first_codes;
-  __device__ PartSums(const CodeSinglesParams& p, const CodePart& part) {
-    const RowCut row(p.exact_units, part.row.position);
-    n_exact = ceil_quotient((row.n_exact - 1) * p.exact_units + 1, part.per_part);
-    first_codes = row.n_codes > 0 ? row.n_exact * p.exact_units / part.per_part : part.n_parts;
-    n_codes = part.n_parts - first_codes;
-  }
-  __device__ __forceinline__ int n() const { return n_exact + n_codes; }
-  /// Of the i-th: 2 part + {exact, codes}.
-  __device__ __forceinline__ int at(int i) const { return i < n_exact ? 2 * i : 2 * (first_codes + i - n_exact) + 1; }
-};
+/// Pieces from part to part.
+template <int kDim>
+__device__ __forceinline__ int64_t part_pitch(const CodeSinglesParams& p) {
+  return int64_t{p.head_blocks} * kHeadsAtOnce * (kDim / 4);
+}
+/// Of a row's first part.
+template <int kDim>
+__device__ __forceinline__ ChunkPiece* first_pieces(const CodeSinglesParams& p, const RowPart& part) {
+  return p.sums + part.slot * part_pitch<kDim>(p) + int64_t{part.head_block} * kHeadsAtOnce * (kDim / 4);
+}
 
-/// The weight of each sum in the row's result; a warp a head.
-template <int kDim, int kWarps>
-__device__ __forceinline__ void share_out(const CodeSinglesParams& p, const CodePart& part, const PartSums& sums,
-                                          CodeShared<kDim, kWarps>& shared, CodeMeeting<kDim, kWarps>& meeting) {
+/// What values of head `g` of the part from channel `i` on are stored without.
+__device__ __forceinline__ float4 means_of(const CodeSinglesParams& p, const RowPart& part, int i) {
+  const KvLayer& kv = p.codes.attend.kv;
+  return make_float4(mean_of(kv, 1, part.kv_head, i), mean_of(kv, 1, part.kv_head, i + 1),
+                     mean_of(kv, 1, part.kv_head, i + 2), mean_of(kv, 1, part.kv_head, i + 3));
+}
+template <int kDim>
+__device__ __forceinline__ void finish_piece(const CodeSinglesParams& p, const RowPart& part, int g, int i,
+                                             const Running& all, const float4& means) {
+  deliver(p.codes.attend, part.row, (int64_t{first_head(p, part)} + g) * kDim + i,
+          scaled_sum(means, 1, quotients(all.sums, all.total)));
+}
+
+/// So many parts of a row are added by the last one's block, each piece by the thread that has it of that part.
+inline constexpr int kFewParts = 7;
+
+/// Their sum, whose terms do not wait for one another. Those that there are not weigh nothing.
+template <int kMost>
+__device__ __forceinline__ Running sum_of(const PieceInFlight (&x)[kMost]) {
+  Running all;
+#pragma unroll
+  for (int i = 0; i < kMost; ++i) all.top = fmaxf(all.top, x[i].share.x);
+  const float base = all.top == -INFINITY ? 0 : all.top;
+#pragma unroll
+  for (int i = 0; i < kMost; ++i) {
+    const float weight = power_of_two(x[i].share.x - base);
+    all.sums = scaled_sum(all.sums, weight, x[i].sums);
+    all.total += weight * x[i].share.y;
+  }
+  return all;
+}
+
+/// The sum of every `step`-th part from `first` on.
+__device__ __forceinline__ Running sum_of_parts(ChunkPiece* from, int64_t pitch, int first, int step, int n_parts) {
+  constexpr int kDeep = 6;
+  Running sum;
+  for (int i = first; i < n_parts; i += step * kDeep) {
+    PieceInFlight x[kDeep];
+    take_pieces(from + i * pitch, pitch * step, min(kDeep, (n_parts - i + step - 1) / step), false, x);
+    sum.add(sum_of(x));
+  }
+  return sum;
+}
+
+/// Waits for the row's other parts, which are many: warps take them in turn, and every block some heads. Which block
+/// makes a head's result changes no bit. All threads call.
+template <int kDim, int kWarps, class Shared>
+__device__ void merge_many(const CodeSinglesParams& p, const RowPart& part, Shared& shared) {
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  const int64_t step = int64_t{p.head_blocks} * 2 * kHeadsAtOnce;  // from part to part
-  const float2* first = CodePartials<kDim>(p, part.slot, part.head_block, 0).shares;
-  for (int g = warp; g < part.n_heads; g += kWarps) {
-    constexpr int kEach = (kMostParts + 4) / 32 + 1;
-    float2 each[kEach];
-    float top = -INFINITY, total = 0;
-#pragma unroll
-    for (int k = 0; k < kEach; ++k) {
-      const int i = k * 32 + lane, at = sums.at(i);
-      each[k] = i < sums.n() ? __ldcg(first + at / 2 * step + at % 2 * kHeadsAtOnce + g) : make_float2(-INFINITY, 0);
-      top = fmaxf(top, each[k].x);
+  const bool has_piece = lane < kDim / 4;
+  ChunkPiece* const pieces = first_pieces<kDim>(p, part) + lane;
+  const int64_t pitch = part_pitch<kDim>(p);
+  for (int g = part.part - part.n_parts + part.n_merging; g < part.n_heads; g += part.n_merging) {
+    const float4 means = means_of(p, part, lane * 4);
+    if (has_piece) {
+      const Running sum = sum_of_parts(pieces + g * (kDim / 4), pitch, warp, kWarps, part.n_parts);
+      shared.merge.sums[warp][lane] = sum.sums;
+      shared.merge.shares[warp][lane] = make_float2(sum.top, sum.total);
     }
+    __syncthreads();
+    if (warp == 0 && has_piece) {
+      PieceInFlight x[kWarps];
 #pragma unroll
-    for (int k = 16; k > 0; k /= 2) top = fmaxf(top, __shfl_xor_sync(kWholeWarp, top, k));
-#pragma unroll
-    for (int k = 0; k < kEach; ++k) {
-      const float share = exp2f(each[k].x - top);
-      meeting.merge.shares[g][k * 32 + lane] = share;
-      total += share * each[k].y;
+      for (int w = 0; w < kWarps; ++w)
+        x[w].sums = shared.merge.sums[w][lane], x[w].share = shared.merge.shares[w][lane];
+      finish_piece<kDim>(p, part, g, lane * 4, sum_of(x), means);
     }
-    total = warp_sum(total);
-    if (lane == 0) shared.totals[g] = total;
+    __syncthreads();
   }
 }
 
-/// A row's result: its parts' sums, weighted; those over codes are rotated back. Threads add up every kGroups-th sum.
-template <int kDim, int kSets, int kWarps>
-__device__ void merge_parts(const CodeSinglesParams& p, const CodePart& part, CodeShared<kDim, kWarps>& shared,
-                            CodeMeeting<kDim, kWarps>& meeting) {
-  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  const PartSums sums(p, part);
-  share_out(p, part, sums, shared, meeting);
-  __syncthreads();
-  constexpr int kValues = kSetHeads * kSets * kDim, kThreads = kValues / 4, kGroups = kWarps * 32 / kThreads;
-  static_assert(kGroups >= 1 && kGroups * kValues <= sizeof meeting.merge.exact / sizeof(float));
-  const int group = static_cast<int>(threadIdx.x) / kThreads, at = static_cast<int>(threadIdx.x) % kThreads * 4,
-            g = at / kDim;
-  if (group < kGroups && g < part.n_heads) {
-    const int64_t step = int64_t{p.head_blocks} * 2 * kHeadsAtOnce * kDim;
-    const float* from = CodePartials<kDim>(p, part.slot, part.head_block, 0).sums + at;
-    float4 of_exact = {}, of_codes = {};
-#pragma unroll 8
-    for (int i = group; i < sums.n(); i += kGroups) {  // loads of 8 sums are under way together
-      const int which = sums.at(i);
-      const float4 x =
-          __ldcg(reinterpret_cast<const float4*>(from + which / 2 * step + which % 2 * kHeadsAtOnce * kDim));
-      const float share = meeting.merge.shares[g][i], e = which % 2 == 0 ? share : 0, c = which % 2 == 0 ? 0 : share;
-      of_exact.x += e * x.x, of_exact.y += e * x.y, of_exact.z += e * x.z, of_exact.w += e * x.w;
-      of_codes.x += c * x.x, of_codes.y += c * x.y, of_codes.z += c * x.z, of_codes.w += c * x.w;
-    }
-    *reinterpret_cast<float4*>(&meeting.merge.exact[group * kValues + at]) = of_exact;
-    *reinterpret_cast<float4*>(&meeting.merge.rotated[group * kValues + at]) = of_codes;
-  }
-  __syncthreads();
-  const AttendParams& a = p.codes.attend;
-  for (int h = warp; h < part.n_heads; h += kWarps) {
-    float x[kDim / 32], exact[kDim / 32], mean[kDim / 32];
-#pragma unroll
-    for (int j = 0; j < kDim / 32; ++j) {
-      mean[j] = mean_of(a.kv, 1, part.kv_head, 32 * j + lane);  // asked for where it is used it takes .7 to 1 us more
-      x[j] = exact[j] = 0;
-#pragma unroll
-      for (int k = 0; k < kGroups; ++k) {
-        x[j] += meeting.merge.rotated[k * kValues + h * kDim + 32 * j + lane];
-        exact[j] += meeting.merge.exact[k * kValues + h * kDim + 32 * j + lane];
-      }
-    }
-    unrotate<kDim>(lane_signs<kDim>(p.codes.signs[2 * part.kv_head + 1]), x);
-#pragma unroll
-    for (int j = 0; j < kDim / 32; ++j) {
-      const int64_t column = int64_t{part.first_head + h} * kDim + 32 * j + lane;
-      const float value = (x[j] + exact[j]) / shared.totals[h] + mean[j];
-      a.out.data[part.row.row * a.out.stride + column] = value;
-      if (a.twin) a.twin[part.row.row * a.out.cols + column] = __float2bfloat16_rn(value);
-    }
-  }
-  __syncthreads();
+/// The part's pieces become the row's result, or are passed on to the blocks that make it. All threads call.
+template <int kDim, int kSets, int kWarps, class Shared>
+__device__ __forceinline__ void pass_on(const CodeSinglesParams& p, const RowPart& part,
+                                        CodePieces<kDim, kSets, kWarps>& pieces, Shared& shared) {
+  const bool few = part.n_parts <= kFewParts, is_last = part.part == part.n_parts - 1;
+  ChunkPiece* const first = first_pieces<kDim>(p, part);
+  const int64_t pitch = part_pitch<kDim>(p);
+  pieces.each(part.n_heads, [&](const Running& piece, int g, int i) {
+    ChunkPiece* const at = first + g * (kDim / 4) + i / 4;
+    if (!few || !is_last) return PieceInFlight(piece).store(at + part.part * pitch);
+    const float4 means = means_of(p, part, i);
+    PieceInFlight x[kFewParts];
+    x[kFewParts - 1] = PieceInFlight(piece);
+    take_pieces(at, pitch, part.part, false, x);
+    finish_piece<kDim>(p, part, g, i, sum_of(x), means);
+  });
+  if (!few && part.part >= part.n_parts - part.n_merging) merge_many<kDim, kWarps>(p, part, shared);
 }
 
 }  // namespace firstlight::cuda

@@ -12,7 +12,7 @@ constexpr int kThreads = 1024;
 /// Units for each part, so that the parts fill the GPU once, twice or three times, whichever takes the least time. A
 /// warp's work; the same in all.
 __device__ int units_of_parts(const CodeSinglesParams& p) {
-  constexpr int kPartUnits = 6;  // what beginning and ending a part takes
+  const int kPartUnits = 6 / code_blocks(p.group <= kSetHeads ? 1 : 2);  // what beginning and ending a part takes
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const auto units_of = [&](int r) { return r < p.n_rows ? RowCut(p.exact_units, p.rows[r].position).units : 0; };
   const int first = units_of(lane);
@@ -59,14 +59,16 @@ __device__ int first_slot(const CodeSinglesParams& p, int each, int index) {
 }
 
 __global__ void __launch_bounds__(kThreads) plan_code_parts_kernel(const __grid_constant__ CodeSinglesParams p) {
-  __shared__ int each;
+  __shared__ int each, n_slots;
   wait_for_predecessor();  // which may read the table; no successor starts before this ends: layers read it unasked
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   if (warp == 0) {
-    const int units = units_of_parts(p);
-    if (lane == 0) each = units;
+    const int units = units_of_parts(p), n = first_slot(p, units, p.n_rows);
+    if (lane == 0) each = units, n_slots = n;
   }
   __syncthreads();
+  // A block that waits for parts behind its own must not have one of them to do.
+  const bool together = n_slots * p.head_blocks <= p.n_blocks;
   for (int r = warp; r < p.n_rows; r += kThreads / 32) {
     const int slot = first_slot(p, each, r);
     const CutRow row(p.exact_units, p.rows[r].position, each);
@@ -84,12 +86,13 @@ __global__ void __launch_bounds__(kThreads) plan_code_parts_kernel(const __grid_
                            n_pieces,
                            1 + row.codes_before(i),
                            1 + row.codes_before(i + 1),
-                           row.per_part,
-                           {}};
+                           together ? min(row.n_parts, kMostMerging) : 1,
+                           0,
+                           0,
+                           0};
     }
   }
-  const int n = first_slot(p, each, p.n_rows);
-  for (int i = n + static_cast<int>(threadIdx.x); i < p.most_parts; i += kThreads) p.parts[i] = {};
+  for (int i = n_slots + static_cast<int>(threadIdx.x); i < p.most_parts; i += kThreads) p.parts[i] = {};
   __threadfence();
 }
 

@@ -9,20 +9,21 @@
 
 namespace firstlight::cuda {
 
-template <int kDim, int kKeyBits, int kValueBits>
+template <int kDim, int kKeyBits, int kValueBits, int kSets>
 class CodeRing {
  public:
   static constexpr tq::PageShape kShape{kDim, kKeyBits, kValueBits};
   static constexpr bool kWhole = comes_whole(kShape);
   static constexpr int kKeys = kShape.values_at(), kRest = kShape.bytes() - kKeys;
-  static constexpr int kPitch = ring_pitch(kShape), kWarps = code_warps(kShape), kDeep = ring_depth(kShape);
+  static constexpr int kPitch = ring_pitch(kShape), kWarps = code_warps(kShape, kSets), kDeep = ring_depth(kShape);
   static constexpr int kBytes = kWarps * kDeep * kPitch;  ///< of a block
   static constexpr int kPiece = kPieceTokens * kDim * 2;
-  static_assert(kKeys % 16 == 0 && kRest % 16 == 0 && kDeep <= kMostDeep);
+  static_assert(kKeys % 16 == 0 && kRest % 16 == 0);
   static_assert(kWhole ? kPiece <= kKeys && kPiece <= kRest : kPiece <= kPitch);
 
   /// `slots`: kBytes of shared memory, on a multiple of 128.
-  __device__ CodeRing(const CodeSinglesParams& p, CodeShared<kDim, kWarps>& shared, uint8_t* slots)
+  template <class Shared>
+  __device__ CodeRing(const CodeSinglesParams& p, Shared& shared, uint8_t* slots)
       : p_(p),
         barriers_(shared.full[threadIdx.x / 32]),
         asked_(shared.asked[threadIdx.x / 32]),
@@ -32,22 +33,27 @@ class CodeRing {
     __syncwarp();
   }
 
-  /// The first pages of the warp's of `n` parts on their way; all before have been released.
-  __device__ void begin(const CodePart* parts, int n) {
-    if (threadIdx.x % 32 == 0) {
-      asked_.next = parts, asked_.end = parts + n, asked_.left = asked_.piece = asked_.n_pieces = 0;
-      fetch_number();
+  /// Goes on with the block's `n` parts; all before have been released.
+  __device__ void begin(const RowPart* parts, int n) {
+    if (threadIdx.x % 32 != 0) return;
+    asked_.next = parts, asked_.end = parts + n, asked_.left = asked_.piece = asked_.n_pieces = asked_.n_begun = 0;
+    fetch_number();
+  }
+  /// The first pages on their way, up to one that this pass may write unless these are written.
+  __device__ void ask_first(bool all_are_written) {
+    if (threadIdx.x % 32 != 0) return;
+    for (int i = asked_.n_begun; i < kDeep && (all_are_written || asked_.is_old || (!kWhole && i % 2 == 1)); ++i) {
+      ask((slot_ + i) % kDeep, i % 2);
+      asked_.n_begun = i + 1;
     }
-#pragma unroll
-    for (int i = 0; i < kDeep; ++i) ask((slot_ + i) % kDeep, i % 2);
   }
   /// Pages of codes of the warp in a part.
-  static __device__ __forceinline__ int n_of(const CodePart& part) {
+  static __device__ __forceinline__ int n_of(const RowPart& part) {
     const int warp = static_cast<int>(threadIdx.x) / 32;
     return max(0, (part.end - part.begin - warp + kWarps - 1) / kWarps);
   }
   /// Of the part's pieces of exact pages the warp's first one; kWarps on is its next.
-  static __device__ __forceinline__ int first_piece(const CodePart& part) {
+  static __device__ __forceinline__ int first_piece(const RowPart& part) {
     const int warp = static_cast<int>(threadIdx.x) / 32;
     return (warp + kWarps - (part.end - part.begin) % kWarps) % kWarps;
   }
@@ -72,6 +78,7 @@ class CodeRing {
   /// Lane 0: the number of the page behind the one that is asked for.
   __device__ __forceinline__ void fetch_number() {
     number_ = -1;
+    asked_.is_old = true;
     while (asked_.left == 0) {
       if (asked_.piece < asked_.n_pieces) return fetch_piece();
       if (asked_.next == asked_.end) return;
@@ -81,7 +88,7 @@ class CodeRing {
     number_ = __ldg(asked_.numbers);
     asked_.numbers += kWarps;
   }
-  __device__ __forceinline__ void enter(const CodePart& part) {
+  __device__ __forceinline__ void enter(const RowPart& part) {
     asked_.left = n_of(part);
     asked_.numbers = p_.codes.attend.pages + part.row.pages + part.begin + threadIdx.x / 32;
     asked_.head = reinterpret_cast<const uint8_t*>(p_.codes.attend.kv.data) + int64_t{part.kv_head} * kShape.bytes();
@@ -90,7 +97,7 @@ class CodeRing {
     asked_.piece = first_piece(part), asked_.n_pieces = part.n_pieces;
   }
   __device__ __forceinline__ void fetch_piece() {
-    const CodePart& part = asked_.next[-1];
+    const RowPart& part = asked_.next[-1];
     const KvLayer& kv = p_.codes.attend.kv;
     const int page =
         RowCut(p_.exact_units, part.row.position).exact_page(part.exact_begin + asked_.piece / kPagePieces);
@@ -100,6 +107,7 @@ class CodeRing {
     asked_.stride = kv.exact_stride;
     asked_.to_values = kv.n_kv_heads * kPagePieces * kPiece;
     asked_.piece += kWarps;
+    asked_.is_old = (page + 1) * kPageTokens + kTiledRows <= part.row.position;
   }
   __device__ __forceinline__ void ask(int slot, int which) {
     if (threadIdx.x % 32 != 0) return;
@@ -114,23 +122,20 @@ class CodeRing {
       const int to_values = asked_.to_values;
       if constexpr (kWhole) {
         barrier.arrive_and_expect(to_values == 0 ? kShape.bytes() : 2 * kPiece);
-        copy(to, keys, to_values == 0 ? kShape.bytes() : kPiece, barrier);
-        if (to_values != 0) copy(to + kKeys, keys + to_values, kPiece, barrier);
+        copy_bulk(to, keys, to_values == 0 ? kShape.bytes() : kPiece, barrier, policy_read_once());
+        if (to_values != 0) copy_bulk(to + kKeys, keys + to_values, kPiece, barrier, policy_read_once());
       } else {
         const unsigned bytes = to_values == 0 ? kKeys : kPiece;
         asked_.values = keys + (to_values == 0 ? kKeys : to_values);
         asked_.values_bytes = to_values == 0 ? kRest : kPiece;
         barrier.arrive_and_expect(bytes);
-        copy(to, keys, bytes, barrier);
+        copy_bulk(to, keys, bytes, barrier, policy_read_once());
       }
       fetch_number();
     } else if (asked_.values) {
       barrier.arrive_and_expect(asked_.values_bytes);
-      copy(to, asked_.values, asked_.values_bytes, barrier);
+      copy_bulk(to, asked_.values, asked_.values_bytes, barrier, policy_read_once());
     }
-  }
-  __device__ __forceinline__ void copy(uint32_t to, const uint8_t* from, unsigned bytes, MemoryBarrier& barrier) {
-    copy_bulk(to, from, bytes, barrier, policy_read_once());
   }
 
   const CodeSinglesParams& p_;

@@ -37,6 +37,7 @@ struct StoreCodesParams {
   KvLayer kv;
   turboquant::PageShape shape{};
   const turboquant::Signs* signs = nullptr;  ///< on the GPU
+  void* queries = nullptr;                   ///< ReadyQueries of each row; null: none are wanted
   unsigned long long* fault = nullptr;       ///< the first one's packed(), kNone before
   uint32_t* fault_seen = nullptr;            ///< in host memory: there is one
 };
@@ -60,25 +61,32 @@ struct CodeSinglesParams {
   AttendCodesParams codes;
   const RowOnDevice* rows = nullptr;
   int n_rows = 0;
-  int group = 0;              ///< query heads of a key/value head
-  int of_group = 0;           ///< blocks for a group
-  int head_blocks = 0;        ///< blocks for a row's part
-  int held = 0;               ///< parts of rows that the GPU holds at a time
-  int exact_units = 0;        ///< pages of codes that an exact page counts for
-  bool olds_hold = false;     ///< the pass writes no page of codes that a row reads, and the table of parts is there
-  float* partials = nullptr;  ///< [parts][head_blocks][exact, codes][heads][head_dim], then so many (maximum, divisor)
-  unsigned* arrivals = nullptr;  ///< [n_rows, head_blocks], zeros before and after
-  int most_parts = 0;            ///< that the partials and the table provide for
-  RowPart* parts = nullptr;      ///< the table, which plan_code_parts() makes
+  int group = 0;               ///< query heads of a key/value head
+  int of_group = 0;            ///< blocks for a group
+  int head_blocks = 0;         ///< blocks for a row's part
+  int held = 0;                ///< parts of rows that the GPU holds at a time
+  int exact_units = 0;         ///< pages of codes that an exact page counts for
+  bool olds_hold = false;      ///< the pass writes no page of codes that a row reads, and the table of parts is there
+  int n_blocks = 0;            ///< that the GPU holds at a time
+  int most_parts = 0;          ///< that the sums and the table provide for
+  ChunkPiece* sums = nullptr;  ///< [parts, head_blocks, kHeadsAtOnce, head_dim / 4], all bits set between
+  void* queries = nullptr;     ///< ReadyQueries: [n_rows, head_blocks]
+  RowPart* parts = nullptr;    ///< the table, which plan_code_parts() makes
 };
 /// Parts of a row at most.
 inline constexpr int kMostParts = 128;
 /// Times that parts may fill the GPU.
 inline constexpr int kMostRounds = 3;
 inline constexpr int kRowPartBytes = 64;
+/// Bytes of the queries of a row's block of heads.
+int64_t ready_query_bytes(int head_dim);
+/// Makes `queries` of q, where rope_and_store_codes() has not.
+void ready_queries(const CodeSinglesParams& params, cudaStream_t stream);
 /// Of parts, for all layers of a pass that have the same rows and shapes; no later launch starts before it has ended.
 void plan_code_parts(const CodeSinglesParams& params, cudaStream_t stream);
 bool takes_code_singles(const AttendCodesParams& params);
-void attend_code_singles(const CodeSinglesParams& params, int n_blocks, cudaStream_t stream);
+/// Blocks that the GPU holds at a time: a row's wait for one another's sums, so no more may be launched.
+int code_blocks_held(const AttendCodesParams& params);
+void attend_code_singles(const CodeSinglesParams& params, cudaStream_t stream);
 
 }  // namespace firstlight::cuda

@@ -332,6 +332,40 @@ TEST_F(CodesCuda, RecordedPassesGiveTheBitsOfPlainOnes) {
   EXPECT_NE(recorded->name().find("a graph of kernels (resident kernel: it reads no codes)"), std::string_view::npos);
 }
 
+/// From a pass's second layer on attention asks for pages before the kernels in front have ended: here these take long,
+/// and the rows that the pass stores lie on both sides of where a page begins.
+TEST_F(CodesCuda, PagesThatAPassWritesAreReadOnceTheyAreWritten) {
+  const auto cpu_ops = cpu();
+  const std::vector<double> no_angles(64, 0.0);
+  const reference::GpuTensor weight(reference::random_tensor(64, 32768, DType::bf16, 5)),
+      x(reference::random_tensor(1, 32768, DType::f32, 6)), product(reference::unwritten(1, 64)),
+      norm(reference::random_tensor(1, 12 * 128, DType::f32, 7));
+  for (const KvKind kind : {KvKind::tq4, KvKind::tq8}) {
+    CodeBatch batch({{7, 637}, {1, 640}, {1, 703}, {2, 62}, {1, 5}}, kind, 8, 2, 128, 1, *cpu_ops);
+    const BatchOnGpu pages(batch), others(batch);
+    const KvLayer layer = pages.layer(batch), first = others.layer(batch);
+    const auto attended = [&](uint32_t seed, bool store) {
+      const reference::GpuTensor qkv(reference::random_tensor(batch.n_rows, 12 * 128, DType::f32, seed));
+      const Matrix<const float> q{qkv.view().data, batch.n_rows, 8 * 128, 12 * 128};
+      reference::GpuTensor out(reference::unwritten(batch.n_rows, 8 * 128));
+      next({.ids = {}, .spans = batch.spans, .wanted = {}});
+      if (store) {
+        ops_->attend(q, 8, batch.spans, first, out.matrix());
+        for (int i = 0; i < 20; ++i) ops_->matmul(x.view(), weight.weight(), nullptr, product.matrix());
+        ops_->rope_and_store(qkv.matrix(), 8, nullptr, nullptr, 1e-5f, no_angles, batch.spans, layer);
+      }
+      if (seed % 2) ops_->rms_norm(qkv.view(), norm.weight(), 1e-5f, qkv.matrix());  // other queries than were turned
+      ops_->attend(q, 8, batch.spans, layer, out.matrix());
+      next();
+      return out.fetch().f32;
+    };
+    for (uint32_t seed = 20; seed < 30; ++seed) {
+      const std::vector<float> out = attended(seed, true);
+      reference::expect_same(attended(seed, false), out, "attention");
+    }
+  }
+}
+
 TEST_F(CodesCuda, AKeyThatIsNotANumberIsRefusedByItsPosition) {
   const auto cpu_ops = cpu();
   CodeBatch batch({{1, 100}}, KvKind::tq4, 2, 1, 64, 1, *cpu_ops);

@@ -71,6 +71,28 @@ void CodesOfPass::require_finite(cudaStream_t stream) {
 
 }  // namespace cuda
 
+namespace {
+
+int64_t query_bytes(int64_t n_rows, int head_blocks, int head_dim) {
+  const auto rows = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(n_rows)));
+  return rows * head_blocks * cuda::ready_query_bytes(head_dim);
+}
+
+}  // namespace
+
+bool CudaOps::make_ready(cuda::StoreCodesParams& params, const cuda::RowSet& set) {
+  cuda::AttendCodesParams codes{.attend = {}, .shape = params.shape, .exact = nullptr, .signs = nullptr};
+  codes.attend.q = {params.qkv.data, params.qkv.rows, params.qkv.cols, params.qkv.stride};
+  codes.attend.n_heads = params.n_heads;
+  codes.attend.kv = params.kv;
+  if (set.n_single != set.n_rows || !set.in_place || params.n_heads % params.kv.n_kv_heads != 0 ||
+      !cuda::takes_code_singles(codes))
+    return false;
+  reserve(codes_.queries, query_bytes(set.n_single, cuda::n_head_blocks(codes.attend), params.kv.head_dim));
+  params.queries = codes_.queries.as<void>();
+  return true;
+}
+
 void CudaOps::attend_codes(const cuda::AttendParams& attend, const cuda::RowSet& set) {
   close_program();
   const KvLayer& kv = attend.kv;
@@ -80,7 +102,8 @@ void CudaOps::attend_codes(const cuda::AttendParams& attend, const cuda::RowSet&
   if (set.n_tiles > 0) cuda::attend_code_tiles(codes, set.tiles, set.n_tiles, stream_);
   if (set.n_single == 0) return;
   const int group = attend.n_heads / kv.n_kv_heads, blocks = cuda::n_head_blocks(attend);
-  const int held = std::max(1, gpu_.n_sms / blocks);
+  const int n_blocks = std::max(1, cuda::code_blocks_held(codes) / options_.n_sharing);
+  const int held = std::max(1, n_blocks / blocks);
   const int rows = static_cast<int>(std::bit_ceil(static_cast<unsigned>(set.n_single)));
   const auto exact_page = static_cast<int64_t>(kv_page_bytes(KvKind::bf16, 1, kv.head_dim));
   // A row has one part at least, and no part is shorter than an exact page.
@@ -88,13 +111,13 @@ void CudaOps::attend_codes(const cuda::AttendParams& attend, const cuda::RowSet&
   const int64_t units = std::bit_ceil(static_cast<uint64_t>(pages_bound(set))) + (kExactTail + 1) * exact_units;
   const int parts = static_cast<int>(
       std::min<int64_t>(cuda::kMostRounds * held + rows, rows * std::min<int64_t>(cuda::kMostParts, units)));
-  reserve(codes_.partials, int64_t{parts} * blocks * 2 * cuda::kHeadsAtOnce * (kv.head_dim + 2) * 4);
-  if (codes_.arrivals.reserve(static_cast<uint64_t>(int64_t{rows} * blocks * 4), stream_)) {
+  const auto bytes =
+      static_cast<uint64_t>(int64_t{parts} * blocks * cuda::kHeadsAtOnce * kv.head_dim / 4) * sizeof(cuda::ChunkPiece);
+  if (codes_.sums.reserve(bytes, stream_)) {
     forget_recordings();
-    cuda::check(
-        cudaMemsetAsync(codes_.arrivals.as<unsigned>(), 0, static_cast<size_t>(int64_t{rows} * blocks * 4), stream_),
-        "clear the counts of arrivals");
+    cuda::check(cudaMemsetAsync(codes_.sums.as<cuda::ChunkPiece>(), 0xff, bytes, stream_), "clear attention's sums");
   }
+  reserve(codes_.queries, query_bytes(set.n_single, blocks, kv.head_dim));
   reserve(codes_.parts, int64_t{parts} * cuda::kRowPartBytes);
   cuda::CodeSinglesParams params{.codes = codes,
                                  .rows = set.singles,
@@ -104,16 +127,23 @@ void CudaOps::attend_codes(const cuda::AttendParams& attend, const cuda::RowSet&
                                  .head_blocks = blocks,
                                  .held = held,
                                  .exact_units = exact_units,
-                                 .partials = codes_.partials.as<float>(),
-                                 .arrivals = codes_.arrivals.as<unsigned>(),
+                                 .n_blocks = n_blocks,
                                  .most_parts = parts,
+                                 .sums = codes_.sums.as<cuda::ChunkPiece>(),
+                                 .queries = codes_.queries.as<void>(),
                                  .parts = codes_.parts.as<cuda::RowPart>()};
   const cuda::CodesOfPass::Plan plan{params.parts, params.rows, params.n_rows, held, exact_units, parts};
   const bool is_planned = codes_.plan == plan;
   if (!is_planned) cuda::plan_code_parts(params, stream_);
   codes_.plan = plan;
+  const cuda::CodesOfPass::Ready ready{attend.q.data, attend.q.stride, attend.n_heads,
+                                       set.singles,   set.n_single,    codes.signs};
+  if (codes_.ready != ready) {
+    cuda::ready_queries(params, stream_);
+    codes_.ready = {};
+  }
   params.olds_hold = is_planned && pass_.all().n_tiles == 0;
-  cuda::attend_code_singles(params, gpu_.n_sms, stream_);
+  cuda::attend_code_singles(params, stream_);
 }
 
 }  // namespace firstlight

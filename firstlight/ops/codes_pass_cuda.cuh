@@ -32,7 +32,23 @@ class CodesOfPass {
     bool operator==(const Plan&) const = default;
   } plan;
 
-  DeviceScratch partials, arrivals, parts;
+  /// The rows whose queries are ready, and of what.
+  struct Ready {
+    const float* q = nullptr;
+    int64_t stride = 0;
+    int n_heads = 0;
+    const RowOnDevice* rows = nullptr;
+    int n_rows = 0;
+    const turboquant::Signs* signs = nullptr;
+    bool operator==(const Ready&) const = default;
+  } ready;
+  /// What is ready of rows in `out` is stale.
+  void written(Matrix<float> out) {
+    const float *end = ready.q + ready.n_rows * ready.stride, *out_end = out.data + out.rows * out.stride;
+    if (ready.q && out.data && out.data < end && ready.q < out_end) ready = {};
+  }
+
+  DeviceScratch sums, parts, queries;
 
  private:
   struct Rotations {

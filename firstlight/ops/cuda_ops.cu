@@ -86,6 +86,7 @@ bool CudaOps::begin(const PassRows& rows, bool weights_ready) {
   if (draw_tables_.send(rows.draws, stream_)) forget_recordings();
   has_angles_[0] = has_angles_[1] = false;
   codes_.plan = {};
+  codes_.ready = {};
   twin_ = {};
   twin_at_ = 0;  // so that a recorded pass finds its memory where the plain one before it did
   deliveries_.clear();
@@ -101,7 +102,7 @@ bool CudaOps::begin(const PassRows& rows, bool weights_ready) {
   const bool never_resident_pass = !options_.resident || (!rows.spans.empty() && rows.spans.front().exact != nullptr);
   least_skinny_rows_ = never_resident_pass && skinny_->why_not().empty() ? 1 : resident_rows_ + 1;
   state_ = State::plain;
-  const cuda::RowSet &all = pass_.all(), &wanted = pass_.wanted();
+  const cuda::RowSet& all = pass_.all();
   using Result = PassShape::Result;
   const Result result = !rows.drawn.empty()       ? Result::drawn
                         : !rows.likeliest.empty() ? Result::likeliest
@@ -109,7 +110,7 @@ bool CudaOps::begin(const PassRows& rows, bool weights_ready) {
                                                   : Result::none;
   const bool alike = options_.graphs && weights_ready && result != Result::none && all.n_rows > 0 &&
                      all.n_single == all.n_rows && all.n_spans == static_cast<size_t>(all.n_rows) && all.in_place &&
-                     wanted.n_rows == all.n_rows && wanted.in_place;
+                     pass_.wants_all();
   if (!alike) {
     agree(rows, 0);
     return false;

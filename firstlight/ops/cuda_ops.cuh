@@ -90,6 +90,8 @@ class CudaOps final : public Ops {
   const float2* angles(std::span<const double> inverse_frequencies, const cuda::RowSet& set);
   cuda::SinglesParams singles(const cuda::AttendParams& params, const cuda::RowSet& set);
   void attend_codes(const cuda::AttendParams& params, const cuda::RowSet& set);
+  /// Whether rotation by position shall make these rows' queries ready, too.
+  bool make_ready(cuda::StoreCodesParams& params, const cuda::RowSet& set);
   int64_t pages_bound(const cuda::RowSet& set) const;
   void compose_name();
   /// What all ranks do with a pass that can be recorded here as far as `mine`: 0 run it plainly, 1 record, 2 replay.

@@ -82,6 +82,18 @@ void PassTables::list(std::span<const AttentionSpan> spans, int which) {
   set.tiles = reinterpret_cast<const TileOnDevice*>(device_.as<std::byte>() + tiles_at);
 }
 
+void PassTables::make_one() {
+  const RowSet& all = sets_[0];
+  RowSet& wanted = sets_[1];
+  if (all.n_single != all.n_rows || wanted.n_single != all.n_rows || wanted.n_rows != all.n_rows) return;
+  const auto host = [&](const RowSet& set) {
+    return host_.as<std::byte>() + (reinterpret_cast<const std::byte*>(set.rows) - device_.as<std::byte>());
+  };
+  if (std::memcmp(host(all), host(wanted), static_cast<size_t>(all.n_rows) * sizeof(RowOnDevice)) != 0) return;
+  wanted.rows = all.rows;
+  wanted.singles = all.singles;
+}
+
 bool PassTables::send(const PassRows& rows, cudaStream_t stream) {
   const int64_t n_rows =
       std::max({static_cast<int64_t>(rows.ids.size()), n_rows_of(rows.spans), n_rows_of(rows.wanted)});
@@ -123,6 +135,7 @@ bool PassTables::send(const PassRows& rows, cudaStream_t stream) {
   pages_ = reinterpret_cast<const int32_t*>(device_.as<std::byte>() + row_bytes());
   list(rows.spans, 0);
   list(rows.wanted, 1);
+  make_one();
   check(cudaMemcpyAsync(device_.as<std::byte>(), host, row_bytes() + static_cast<uint64_t>(std::max(at, exact_at)) * 4,
                         cudaMemcpyHostToDevice, stream),
         "send the pass");

@@ -55,11 +55,15 @@ class PassTables {
   const int32_t* exact() const { return pages_ + page_capacity_; }
   const RowSet& all() const { return sets_[0]; }
   const RowSet& wanted() const { return sets_[1]; }
+  /// Single rows alone, all of them wanted: the two sets are one on the device, so that what was worked out for one
+  /// (how rows are cut, their queries) is known of the other.
+  bool wants_all() const { return sets_[0].n_rows > 0 && sets_[1].rows == sets_[0].rows; }
 
  private:
   bool reserve(int64_t n_rows, int64_t n_pages, cudaStream_t stream);
   uint64_t row_bytes() const;
   void list(std::span<const AttentionSpan> spans, int set);
+  void make_one();  // of the two sets, if they can be
 
   int64_t row_capacity_ = 0, page_capacity_ = 0;
   DeviceScratch device_;

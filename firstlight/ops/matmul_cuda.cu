@@ -84,6 +84,7 @@ __nv_bfloat16* CudaOps::twin_for(Matrix<float> out) {
 }
 
 void CudaOps::written(Matrix<float> out) {
+  codes_.written(out);
   if (!twin_.of || !out.data) return;
   const float* twin_end = twin_.of + twin_.rows * twin_.stride;
   if (out.data < twin_end && twin_.of < out.data + out.rows * out.stride) twin_ = {};

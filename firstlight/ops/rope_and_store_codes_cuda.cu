@@ -7,6 +7,7 @@
 #include "firstlight/base/error.h"
 #include "firstlight/base/str.h"
 #include "firstlight/ops/codes_cuda.cuh"
+#include "firstlight/ops/codes_query_cuda.cuh"
 #include "firstlight/ops/codes_store_cuda.cuh"
 #include "firstlight/ops/cuda_kernel.cuh"
 #include "firstlight/ops/cuda_ops.cuh"
@@ -100,7 +101,10 @@ struct Place {
   __device__ Place(const StoreCodesParams& p, int index, int head) : row(p.rows[index]), head(head) {
     kv_head = head - p.n_heads;
     side = kv_head < 0 ? -1 : kv_head < p.kv.n_kv_heads ? 0 : 1;
-    if (side < 0) return;
+    if (side < 0) {
+      if (p.queries && kDim <= 128) flips = lane_signs<kDim>(p.signs[2 * (head / (p.n_heads / p.kv.n_kv_heads))]);
+      return;
+    }
     kv_head -= side * p.kv.n_kv_heads;
     n_rows = side == 0 ? 1 : rows_of_quad(p, index);
     page = head_page(p, row, kv_head);
@@ -170,6 +174,19 @@ __device__ __forceinline__ void norm_and_turn(const StoreCodesParams& p, const R
   }
 }
 
+/// Row `index`'s query, as attention wants it. Destroys x.
+template <int kDim>
+__device__ __forceinline__ void pass_query_on(const StoreCodesParams& p, int index, const Place<kDim>& place,
+                                              Vector<kDim>& x) {
+  if constexpr (kDim <= 128) {
+    const int group = p.n_heads / p.kv.n_kv_heads;
+    const HeadPlace at(place.head, group);
+    const int head_blocks = p.kv.n_kv_heads * ((group + kHeadsAtOnce - 1) / kHeadsAtOnce);
+    make_ready<kDim>(place.flips, at.in_block, x,
+                     static_cast<ReadyQueries<kDim>*>(p.queries)[int64_t{index} * head_blocks + at.head_block]);
+  }
+}
+
 template <int kDim>
 __global__ void rope_and_store_codes_kernel(const __grid_constant__ StoreCodesParams p) {
   let_successor_start();
@@ -197,7 +214,10 @@ __global__ void rope_and_store_codes_kernel(const __grid_constant__ StoreCodesPa
   norm_and_turn<kDim>(p, row, place.side < 0, x);
 #pragma unroll
   for (int j = 0; j < kDim / 32; ++j) head[32 * j + threadIdx.x % 32] = x[j];
-  if (place.side < 0) return;
+  if (place.side < 0) {
+    if (p.queries) pass_query_on<kDim>(p, index, place, x);
+    return;
+  }
   centre_and_rotate<kDim>(place, place.exact, x);
   if (p.shape.key_bits == 4) return encode_key<kDim, 4>(p, row, place.kv_head, place.page, x);
   if (p.shape.key_bits == 8) return encode_key<kDim, 8>(p, row, place.kv_head, place.page, x);

@@ -150,8 +150,11 @@ void CudaOps::rope_and_store(Matrix<float> qkv, int n_heads, const Weight* q_nor
                                   .exact = pass_.exact(),
                                   .kv = kv};
     codes_.prepare(params, state_ == State::recording, stream_);
+    const bool is_ready = make_ready(params, set);
     cuda::rope_and_store_codes(params, stream_);
-    return written(qkv);
+    written(qkv);
+    if (is_ready) codes_.ready = {qkv.data, qkv.stride, n_heads, set.singles, set.n_single, params.signs};
+    return;
   }
   if (kv.means) throw Error(ErrorKind::bug, str("means of ", to_string(kv.kind), " pages: a GPU centres codes alone"));
   if (q_norm || k_norm || !cuda::ResidentProgram::takes(kv)) never_resident();
