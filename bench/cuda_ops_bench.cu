@@ -174,14 +174,16 @@ void decode(Memory& memory) {
     const int64_t context = std::array{512, 4096, 32000}[static_cast<size_t>(i % 3)];
     if ((n > 1 && context > 4096) || (n > 8 && context > 512)) continue;
     for (const bool resident : {true, false}) {
-      if (resident && n > cuda::kMatvecRows) continue;
       Pass pass(n, 1, context - 1, Model::kKv.pages(memory));
       const auto ops = make_cuda_ops(kGpu, {.resident = resident});
       const double s = pass.seconds(
           *ops, [&](std::span<const int> ids) { model.forward(*ops, ids, pass, logits, true); }, true);
       const double bytes = weight_bytes + static_cast<double>(n * context) * 32 * 4096;
       std::printf("decode step 8B, %2d x %5ld, %s: %7.3f ms, %7.1f tokens/s, %5.1f %% of the read rate\n", n, context,
-                  resident ? "resident" : "graph   ", s * 1e3, n / s, bytes / (plain_rate * 1e9) / s * 100);
+                  !resident               ? "graph   "
+                  : n > cuda::kMatvecRows ? "folded  "
+                                          : "resident",
+                  s * 1e3, n / s, bytes / (plain_rate * 1e9) / s * 100);
     }
   }
 }

@@ -4,6 +4,7 @@
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
+#include <utility>
 
 #include "firstlight/base/str.h"
 #include "firstlight/device/cuda.h"
@@ -14,8 +15,9 @@ namespace firstlight::cuda {
 class DeviceScratch {
  public:
   DeviceScratch() = default;
-  DeviceScratch(const DeviceScratch&) = delete;
-  DeviceScratch& operator=(const DeviceScratch&) = delete;
+  DeviceScratch(DeviceScratch&& other) noexcept
+      : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
+  DeviceScratch& operator=(DeviceScratch&&) = delete;
   ~DeviceScratch() { cudaFree(data_); }
   /// True if it had to move: addresses given out before are void. Waits for `stream` then.
   bool reserve(uint64_t bytes, cudaStream_t stream) {
@@ -30,6 +32,7 @@ class DeviceScratch {
     bytes_ = bytes;
     return true;
   }
+  bool holds(uint64_t bytes) const { return bytes <= bytes_; }
   template <class T>
   T* as() const {
     return static_cast<T*>(data_);

@@ -44,7 +44,8 @@ CudaOps::~CudaOps() {
 void CudaOps::compose_name() {
   const std::string& why_no_skinny = skinny_->why_not();
   name_ = str(to_string(device_), ": ", gpu_name_, ", own kernels to ", cuda::kMatvecRows, " rows",
-              why_no_skinny.empty() ? str(", to ", cuda::kSkinnyRows, " with weights of 24 MiB and more")
+              why_no_skinny.empty() ? str(", to ", cuda::kSkinnyRows, " with weights of 24 MiB and more",
+                                          options_.graphs && options_.resident ? ", norms in them" : "")
                                     : str(" (9 to 32: ", why_no_skinny, ")"),
               why_no_library_.empty() ? ", else cuBLASLt" : str(", and above, no cuBLASLt: ", why_no_library_));
   const std::string& why_by_warps = hopper_attention_->why_not();
@@ -76,6 +77,9 @@ void CudaOps::forget_recordings() {
 }
 
 void CudaOps::reserve(cuda::DeviceScratch& scratch, int64_t bytes) {
+  if (queue_.waiting && !scratch.holds(static_cast<uint64_t>(bytes))) {
+    queue_.retired.push_back(std::move(scratch));  // a product that waits may have addresses in it
+  }
   if (scratch.reserve(static_cast<uint64_t>(bytes), stream_)) forget_recordings();
 }
 
@@ -88,6 +92,7 @@ bool CudaOps::begin(const PassRows& rows, bool weights_ready) {
   codes_.plan = {};
   codes_.ready = {};
   twin_ = {};
+  queue_.clear();
   twin_at_ = 0;  // so that a recorded pass finds its memory where the plain one before it did
   deliveries_.clear();
   staged_floats_ = 0;
@@ -156,6 +161,7 @@ void CudaOps::never_resident(std::string_view why) {
 }
 
 void CudaOps::close_program() {
+  launch_waiting();
   cuda::ResidentProgram* const p = program();
   if (!p || p->launched()) return;
   if (!p->empty()) {
@@ -213,6 +219,7 @@ void CudaOps::end() {
     forget_recordings();
   }
   program_.reset();
+  queue_.retired.clear();
   deliver();
   std::copy_n(pick_staging_.as<Likeliest>(), picked_.size(), picked_.begin());
   std::copy_n(pick_staging_.as<int>(), drawn_.size(), drawn_.begin());

@@ -19,8 +19,7 @@
 #include "firstlight/ops/cuda_pass.cuh"
 #include "firstlight/ops/draw_cuda.cuh"
 #include "firstlight/ops/matvec_cuda.cuh"
-#include "firstlight/ops/resident_cuda.cuh"
-#include "firstlight/ops/skinny_cuda.cuh"
+#include "firstlight/ops/skinny_queue_cuda.cuh"
 
 namespace firstlight {
 
@@ -80,6 +79,11 @@ class CudaOps final : public Ops {
   void deliver();            // staged logits, once they are there
   void reserve(cuda::DeviceScratch& scratch, int64_t bytes);
   void multiply(Matrix<const float> x, const Weight& w, const Weight* bias, Matrix<float> out, cuda::Join join);
+  /// In all passes, recorded or not: a row's bits must not depend on that.
+  bool folds_norms() const { return options_.resident && state_ != State::idle; }
+  void launch_waiting();  // product
+  bool fold_norm(const cuda::ResidentNorm& norm);
+  void unfold_norm(const float* x);  // before anything but a product that can wait reads x
   bool multiply_skinny(Matrix<const float> x, const Weight& w, const Weight* bias, Matrix<float> out, cuda::Join join);
   bool multiply_by_library(Matrix<const float> x, const Weight& w, const Weight* bias, Matrix<float> out,
                            cuda::Join join);
@@ -90,8 +94,7 @@ class CudaOps final : public Ops {
   const float2* angles(std::span<const double> inverse_frequencies, const cuda::RowSet& set);
   cuda::SinglesParams singles(const cuda::AttendParams& params, const cuda::RowSet& set);
   void attend_codes(const cuda::AttendParams& params, const cuda::RowSet& set);
-  /// Whether rotation by position shall make these rows' queries ready, too.
-  bool make_ready(cuda::StoreCodesParams& params, const cuda::RowSet& set);
+  bool make_ready(cuda::StoreCodesParams& params, const cuda::RowSet& set);  // these rows' queries, by rotation
   int64_t pages_bound(const cuda::RowSet& set) const;
   void compose_name();
   /// What all ranks do with a pass that can be recorded here as far as `mine`: 0 run it plainly, 1 record, 2 replay.
@@ -117,6 +120,7 @@ class CudaOps final : public Ops {
   cuda::CublasLt cublaslt_;
   std::optional<cuda::SkinnyProducts> skinny_;
   std::optional<cuda::HopperAttention> hopper_attention_;
+  cuda::SkinnyQueue queue_;
   cuda::PassTables pass_;
   cuda::CodesOfPass codes_;
   cuda::DrawTables draw_tables_;

@@ -18,8 +18,9 @@ struct CudaOpsOptions {
   /// Begin to load cuBLASLt at once, on a thread of its own; else at the first product of more than 8 rows.
   bool load_cublaslt = true;
   /// Passes of up to 8 single rows are one resident kernel as far as they can be, not a kernel an op, from the first
-  /// one on. A norm is then part of the products that read it: nothing else of the pass may read what rms_norm() wrote,
-  /// and its scale is applied to their sums, so that last bits differ from those of the ops one by one.
+  /// one on. There, and between products that are own kernels with tensor cores, a norm is part of the products around
+  /// it: nothing else of the pass may read what rms_norm() wrote, and its scale is applied to their sums, so that last
+  /// bits differ from those of the ops one by one.
   bool resident = true;
   std::string why_not_resident = "not asked for";  ///< for name(), where `resident` is false
   /// Elements of the smallest weight that a layer multiplies with. Where even that one is large (24 MiB of bf16) and

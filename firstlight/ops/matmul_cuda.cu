@@ -7,6 +7,7 @@
 // There, and from 9 rows on, activations are wanted as bf16: norms, attention and SiLU leave such a copy beside their
 // result.
 #include <algorithm>
+#include <utility>
 
 #include "firstlight/base/error.h"
 #include "firstlight/base/str.h"
@@ -84,6 +85,7 @@ __nv_bfloat16* CudaOps::twin_for(Matrix<float> out) {
 }
 
 void CudaOps::written(Matrix<float> out) {
+  queue_.written(out);
   codes_.written(out);
   if (!twin_.of || !out.data) return;
   const float* twin_end = twin_.of + twin_.rows * twin_.stride;
@@ -95,6 +97,11 @@ const __nv_bfloat16* CudaOps::rounded(Matrix<const float> x) {
   if (twin_.of == x.data && twin_.rows == x.rows && twin_.cols == x.cols && twin_.stride == x.stride) {
     return there.as<__nv_bfloat16>();
   }
+  unfold_norm(x.data);
+  if (twin_.of == x.data && twin_.rows == x.rows && twin_.cols == x.cols && twin_.stride == x.stride) {
+    return twin_memory_[twin_at_].as<__nv_bfloat16>();
+  }
+  launch_waiting();
   twin_ = {};
   reserve(there, x.rows * x.cols * 2);
   __nv_bfloat16* memory = there.as<__nv_bfloat16>();
@@ -103,25 +110,54 @@ const __nv_bfloat16* CudaOps::rounded(Matrix<const float> x) {
   return memory;
 }
 
+void CudaOps::launch_waiting() {
+  if (!queue_.waiting) return;
+  const cuda::SkinnyProduct product = *std::exchange(queue_.waiting, std::nullopt);
+  skinny_->multiply(product, stream_);
+}
+
+bool CudaOps::fold_norm(const cuda::ResidentNorm& norm) {
+  if (!queue_.can_fold(norm)) return false;
+  cuda::SkinnyProduct& last = *queue_.waiting;
+  const int n_squares = skinny_->n_squares(last.n);
+  reserve(queue_.squares, int64_t{n_squares} * cuda::kSkinnyRows * 4);
+  last.twin = twin_for(norm.out);
+  last.behind = {static_cast<const __nv_bfloat16*>(norm.weight.data), queue_.squares.as<float>(), n_squares, norm.eps};
+  queue_.folded = {norm, last.behind};
+  return true;
+}
+
+void CudaOps::unfold_norm(const float* x) {
+  if (!queue_.has_folded(x)) return;
+  if (queue_.folded->stale) throw Error(ErrorKind::bug, "a norm is read of an x that has been written over");
+  const cuda::ResidentNorm norm = queue_.folded->norm;
+  launch_waiting();
+  launch_norm(norm);  // it is folded no more: its result is written
+}
+
 bool CudaOps::multiply_skinny(Matrix<const float> x, const Weight& w, const Weight* bias, Matrix<float> out,
                               Join join) {
   const bool fits = x.rows >= least_skinny_rows_ && x.rows <= cuda::kSkinnyRows && w.dtype == DType::bf16 &&
                     x.cols % 8 == 0 && aligned(w.data) && skinny_->why_not().empty();
   if (!fits) return false;
   const __nv_bfloat16* rows = rounded(x);
-  __nv_bfloat16* twin = join == Join::silu ? twin_for(out) : nullptr;
-  skinny_->multiply({.x = rows,
-                     .rows = static_cast<int>(x.rows),
-                     .w = w.data,
-                     .bias = bias ? bias->data : nullptr,
-                     .bias_is_bf16 = bias && bias->dtype == DType::bf16,
-                     .n = static_cast<int>(out.cols),
-                     .k = static_cast<int>(w.cols),
-                     .join = join,
-                     .out = out.data,
-                     .out_stride = out.stride,
-                     .twin = twin},
-                    stream_);
+  const cuda::SkinnyNorm before = queue_.has_folded(x.data) ? queue_.folded->before : cuda::SkinnyNorm{};
+  cuda::SkinnyProduct product{.x = rows,
+                              .rows = static_cast<int>(x.rows),
+                              .w = w.data,
+                              .bias = bias ? bias->data : nullptr,
+                              .bias_is_bf16 = bias && bias->dtype == DType::bf16,
+                              .n = static_cast<int>(out.cols),
+                              .k = static_cast<int>(w.cols),
+                              .join = join,
+                              .out = out.data,
+                              .out_stride = out.stride,
+                              .twin = join == Join::silu ? twin_for(out) : nullptr,
+                              .before = before,
+                              .behind = {}};
+  launch_waiting();
+  queue_.waiting = product;
+  if (!folds_norms()) launch_waiting();
   if (join != Join::silu) written(out);
   return true;
 }
@@ -138,6 +174,8 @@ bool CudaOps::multiply_by_library(Matrix<const float> x, const Weight& w, const 
     }
     return false;
   }
+  unfold_norm(x.data);
+  close_program();
   if (join == Join::silu) reserve(products_, x.rows * w.rows * 4);
   const __nv_bfloat16* rows = rounded(x);
   const bool is_silu = join == Join::silu;
@@ -190,6 +228,7 @@ void CudaOps::multiply(Matrix<const float> x, const Weight& w, const Weight* bia
       w.dtype == DType::bf16 && w.cols % 8 == 0 && aligned(w.data) && aligned(x.data) && x.stride % 4 == 0;
   if (w.dtype != DType::bf16) never_resident();
   if (program() && program()->product(params, join)) return;
+  unfold_norm(x.data);
   close_program();
   if (!fast) {
     cuda::matmul_plain(params, join, stream_);

@@ -88,6 +88,7 @@ void CudaOps::rms_norm(Matrix<const float> x, const Weight& weight, float eps, M
   }
   if (x.rows == 0) return;
   if (program() && program()->norm({x, weight, eps, out})) return;
+  if (fold_norm({x, weight, eps, out})) return;
   close_program();
   launch_norm({x, weight, eps, out});
 }

@@ -11,7 +11,7 @@ namespace firstlight::cuda {
 
 namespace {
 
-constexpr int kConsumers = 128, kThreads = kConsumers + 32;
+constexpr int kConsumers = 128, kThreads = kConsumers + 64;
 
 /// What a lane has of a tile: sums of [slab][4 j + i], of w's row 16 warp + lane / 4 + (i < 2 ? 0 : 8) of the slab and
 /// x's row 8 j + lane % 4 * 2 + i % 2.
@@ -22,11 +22,29 @@ using LaneSums = float[Tile::kSlabs][Tile::kSums];
 template <class Tile>
 struct SkinnyShared {
   static constexpr int kPairs = Tile::kSplit == 1 ? 0 : Tile::kSlabs * Tile::kOwnSums / 2;
-  MemoryBarrier full[kMostSkinnyStages], empty[kMostSkinnyStages];
+  MemoryBarrier full[kMostSkinnyStages], empty[kMostSkinnyStages], scaled;
+  float scales[kSkinnyRows], squares[kConsumers / 32][kSkinnyRows];
   float2 sums[Tile::kSplit * kPairs + 1][kConsumers];
 };
 
-/// Calls f(slab, j, row, column) for each of the lane's places in out that block `rank` finishes.
+__device__ __forceinline__ void meet_consumers() { asm volatile("bar.sync 1, %0;" ::"n"(kConsumers) : "memory"); }
+
+/// A warp's: what each row's sums are multiplied by.
+__device__ __forceinline__ void find_scales(const SkinnyParams& p, float* scales) {
+  const int row = static_cast<int>(threadIdx.x) % 32;
+  wait_for_predecessor();
+  float squares = 0;
+  if (row < p.rows) {
+#pragma unroll 16
+    for (int t = 0; t < p.before.n_squares; ++t) squares += p.before.squares[t * kSkinnyRows + row];
+  }
+  scales[row] = rsqrtf(squares / static_cast<float>(p.k) + p.before.eps);
+}
+
+/// Calls f(slab, j, row, column, there) for each of the lane's places in out; `there`: block `rank` finishes it. In
+/// large tiles what can be is computed for all: behind a branch each they would come one after another (32 x 512 tokens
+/// of 8B's shapes 4.63 ms a step, 4.68 with branches); in small ones most places are no row's (1 x 512 over codes: 4.13
+/// and 4.10).
 template <class Tile, class F>
 __device__ __forceinline__ void for_each_place(const SkinnyParams& p, int tile, int rank, int slab_step, const F& f) {
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
@@ -37,7 +55,8 @@ __device__ __forceinline__ void for_each_place(const SkinnyParams& p, int tile, 
     for (int j = 0; j < Tile::kSums; ++j) {
       const int in_slab = warp * 16 + lane / 4 + j % 4 / 2 * 8, row = j / 4 * 8 + lane % 4 * 2 + j % 2;
       const int column = slab * p.slab_rows + in_slab;
-      if (j / Tile::kOwnSums == rank && in_slab < p.slab_rows && row < p.rows && column < p.n) f(s, j, row, column);
+      const bool there = j / Tile::kOwnSums == rank && in_slab < p.slab_rows && row < p.rows && column < p.n;
+      if (Tile::kRows > 16 || there) f(s, j, row, column, there);
     }
   }
 }
@@ -53,7 +72,6 @@ struct Consumer {
   unsigned parity = 0;
 
   __device__ __forceinline__ float bias_at(int i) const {
-    if (!p.bias) return 0;
     return p.bias_is_bf16 ? widen(static_cast<const __nv_bfloat16*>(p.bias)[i]) : static_cast<const float*>(p.bias)[i];
   }
   __device__ __forceinline__ void release(int s) {
@@ -119,30 +137,85 @@ struct Consumer {
       }
     }
   }
-  __device__ __forceinline__ void write_silu(int tile, const LaneSums<Tile>& sums) const {
-    for_each_place<Tile>(p, tile, share.rank, 2, [&](int slab, int j, int row, int column) {
-      const float gate = sums[slab][j] + bias_at(column), up = sums[slab + 1][j] + bias_at(p.n + column);
-      const float value = gate / (1 + __expf(-gate)) * up;
-      p.out[row * p.out_stride + column] = value;
-      if (p.twin) p.twin[int64_t{row} * p.n + column] = __float2bfloat16_rn(value);
+  /// The norm in front.
+  __device__ __forceinline__ void scale(LaneSums<Tile>& sums) const {
+    if (!p.before.weight) return;
+    shared.scaled.wait(0);
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+#pragma unroll
+    for (int j = 0; j < Tile::kSums; ++j) {
+      const float by = shared.scales[j / 4 * 8 + lane % 4 * 2 + j % 2];
+#pragma unroll
+      for (int s = 0; s < Tile::kSlabs; ++s) sums[s][j] *= by;
+    }
+  }
+  __device__ __forceinline__ void write_silu(int tile, LaneSums<Tile>& sums) const {
+    if (p.bias) {
+      for_each_place<Tile>(p, tile, share.rank, 2, [&](int slab, int j, int, int column, bool there) {
+        if (there) sums[slab][j] += bias_at(column), sums[slab + 1][j] += bias_at(p.n + column);
+      });
+    }
+    for_each_place<Tile>(p, tile, share.rank, 2, [&](int slab, int j, int row, int column, bool there) {
+      const float gate = sums[slab][j], value = gate / (1 + __expf(-gate)) * sums[slab + 1][j];
+      if (there) p.out[row * p.out_stride + column] = value;
+      if (there && p.twin) p.twin[int64_t{row} * p.n + column] = __float2bfloat16_rn(value);
     });
+  }
+  /// For the norm behind: of out's values, which `sums` are now (zero where there are none).
+  __device__ __forceinline__ void write_normed(int tile, const LaneSums<Tile>& sums,
+                                               const float (&weights)[Tile::kSlabs][2]) {
+    for_each_place<Tile>(p, tile, share.rank, 1, [&](int slab, int j, int row, int column, bool there) {
+      if (there) p.twin[int64_t{row} * p.n + column] = __float2bfloat16_rn(sums[slab][j] * weights[slab][j % 4 / 2]);
+    });
+    const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+    float squares[Tile::kSums / 2] = {};  // of row [i / 2 * 8 + lane % 4 * 2 + i % 2]
+#pragma unroll
+    for (int s = 0; s < Tile::kSlabs; ++s) {
+#pragma unroll
+      for (int j = 0; j < Tile::kSums; ++j) squares[j / 4 * 2 + j % 2] += sums[s][j] * sums[s][j];
+    }
+#pragma unroll
+    for (int far = 4; far < 32; far *= 2) {
+#pragma unroll
+      for (int i = 0; i < Tile::kSums / 2; ++i) squares[i] += __shfl_xor_sync(0xffffffffu, squares[i], far);
+    }
+#pragma unroll
+    for (int i = 0; i < Tile::kSums / 2; ++i) {
+      if (lane < 4) shared.squares[warp][i / 2 * 8 + lane * 2 + i % 2] = squares[i];
+    }
+    meet_consumers();
+    if (warp == 0 && lane / (Tile::kRows / Tile::kSplit) == share.rank) {
+      float sum = 0;
+#pragma unroll
+      for (int w = 0; w < kConsumers / 32; ++w) sum += shared.squares[w][lane];
+      p.behind.squares[tile * kSkinnyRows + lane] = sum;
+    }
+    meet_consumers();
   }
   __device__ __forceinline__ void consume(int tile) {
     LaneSums<Tile> sums = {}, old = {};
-    if (p.join != Join::silu) {  // what the sums are added to is there when they are
-      for_each_place<Tile>(p, tile, share.rank, 1, [&](int slab, int j, int row, int column) {
-        old[slab][j] = bias_at(column) + (p.join == Join::add ? p.out[row * p.out_stride + column] : 0.0f);
+    float weights[Tile::kSlabs][2] = {};  // of the norm behind, by slab and j % 4 / 2
+    if (p.join != Join::silu) {           // what the sums are added to is there when they are
+      for_each_place<Tile>(p, tile, share.rank, 1, [&](int slab, int j, int row, int column, bool there) {
+        if (there && p.join == Join::add) old[slab][j] = p.out[row * p.out_stride + column];
+        if (there && p.behind.weight) weights[slab][j % 4 / 2] = widen(p.behind.weight[column]);
       });
+      if (p.bias) {
+        for_each_place<Tile>(p, tile, share.rank, 1, [&](int slab, int j, int, int column, bool there) {
+          if (there) old[slab][j] += bias_at(column);
+        });
+      }
     }
     multiply(sums);
     if constexpr (Tile::kSplit > 1) meet(sums);
-    if (Tile::kSlabs % 2 == 0 && p.join == Join::silu) {
-      write_silu(tile, sums);
-    } else {
-      for_each_place<Tile>(p, tile, share.rank, 1, [&](int slab, int j, int row, int column) {
-        p.out[row * p.out_stride + column] = sums[slab][j] + old[slab][j];
-      });
-    }
+    scale(sums);
+    if (Tile::kSlabs % 2 == 0 && p.join == Join::silu) return write_silu(tile, sums);
+    LaneSums<Tile> values = {};
+    for_each_place<Tile>(p, tile, share.rank, 1, [&](int slab, int j, int row, int column, bool there) {
+      values[slab][j] = there ? sums[slab][j] + old[slab][j] : 0;
+      if (there) p.out[row * p.out_stride + column] = values[slab][j];
+    });
+    if (p.behind.weight) write_normed(tile, values, weights);
   }
 };
 
@@ -160,12 +233,19 @@ __global__ void __cluster_dims__(Tile::kSplit) __launch_bounds__(kThreads, 1)
       shared.full[s].init(1);
       shared.empty[s].init(kConsumers / 32);
     }
+    shared.scaled.init(1);
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
   __syncthreads();
   if constexpr (Tile::kSplit > 1) cluster_arrive();
   if (threadIdx.x == kConsumers) {
     fetch_tiles<Tile>(p, share, ring);
+  } else if (threadIdx.x >= kConsumers + 32) {
+    if (p.before.weight) {
+      find_scales(p, shared.scales);
+      __syncwarp();
+      if (threadIdx.x % 32 == 0) shared.scaled.arrive();
+    }
   } else if (threadIdx.x < kConsumers) {
     wait_for_predecessor();
     let_successor_start();
@@ -205,24 +285,35 @@ int slab_rows_for(int64_t n, int64_t n_slabs_at_once) {
   return static_cast<int>(std::min<int64_t>(64, ceil_div(ceil_div(n, turns * n_slabs_at_once), 8) * 8));
 }
 
+/// Of a tile: two slabs, one, or one whose k two blocks share.
+enum class Kind : uint8_t { pair, single, halves };
+struct Shape {
+  Kind kind;
+  int slab_rows;
+  int64_t n_tiles(int64_t w_rows) const { return ceil_div(w_rows, kind == Kind::pair ? 2 * slab_rows : slab_rows); }
+};
+
 /// The tile, by w alone: so a row's bits do not depend on the others. Llama-3.1-8B on an H200 at 32 rows, plain reads
 /// at 4,640 GB/s: gate_up 55.5 us (four slabs a tile 58.5), head 248 (one slab 252), qkv 15.0 (two blocks a tile 15.3),
 /// o and down, whose k two blocks share, 10.6 and 29.1 (one block a tile 14.0 and 38.2, four 18.0 and 43.5).
+Shape shape_of(Join join, int n, int n_sms) {
+  if (join == Join::silu) return {Kind::pair, slab_rows_for(n, n_sms)};
+  if (n > 64 * n_sms) return {Kind::pair, slab_rows_for(n, 2 * n_sms)};
+  if (n > 32 * n_sms) return {Kind::single, slab_rows_for(n, n_sms)};
+  return {Kind::halves, slab_rows_for(n, n_sms / 2)};
+}
+
 template <int kRows>
 void start(const SkinnyProduct& m, const GpuShape& gpu, const TensorMaps& maps, SkinnyParams& p, cudaStream_t stream) {
-  const int n_sms = gpu.n_sms;
-  if (m.join == Join::silu) {
-    start<SkinnyTile<2, 2, kRows, 1>>(m, slab_rows_for(m.n, n_sms), gpu, maps, p, stream);
-  } else if (m.n > 64 * n_sms) {
-    start<SkinnyTile<2, 2, kRows, 1>>(m, slab_rows_for(m.n, 2 * n_sms), gpu, maps, p, stream);
-  } else if (m.n > 32 * n_sms) {
-    start<SkinnyTile<1, 2, kRows, 1>>(m, slab_rows_for(m.n, n_sms), gpu, maps, p, stream);
-  } else {
-    start<SkinnyTile<1, 4, kRows, 2>>(m, slab_rows_for(m.n, n_sms / 2), gpu, maps, p, stream);
-  }
+  const Shape shape = shape_of(m.join, m.n, gpu.n_sms);
+  if (shape.kind == Kind::pair) return start<SkinnyTile<2, 2, kRows, 1>>(m, shape.slab_rows, gpu, maps, p, stream);
+  if (shape.kind == Kind::single) return start<SkinnyTile<1, 2, kRows, 1>>(m, shape.slab_rows, gpu, maps, p, stream);
+  start<SkinnyTile<1, 4, kRows, 2>>(m, shape.slab_rows, gpu, maps, p, stream);
 }
 
 }  // namespace
+
+int SkinnyProducts::n_squares(int n) const { return static_cast<int>(shape_of(Join::add, n, gpu_.n_sms).n_tiles(n)); }
 
 void SkinnyProducts::multiply(const SkinnyProduct& m, cudaStream_t stream) const {
   SkinnyParams p{};
@@ -235,6 +326,9 @@ void SkinnyProducts::multiply(const SkinnyProduct& m, cudaStream_t stream) const
   p.out = m.out;
   p.out_stride = m.out_stride;
   p.twin = m.twin;
+  p.k = m.k;
+  p.before = m.before;
+  p.behind = m.behind;
   if (m.rows <= 16) {
     start<16>(m, gpu_, maps_, p, stream);
   } else {

@@ -17,6 +17,16 @@ inline constexpr int kSkinnyRows = 32;  ///< the most
 /// cuBLASLt's 11.2); below it may be faster (4096 x 2048: 7.5 and 6.8).
 inline constexpr int64_t kSkinnyBytes = int64_t{24} << 20;
 
+/// A norm divided between the product that writes its x and those that read its result. The first rounds x * weight,
+/// not yet divided by x's root mean square, to bf16 (as exact as rounding behind the division: both are relative), and
+/// leaves sums of squares, [tile][kSkinnyRows]; the others multiply their sums by what follows from these.
+struct SkinnyNorm {
+  const __nv_bfloat16* weight = nullptr;  ///< [n]; null: no norm
+  float* squares = nullptr;               ///< [n_squares(n)][kSkinnyRows]
+  int n_squares = 0;
+  float eps = 0;
+};
+
 /// As Join says; x and w bf16, contiguous, at multiples of 16 bytes, k a multiple of 8.
 struct SkinnyProduct {
   const __nv_bfloat16* x = nullptr;  ///< [rows, k]
@@ -28,7 +38,8 @@ struct SkinnyProduct {
   Join join = Join::store;
   float* out = nullptr;
   int64_t out_stride = 0;
-  __nv_bfloat16* twin = nullptr;  ///< [rows, n], maybe null: out rounded, of Join::silu alone
+  __nv_bfloat16* twin = nullptr;  ///< [rows, n], maybe null: out rounded (Join::silu), or what readers of `behind` read
+  SkinnyNorm before, behind;      ///< the norm that x is of; the norm of out, not of Join::silu
 };
 
 /// One thread at a time, one stream. Results are the same bits in each run, and a row's whatever rows are beside it.
@@ -37,6 +48,8 @@ class SkinnyProducts {
   explicit SkinnyProducts(const GpuShape& gpu) : gpu_(gpu), maps_(gpu) {}
   /// Why this GPU or its driver cannot; empty: it can.
   const std::string& why_not() const { return maps_.why_not(); }
+  /// Of a product with n rows of weights.
+  int n_squares(int n) const;
   /// Queues it on `stream`. Throws Error{device}.
   void multiply(const SkinnyProduct& product, cudaStream_t stream) const;
 

@@ -4,7 +4,7 @@
 #pragma once
 #include "firstlight/ops/cuda_kernel.cuh"
 #include "firstlight/ops/cuda_ptx.cuh"
-#include "firstlight/ops/matvec_cuda.cuh"
+#include "firstlight/ops/skinny_cuda.cuh"
 #include "firstlight/ops/tensor_maps_cuda.cuh"
 #include "firstlight/ops/wgmma_cuda.cuh"
 
@@ -35,6 +35,8 @@ struct SkinnyParams {
   float* out;
   int64_t out_stride;
   __nv_bfloat16* twin;
+  int k;
+  SkinnyNorm before, behind;
 };
 
 /// What one block has to do: tiles first, first + step, …, and of each the steps [begin, end) of k.

@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+// A product with tensor cores waits for the op behind it, since it may take a norm in.
+#pragma once
+#include <optional>
+#include <vector>
+
+#include "firstlight/ops/cuda_memory.cuh"
+#include "firstlight/ops/resident_cuda.cuh"
+#include "firstlight/ops/skinny_cuda.cuh"
+
+namespace firstlight::cuda {
+
+struct SkinnyQueue {
+  /// The norm that the last product took in: its result is not written, x * weight lies in its twin.
+  struct FoldedNorm {
+    ResidentNorm norm;
+    SkinnyNorm before;   ///< what its readers must know
+    bool stale = false;  ///< its x has been written over: it cannot be computed any more
+  };
+  std::optional<SkinnyProduct> waiting;
+  std::optional<FoldedNorm> folded;
+  DeviceScratch squares;
+  std::vector<DeviceScratch> retired;  ///< scratch that grew while a product waited, until the end of the pass
+
+  /// A new pass.
+  void clear() {
+    waiting.reset();
+    folded.reset();
+  }
+  bool has_folded(const float* x) const { return folded && folded->norm.out.data == x; }
+  /// Whether the product that waits may take a norm in.
+  bool can_fold(const ResidentNorm& norm) const {
+    if (!waiting) return false;
+    const SkinnyProduct& last = *waiting;
+    return last.join != Join::silu && !last.behind.weight && last.out == norm.x.data && norm.out.data != norm.x.data &&
+           last.out_stride == norm.x.stride && last.rows == norm.x.rows && last.n == norm.x.cols &&
+           norm.x.cols % 8 == 0 && norm.weight.dtype == DType::bf16;
+  }
+  void written(Matrix<float> out) {
+    if (!folded || !out.data) return;
+    const auto overlaps = [&](const float* data, int64_t rows, int64_t stride) {
+      return out.data < data + rows * stride && data < out.data + out.rows * out.stride;
+    };
+    const auto& [x, weight, eps, result] = folded->norm;
+    folded->stale |= overlaps(x.data, x.rows, x.stride);
+    if (overlaps(result.data, result.rows, result.stride)) folded.reset();
+  }
+};
+
+}  // namespace firstlight::cuda
