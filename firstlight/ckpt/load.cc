@@ -121,7 +121,7 @@ void RankLoad::open_manifest(const fs::path& out) {
   check_architecture(config_, manifest_, out);
 }
 
-/// On devices beside all else: 16 GB take 4 ms. LoadOptions::reserve is asked by the first that needs it.
+/// On devices beside all else: 16 GB take 1 to 4 ms. LoadOptions::reserve is asked by the first that needs it.
 void RankLoad::begin_arenas(const fs::path& out) {
   for (size_t i = 0; i < n_loaded_ranks(options_); ++i) ranks_.push_back(std::make_unique<LoadRank>());
   const ManifestTp& tp = stored_tp(manifest_, config_, out, options_.tp);
