@@ -27,20 +27,6 @@ struct SkinnyShared {
   float2 sums[Tile::kSplit * kPairs + 1][kConsumers];
 };
 
-__device__ __forceinline__ void meet_consumers() { asm volatile("bar.sync 1, %0;" ::"n"(kConsumers) : "memory"); }
-
-/// A warp's: what each row's sums are multiplied by.
-__device__ __forceinline__ void find_scales(const SkinnyParams& p, float* scales) {
-  const int row = static_cast<int>(threadIdx.x) % 32;
-  wait_for_predecessor();
-  float squares = 0;
-  if (row < p.rows) {
-#pragma unroll 16
-    for (int t = 0; t < p.before.n_squares; ++t) squares += p.before.squares[t * kSkinnyRows + row];
-  }
-  scales[row] = rsqrtf(squares / static_cast<float>(p.k) + p.before.eps);
-}
-
 /// Calls f(slab, j, row, column, there) for each of the lane's places in out; `there`: block `rank` finishes it. In
 /// large tiles what can be is computed for all: behind a branch each they would come one after another (32 x 512 tokens
 /// of 8B's shapes 4.63 ms a step, 4.68 with branches); in small ones most places are no row's (1 x 512 over codes: 4.13
@@ -71,6 +57,18 @@ struct Consumer {
   int stage = 0;
   unsigned parity = 0;
 
+  /// A warp's: what each row's sums are multiplied by.
+  __device__ static __forceinline__ void find_scales(const SkinnyParams& p, float* scales) {
+    const int row = static_cast<int>(threadIdx.x) % 32;
+    wait_for_predecessor();
+    float squares = 0;
+    if (row < p.rows) {
+#pragma unroll 16
+      for (int t = 0; t < p.before.n_squares; ++t) squares += p.before.squares[t * kSkinnyRows + row];
+    }
+    scales[row] = rsqrtf(squares / static_cast<float>(p.k) + p.before.eps);
+  }
+  __device__ static __forceinline__ void meet_others() { asm volatile("bar.sync 1, %0;" ::"n"(kConsumers) : "memory"); }
   __device__ __forceinline__ float bias_at(int i) const {
     return p.bias_is_bf16 ? widen(static_cast<const __nv_bfloat16*>(p.bias)[i]) : static_cast<const float*>(p.bias)[i];
   }
@@ -183,14 +181,14 @@ struct Consumer {
     for (int i = 0; i < Tile::kSums / 2; ++i) {
       if (lane < 4) shared.squares[warp][i / 2 * 8 + lane * 2 + i % 2] = squares[i];
     }
-    meet_consumers();
+    meet_others();
     if (warp == 0 && lane / (Tile::kRows / Tile::kSplit) == share.rank) {
       float sum = 0;
 #pragma unroll
       for (int w = 0; w < kConsumers / 32; ++w) sum += shared.squares[w][lane];
       p.behind.squares[tile * kSkinnyRows + lane] = sum;
     }
-    meet_consumers();
+    meet_others();
   }
   __device__ __forceinline__ void consume(int tile) {
     LaneSums<Tile> sums = {}, old = {};
@@ -242,7 +240,7 @@ __global__ void __cluster_dims__(Tile::kSplit) __launch_bounds__(kThreads, 1)
     fetch_tiles<Tile>(p, share, ring);
   } else if (threadIdx.x >= kConsumers + 32) {
     if (p.before.weight) {
-      find_scales(p, shared.scales);
+      Consumer<Tile>::find_scales(p, shared.scales);
       __syncwarp();
       if (threadIdx.x % 32 == 0) shared.scaled.arrive();
     }
