@@ -3,7 +3,7 @@
 #pragma once
 #include <string>
 
-#include "firstlight/ops/attend_cuda.cuh"
+#include "firstlight/ops/codes_cuda.cuh"
 #include "firstlight/ops/tensor_maps_cuda.cuh"
 
 namespace firstlight::cuda {
@@ -17,6 +17,10 @@ class HopperAttention {
   /// As attend_tiles() asks, and pages at multiples of a row of head_dim numbers, else Error{bug}. Queued on `stream`.
   /// Throws Error{device}.
   void attend(const AttendParams& params, const TileOnDevice* tiles, int n_tiles, cudaStream_t stream) const;
+  /// Computes what attend_code_tiles() does, in the same manner: levels times scales, q and the weights are rounded to
+  /// bf16. As that one asks; and exact pages at multiples of a row of head_dim numbers, rows of `out` at multiples of 8
+  /// bytes, else Error{bug}.
+  void attend_codes(const AttendCodesParams& params, const TileOnDevice* tiles, int n_tiles, cudaStream_t stream) const;
 
  private:
   const TensorMaps maps_;

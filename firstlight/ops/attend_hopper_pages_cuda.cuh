@@ -22,6 +22,9 @@ struct MappedPages {
   int rows;                ///< from page to page
 };
 
+/// Blocks for a group's heads.
+inline int pairs_of(const AttendParams& p) { return ceil_div(p.n_heads / p.kv.n_kv_heads, kHeads); }
+
 struct HopperParams {
   MappedPages pages;
   AttendParams attend;
@@ -36,6 +39,15 @@ struct Ring {
   static constexpr int kStages = kDim == 128 ? 6 : 8;    ///< pages
   static_assert(kStages % kPages == 0);
   MemoryBarrier keys_full[kStages], keys_empty[kStages], values_full[kStages], values_empty[kStages];
+  /// One thread's, before all others'; `n_bringing`: arrivals that say that a page's keys, or its values, are there.
+  __device__ void init(unsigned n_bringing) {
+    for (int s = 0; s < kStages; ++s) {
+      keys_full[s].init(n_bringing);
+      values_full[s].init(n_bringing);
+      keys_empty[s].init(kHeads * 4);
+      values_empty[s].init(kHeads * 4);
+    }
+  }
 };
 
 /// Where an item of the walk lies in the ring.
@@ -50,39 +62,54 @@ struct Place {
            static_cast<uint32_t>(stage / kPages * kPages * 2 * Ring<kDim>::kBytes + stage % kPages * kPageBytes);
   }
   __device__ __forceinline__ uint32_t values(uint32_t pages) const { return keys(pages) + kPages * Ring<kDim>::kBytes; }
+  /// As columns: a page behind the other.
+  __device__ __forceinline__ uint32_t values_of_page(uint32_t pages) const {
+    return pages + static_cast<uint32_t>((stage / kPages * 2 * kPages + kPages + stage % kPages) * Ring<kDim>::kBytes);
+  }
 };
 
-/// What a tile reads, in order.
+/// What a tile reads, in order, two pages a step.
 struct PageList {
-  int last, n;
+  static constexpr bool kIsCodes = false;
+  static constexpr int first_item = 0;  ///< of the ring
+  int last, n_steps;
   __device__ __forceinline__ explicit PageList(const TileOnDevice& tile)
-      : last((tile.position + tile.n_rows - 1) / kPageTokens), n(last + 1) {}
-  /// Keys of an item, from its first on, that the row at `position` reads; any number from 64 on is all.
-  __device__ __forceinline__ int visible(int item, int position) const { return position + 1 - item * kPageTokens; }
+      : last((tile.position + tile.n_rows - 1) / kPageTokens), n_steps(last / kPages + 1) {}
+  __device__ __forceinline__ static int page(int i) { return i; }
+  /// Keys of page(i), from its first on, that the row at `position` reads; any number from 64 on is all.
+  __device__ __forceinline__ static int visible(int i, int position) { return position + 1 - i * kPageTokens; }
 };
 
-/// One thread: keys and values of a key/value head of all items, in order, and the last again up to n_fetched.
+/// One thread: the keys that lie from `row` on in the map, and the values `to_values` rows behind them, when their
+/// place in the ring is free.
+template <int kDim>
+__device__ __forceinline__ void fetch_page(const CUtensorMap& map, int row, int to_values, int item, uint32_t pages,
+                                           Ring<kDim>& ring, int n_arrivals = 1) {
+  const Place<kDim> place(item);
+  if (item >= Ring<kDim>::kStages) ring.keys_empty[place.stage].wait(place.parity ^ 1);
+  ring.keys_full[place.stage].arrive_and_expect(Ring<kDim>::kBytes);
+  for (int i = 1; i < n_arrivals; ++i) ring.keys_full[place.stage].arrive();
+#pragma unroll
+  for (int i = 0; i < kDim / 64; ++i)
+    copy_box(place.keys(pages) + i * kBoxBytes, map, i * 64, row, ring.keys_full[place.stage]);
+  if (item >= Ring<kDim>::kStages) ring.values_empty[place.stage].wait(place.parity ^ 1);
+  ring.values_full[place.stage].arrive_and_expect(Ring<kDim>::kBytes);
+  for (int i = 1; i < n_arrivals; ++i) ring.values_full[place.stage].arrive();
+#pragma unroll
+  for (int i = 0; i < kDim / 64; ++i)
+    copy_box(place.values(pages) + i * kBoxBytes, map, i * 64, row + to_values, ring.values_full[place.stage]);
+}
+
+/// One thread: keys and values of a key/value head of all pages, in order, and the last again where a step lacks one.
 template <int kDim>
 __device__ __forceinline__ void fetch_pages(const HopperParams& params, const TileOnDevice& tile, int kv_head,
-                                            const PageList& list, int n_fetched, uint32_t pages, Ring<kDim>& ring) {
-  const int to_values = params.attend.kv.n_kv_heads * kPageTokens;
-  const auto number_of = [&](int item) { return params.pages.numbers[tile.pages + min(item, list.n - 1)]; };
+                                            const PageList& list, uint32_t pages, Ring<kDim>& ring) {
+  const auto number_of = [&](int item) { return params.pages.numbers[tile.pages + min(item, list.last)]; };
   int number = number_of(0);
-  for (int item = 0; item < n_fetched; ++item) {
-    const Place<kDim> place(item);
+  for (int item = 0; item < list.n_steps * kPages; ++item) {
     const int row = number * params.pages.rows + kv_head * kPageTokens;
-    if (item + 1 < n_fetched) number = number_of(item + 1);
-    if (item >= Ring<kDim>::kStages) ring.keys_empty[place.stage].wait(place.parity ^ 1);
-    ring.keys_full[place.stage].arrive_and_expect(Ring<kDim>::kBytes);
-#pragma unroll
-    for (int i = 0; i < kDim / 64; ++i)
-      copy_box(place.keys(pages) + i * kBoxBytes, params.pages.map, i * 64, row, ring.keys_full[place.stage]);
-    if (item >= Ring<kDim>::kStages) ring.values_empty[place.stage].wait(place.parity ^ 1);
-    ring.values_full[place.stage].arrive_and_expect(Ring<kDim>::kBytes);
-#pragma unroll
-    for (int i = 0; i < kDim / 64; ++i)
-      copy_box(place.values(pages) + i * kBoxBytes, params.pages.map, i * 64, row + to_values,
-               ring.values_full[place.stage]);
+    number = number_of(item + 1);
+    fetch_page(params.pages.map, row, params.attend.kv.n_kv_heads * kPageTokens, item, pages, ring);
   }
 }
 

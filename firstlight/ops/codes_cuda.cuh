@@ -52,7 +52,8 @@ struct AttendCodesParams {
 };
 /// Any kind of codes and rows, at a speed of no account: a warp a key.
 void attend_codes_plain(const AttendCodesParams& params, const RowOnDevice* rows, int n_rows, cudaStream_t stream);
-/// Tiles of up to 64 rows by tensor cores: codes of 4 or 8 bits, head_dim 64 or 128.
+/// Tiles of up to 64 rows by tensor cores: codes of 4 or 8 bits, head_dim 64 or 128. For GPUs without
+/// HopperAttention::attend_codes(), which is quicker.
 void attend_code_tiles(const AttendCodesParams& params, const TileOnDevice* tiles, int n_tiles, cudaStream_t stream);
 
 struct RowPart;

@@ -5,85 +5,22 @@
 
 #include "firstlight/base/error.h"
 #include "firstlight/base/str.h"
-#include "firstlight/ops/codes_testing.h"
-#include "firstlight/ops/test_cuda.h"
+#include "firstlight/ops/codes_cuda_testing.h"
 
 namespace firstlight {
 namespace {
 
+using reference::BatchOnGpu;
 using reference::CodeBatch;
 using reference::OnGpu;
 using reference::Sequence;
 
 constexpr KvKind kGpuCodes[] = {KvKind::tq8, KvKind::k8v4, KvKind::tq4, KvKind::k4v3, KvKind::tq3, KvKind::k3v2};
 
-/// A batch's pages and means.
-struct BatchOnGpu {
-  OnGpu codes, exact, means;
-  explicit BatchOnGpu(const CodeBatch& batch) : codes(batch.codes), exact(batch.exact), means(batch.means) {}
-  KvLayer layer(CodeBatch& batch) const {
-    KvLayer layer = batch.layer();
-    layer.data = codes.data();
-    layer.exact = exact.data();
-    if (layer.means) layer.means = reinterpret_cast<const float*>(means.data());
-    return layer;
-  }
-};
-
-class CodesCuda : public reference::WithGpu {
+class CodesCuda : public reference::CodesOnGpu {
  protected:
-  std::unique_ptr<Ops> cpu() { return make_cpu_ops(pool_, CpuLevel::baseline); }
-
-  std::vector<float> attend(CodeBatch& batch) {
-    const BatchOnGpu on_gpu(batch);
-    const reference::GpuTensor q(batch.q);
-    reference::GpuTensor out(reference::unwritten(batch.n_rows, int64_t{batch.n_heads} * batch.head_dim));
-    next({.ids = {}, .spans = batch.spans, .wanted = {}});
-    const KvLayer layer = on_gpu.layer(batch);
-    ops_->attend(q.view(), batch.n_heads, batch.spans, layer, out.matrix());
-    next();
-    return out.fetch().f32;
-  }
-
-  /// The largest distance of a row and head from the oracle, beside the oracle's length.
-  void check(const std::vector<Sequence>& sequences, KvKind kind, int heads, int kv_heads, int d, bool far = false,
-             bool centred = false) {
-    SCOPED_TRACE(testing::Message() << to_string(kind) << ", " << heads << " heads on " << kv_heads << " of " << d);
-    const auto cpu_ops = cpu();
-    CodeBatch batch(sequences, kind, heads, kv_heads, d, 1, *cpu_ops, far, 1000, centred);
-    compare(batch, attend(batch));
-  }
-
   /// The GPU's pages of 210 rows, in chunks of several sizes, are the CPU's.
   void check_pages(KvKind kind, int d, bool centred);
-
-  /// Of every so-many-th span.
-  void compare(CodeBatch& batch, const std::vector<float>& out, size_t every = 1) {
-    const int heads = batch.n_heads, d = batch.head_dim;
-    for (size_t i = 0; i < batch.spans.size(); i += every) {
-      const AttentionSpan& span = batch.spans[i];
-      for (int64_t row = 0; row < span.n_rows; ++row) {
-        if (row != 0 && row != span.n_rows - 1 && row % 37 != 0) continue;
-        for (const int head : {0, heads / 2, heads - 1}) {
-          const std::vector<double> expected = batch.attended(span, row, head, false);
-          double error = 0, length = 0;
-          for (int j = 0; j < d; ++j) {
-            const double x = expected[static_cast<size_t>(j)];
-            const double y = out[static_cast<size_t>(((span.row_begin + row) * heads + head) * d + j)];
-            error += (y - x) * (y - x);
-            length += x * x;
-          }
-          // Tiles of rows round q and weights to bf16; kinds without such a kernel do not.
-          const KvBits bits = kv_bits(batch.kind);
-          const bool rounded = span.n_rows >= 8 && d <= 128 && bits.key != 3 && bits.value != 3;
-          ASSERT_LE(std::sqrt(error / length), rounded ? 8e-3 : 2e-4)
-              << "span of " << span.n_rows << " rows at " << span.position << ", row " << row << ", head " << head;
-        }
-      }
-    }
-  }
-
-  ThreadPool pool_{2, 0};
 };
 
 /// Rows of q, k and v, some of them hard to encode.

@@ -99,7 +99,11 @@ void CudaOps::attend_codes(const cuda::AttendParams& attend, const cuda::RowSet&
   const cuda::AttendCodesParams codes{attend, cuda::page_shape(kv), pass_.exact(),
                                       codes_.signs(kv, state_ == State::recording, stream_)};
   if (!cuda::takes_code_singles(codes)) return cuda::attend_codes_plain(codes, set.rows, set.n_rows, stream_);
-  if (set.n_tiles > 0) cuda::attend_code_tiles(codes, set.tiles, set.n_tiles, stream_);
+  if (set.n_tiles > 0 && hopper_attention_->why_not().empty()) {
+    hopper_attention_->attend_codes(codes, set.tiles, set.n_tiles, stream_);
+  } else if (set.n_tiles > 0) {
+    cuda::attend_code_tiles(codes, set.tiles, set.n_tiles, stream_);
+  }
   if (set.n_single == 0) return;
   const int group = attend.n_heads / kv.n_kv_heads, blocks = cuda::n_head_blocks(attend);
   const int n_blocks = std::max(1, cuda::code_blocks_held(codes) / options_.n_sharing);

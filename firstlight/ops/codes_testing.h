@@ -62,7 +62,7 @@ struct CodeBatch {
       : kind(of), n_heads(heads), n_kv_heads(kv_heads), head_dim(d), shape{d, kv_bits(of).key, kv_bits(of).value} {
     const auto n_pages = static_cast<size_t>(Batch::count_pages(sequences) + 3);
     stride = static_cast<uint64_t>(kv_heads * shape.bytes()) + 64;
-    exact_stride = static_cast<uint64_t>(2 * kv_heads * kPageTokens * d * 2) + 64;
+    exact_stride = static_cast<uint64_t>(2 * kv_heads * kPageTokens * d * 2) + 256;
     codes.assign(stride * n_pages, std::byte{0xff});
     exact.assign(exact_stride * n_pages, std::byte{0xff});
     for (int i = 0; i < 2 * kv_heads; ++i) {
