@@ -21,9 +21,14 @@ namespace {
 /// Flips one byte of the arena or a tail's staging before it is hashed: leaf `at` in the order of hashing.
 class BrokenHasher final : public LeafHasher {
  public:
+  explicit BrokenHasher(std::shared_future<void> wait = {}) : wait_(std::move(wait)) {}
   void hash(std::span<const LeafBytes>, std::span<uint64_t>) override {
+    if (wait_.valid()) wait_.wait();
     throw Error(ErrorKind::device, "the kernel fell over");
   }
+
+ private:
+  std::shared_future<void> wait_;
 };
 
 class BrokenStaging final : public Staging {
@@ -145,11 +150,13 @@ TEST_F(LoadDeviceTest, ItsLanesReadAndHashMoreForOthers) {
 
 TEST_F(LoadDeviceTest, AFailureOnOneDeviceEndsTheLoadOnAll) {
   options_.devices = {Device{}, {Device::Kind::cpu, 1}};
-  options_.make_hasher = [](Device device) -> std::unique_ptr<LeafHasher> {
-    if (device.index == 1) return std::make_unique<BrokenHasher>();
+  std::promise<void> begun;  // before that the failure would be load_rank_checkpoint()'s
+  options_.make_hasher = [&, wait = begun.get_future().share()](Device device) -> std::unique_ptr<LeafHasher> {
+    if (device.index == 1) return std::make_unique<BrokenHasher>(wait);
     return make_leaf_hasher(device);
   };
   const auto load = load_rank_checkpoint(out_, options_);
+  begun.set_value();
   EXPECT_THROW(load->wait(), Error);
   EXPECT_THROW(load->rethrow_failure(), Error);
   for (const RankWeights& weights : load->weights()) {
