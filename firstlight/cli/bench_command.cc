@@ -173,7 +173,7 @@ int run_bench_start(Context& context, const BenchStart& options) {
   Series ours{"firstlight", {}}, traditional{"traditional", {}};
   say(context, "one unmeasured run of each, so that files and program are in the page cache …");
   std::vector<std::string> warming = first;
-  warming.back() = "pread";  // io_uring would leave the page cache as it is
+  warming.back() = "buffered";  // the others may leave the page cache as it is
   measure(warming);
   measure(second);
   for (int i = 0; i < options.n; ++i) {  // in turn, so that a noisy minute hits both

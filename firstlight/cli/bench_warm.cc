@@ -51,7 +51,7 @@ std::vector<WarmStart> measure_warm_starts(Context& context, const SessionOption
   for (int round = -1; round < n; ++round) {
     if (context.stop.stop_requested()) throw Interrupted();
     SessionOptions round_options = options;
-    if (round < 0) round_options.reader = "pread";  // fills the page cache
+    if (round < 0) round_options.reader = "buffered";  // fills the page cache
     bool on_gpu = false;
     WarmStart start = start_once(context, round_options, prompt, ids_file, on_gpu);
     if (on_gpu) rest_after_freeing(kMostMemory);

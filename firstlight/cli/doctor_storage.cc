@@ -20,6 +20,7 @@
 #include "firstlight/io/direct_file.h"
 #include "firstlight/io/reader_choice.h"
 #include "firstlight/io/residency.h"
+#include "firstlight/io/ring.h"
 #include "firstlight/io/stripe_layout.h"
 
 namespace firstlight::cli {
@@ -181,7 +182,8 @@ Findings check_storage(const MachineFacts& facts, const fs::path& directory) {
   }
   const SpeedMemory memory(SpeedMemory::default_path());
   std::string note;
-  const auto speeds = memory.recall(speed_key(mount), static_cast<int64_t>(time(nullptr)), note);
+  const auto speeds =
+      memory.recall(speed_key(mount, why_no_io_uring().empty()), static_cast<int64_t>(time(nullptr)), note);
   found.push_back(
       {note.empty() ? State::info : State::warning, section, "measured speeds",
        speeds ? str("past the page cache ",

@@ -68,28 +68,31 @@ std::vector<std::string> names_of(const std::vector<Device>& devices) {
   return names;
 }
 
+/// `failure`: of what was still to be done behind the answer, or null.
 void report(Context& context, const RunOptions& options, Session& session, const LoadReport& load, const Answer& answer,
-            const PrefixUse& prefix) {
+            const PrefixUse& prefix, const Error* failure) {
   if (options.json) {
-    print_json({{"text", answer.text},
-                {"ids", answer.ids},
-                {"n_prompt", answer.n_prompt},
-                {"finish", to_string(answer.finish)},
-                {"ttft_s", answer.first_token_s},
-                {"phases", to_json(context.timeline.phases())},
-                {"load", to_json(load)},
-                {"waited_for_weights_s", answer.waited_seconds},
-                {"prompt_tokens_per_s", answer.prompt_tokens_per_s()},
-                {"tokens_per_s", answer.tokens_per_s()},
-                {"tp", session.tp()},
-                {"device", to_string(session.device())},
-                {"devices", names_of(session.devices())},
-                {"sums", session.runner().comm_path()},
-                {"ops", session.runner().ops_name()},
-                {"threads", session.n_threads()},
-                {"max_context", session.max_context()},
-                {"kv", to_json(session.kv_use())},
-                {"prefix", to_json(prefix, load)}});
+    nlohmann::ordered_json all = {{"text", answer.text},
+                                  {"ids", answer.ids},
+                                  {"n_prompt", answer.n_prompt},
+                                  {"finish", to_string(answer.finish)},
+                                  {"ttft_s", answer.first_token_s},
+                                  {"phases", to_json(context.timeline.phases())},
+                                  {"load", to_json(load)},
+                                  {"waited_for_weights_s", answer.waited_seconds},
+                                  {"prompt_tokens_per_s", answer.prompt_tokens_per_s()},
+                                  {"tokens_per_s", answer.tokens_per_s()},
+                                  {"tp", session.tp()},
+                                  {"device", to_string(session.device())},
+                                  {"devices", names_of(session.devices())},
+                                  {"sums", session.runner().comm_path()},
+                                  {"ops", session.runner().ops_name()},
+                                  {"threads", session.n_threads()},
+                                  {"max_context", session.max_context()},
+                                  {"kv", to_json(session.kv_use())},
+                                  {"prefix", to_json(prefix, load)}};
+    if (failure) all["error"] = {{"kind", to_string(failure->kind())}, {"message", failure->what()}};
+    print_json(all);
     return;
   }
   say(context, "");
@@ -155,10 +158,19 @@ int run(Context& context, const RunOptions& options) {
     print(ids + "\n");
   }
   context.timeline.add("prompt → first token", prompt_start, answer.first_token_s);
-  if (save && !interrupted) prefix_use.saved = save->finish();
+  std::optional<Error> failure;  // whatever becomes of the file, the answer is there
+  try {
+    if (save && !interrupted) prefix_use.saved = save->finish();
+  } catch (const Error& e) {
+    failure = e;
+  }
   const LoadReport load = session.wait();
   answer.waited_seconds = session.load().weights()[0].ready->waited_seconds() - waited_before;
-  report(context, options, session, load, answer, prefix_use);
+  report(context, options, session, load, answer, prefix_use, failure ? &*failure : nullptr);
+  if (failure) {
+    context.json = false;  // the report has it
+    throw *failure;
+  }
   return interrupted ? interrupted_exit_code() : 0;
 }
 

@@ -54,9 +54,10 @@ void SessionOptions::add_to(CLI::App& command) {
       ->check(whole_number(1, 4096));
   command
       .add_option("--reader", reader,
-                  "How weights are read: auto (measured), pread, io_uring (past the page cache), or on a GPU cufile "
-                  "(GPUDirect Storage; in compatibility mode where there is nothing else)")
-      ->check(one_of({"auto", "pread", "io_uring", "cufile"}))
+                  "How weights are read: auto (measured), pread or io_uring (cold files past the page cache), buffered "
+                  "(through it: the next start finds them there), or on a GPU cufile (GPUDirect Storage; in "
+                  "compatibility mode where there is nothing else)")
+      ->check(one_of({"auto", "pread", "buffered", "io_uring", "cufile"}))
       ->capture_default_str();
   command
       .add_option("--comm", comm,

@@ -54,6 +54,8 @@ ReaderChoice choose_reader(Context& context, const SessionOptions& options, cons
     }
   }
   if (options.reader == "pread") return choose_pread(files, "--reader pread");
+  if (options.reader == "buffered")
+    return {.kind = ReaderKind::pread, .why = "--reader buffered: through the page cache", .cold = is_cold(files)};
   ReaderChooser chooser;
   chooser.n_threads = n_threads;
   chooser.stop = context.stop;

@@ -40,7 +40,7 @@ struct DirectUse {
   std::string text() const;
 };
 
-/// One thread at a time.
+/// One thread at a time, but for fd() and file().
 class DirectFile {
  public:
   /// Opens the file again, with O_DIRECT, and asks statx(2) for its alignment (kernels before 6.1 do not know: a page).

@@ -81,10 +81,11 @@ std::string why_no_direct_read(std::span<const std::shared_ptr<const File>> file
 
 }  // namespace
 
-std::string speed_key(const Mount& mount) {
+std::string speed_key(const Mount& mount, bool io_uring) {
   utsname system{};
   uname(&system);
-  return str(mount.type, " ", mount.source, " ", system.nodename, " ", system.release);
+  return str(mount.type, " ", mount.source, " ", system.nodename, " ", system.release,
+             io_uring ? "" : " without io_uring");
 }
 
 bool is_cold(std::span<const std::shared_ptr<const File>> files) {
@@ -123,7 +124,7 @@ ReaderChoice ReaderChooser::choose_cold(std::span<const std::shared_ptr<const Fi
   if (!why_not.empty() && !direct) return {ReaderKind::pread, str(found, "; ", why_not)};
 
   const Mount mount = mount_of(files[0]->path());
-  const std::string where = str(mount.type, " ", mount.source), key = speed_key(mount);
+  const std::string where = str(mount.type, " ", mount.source), key = speed_key(mount, no_uring.empty());
   const SpeedMemory remembered(memory);
   const auto now = static_cast<int64_t>(time(nullptr));
   const std::string about_uring = no_uring.empty() ? "" : "; io_uring: " + no_uring;

@@ -60,8 +60,8 @@ struct ReaderChooser {
 };
 
 /// Under which speeds are remembered: the file system, on this machine, under this kernel (a home directory may be
-/// shared, and an update changes speeds).
-std::string speed_key(const Mount& mount);
+/// shared, and an update changes speeds), with io_uring or without.
+std::string speed_key(const Mount& mount, bool io_uring);
 
 /// One of `n_readers` that share choice.in_flight. With n_threads threads (io_uring: at most 8; pread of cold files:
 /// one for each request under way, up to 64, which sleeps meanwhile; past the page cache requests of 256 KiB and more);

@@ -207,10 +207,15 @@ TEST_F(ReaderChoiceTest, WithoutIoUringPreadReadsPastThePageCacheWhereThatIsFast
   EXPECT_THAT(choice.why, HasSubstr("pread past the page cache 2.00 GB/s, pread 1.00 GB/s, measured now on "));
   EXPECT_THAT(choice.why, HasSubstr("io_uring: forbidden by somebody"));
   EXPECT_THAT(choose().why, HasSubstr("io_uring: forbidden by somebody")) << "remembered, and said again";
+  EXPECT_EQ(n_measured_, 1);
   residency_->cached = 0.6;
   EXPECT_EQ(choose().kind, ReaderKind::pread);
-  fs::remove(chooser_.memory);
   residency_->cached = 0;
+  why_no_uring_.clear();
+  choose();
+  EXPECT_EQ(n_measured_, 2) << "io_uring's speed is another";
+  why_no_uring_ = "forbidden by somebody";
+  fs::remove(chooser_.memory);
   speeds_ = ReaderSpeeds{1.0e9, 1.02e9};
   EXPECT_EQ(choose().kind, ReaderKind::pread);
   files_ = {make_file("small", 500'000'000)};

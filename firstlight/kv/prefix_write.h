@@ -17,7 +17,7 @@ namespace firstlight {
 void require_prefix_place(const fs::path& path);
 
 /// A prefix file in the making: path.partial, fsync, rename. `path` is whole or as it was, and path.partial goes with
-/// this object.
+/// this object (not with a process that ends at once).
 class PrefixWriter {
  public:
   /// Reserves the file's room, which takes 0.12 s a GB where files lie in memory: worth doing before there is anything

@@ -32,7 +32,8 @@ struct CudaOpsOptions {
   /// another, so each launches only its share of what the GPU holds: grids that were half there would wait for ever.
   int n_sharing = 1;
   /// Where ops are queued; null: on one of their own. Outlives the ops. Others may queue there what reads and writes
-  /// matrices of a pass, but not what rms_norm(), gate_up_silu() or attend() wrote and a product has yet to read.
+  /// matrices of a pass, but not what rms_norm(), gate_up_silu() or attend() wrote and a product has yet to read; and
+  /// with `resident` nothing at all, since products may wait for the op behind them.
   const Stream* stream = nullptr;
 };
 

@@ -32,9 +32,10 @@ struct SkinnyQueue {
   bool can_fold(const ResidentNorm& norm) const {
     if (!waiting) return false;
     const SkinnyProduct& last = *waiting;
-    return last.join != Join::silu && !last.behind.weight && last.out == norm.x.data && norm.out.data != norm.x.data &&
-           last.out_stride == norm.x.stride && last.rows == norm.x.rows && last.n == norm.x.cols &&
-           norm.x.cols % 8 == 0 && norm.weight.dtype == DType::bf16;
+    // One buffer of squares: of a product that reads a norm itself others may still be reading it.
+    return last.join != Join::silu && !last.before.weight && !last.behind.weight && last.out == norm.x.data &&
+           norm.out.data != norm.x.data && last.out_stride == norm.x.stride && last.rows == norm.x.rows &&
+           last.n == norm.x.cols && norm.x.cols % 8 == 0 && norm.weight.dtype == DType::bf16;
   }
   void written(Matrix<float> out) {
     if (!folded || !out.data) return;
