@@ -83,8 +83,9 @@ bool reads_as_weights(const std::vector<ReadLane*>& lanes, const SessionOptions&
   const std::string_view name = lanes[0]->reader->name();
   if (name == "cufile") return false;
   constexpr uint64_t kFew = 32u << 20;  // not worth threads of their own
+  const bool by_pread = choice.kind == ReaderKind::pread || choice.kind == ReaderKind::pread_direct;
   if (name == PreadReader::kDirectName) return choice.kind == ReaderKind::pread_direct;
-  if (name == "pread") return choice.kind == ReaderKind::pread && (!choice.cold || file.size() < kFew);
+  if (name == "pread") return by_pread && (!choice.cold || file.size() < kFew);
   return options.reader != "auto" || choice.kind == ReaderKind::io_uring;
 }
 
