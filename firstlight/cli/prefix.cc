@@ -66,8 +66,7 @@ ReaderChoice choose_for(Context& context, const SessionOptions& options, const s
   if (options.reader != "auto") {
     const std::string why =
         options.reader == "cufile" ? "libcufile reads into the weights' memory alone" : "--reader " + options.reader;
-    if (options.reader == "buffered") return {.kind = ReaderKind::pread, .why = why, .cold = is_cold({&file, 1})};
-    return choose_pread({&file, 1}, why);
+    return choose_pread({&file, 1}, why, options.reader == "buffered");
   }
   ReaderChooser chooser;
   chooser.n_threads = options.threads > 0 ? options.threads : usable_cores();

@@ -53,9 +53,7 @@ ReaderChoice choose_reader(Context& context, const SessionOptions& options, cons
       for (const ManifestPart& part : rank.parts) files.push_back(open_listed(options.model, manifest, part.file));
     }
   }
-  if (options.reader == "pread") return choose_pread(files, "--reader pread");
-  if (options.reader == "buffered")
-    return {.kind = ReaderKind::pread, .why = "--reader buffered: through the page cache", .cold = is_cold(files)};
+  if (options.reader != "auto") return choose_pread(files, "--reader " + options.reader, options.reader == "buffered");
   ReaderChooser chooser;
   chooser.n_threads = n_threads;
   chooser.stop = context.stop;

@@ -88,17 +88,13 @@ std::string speed_key(const Mount& mount, bool io_uring) {
              io_uring ? "" : " without io_uring");
 }
 
-bool is_cold(std::span<const std::shared_ptr<const File>> files) {
-  const std::optional<Residency> cached = sample_residency(files);
-  return cached && cached->cached < kWarm;
-}
-
-ReaderChoice choose_pread(std::span<const std::shared_ptr<const File>> files, const std::string& why) {
+ReaderChoice choose_pread(std::span<const std::shared_ptr<const File>> files, const std::string& why, bool buffered) {
   ReaderChoice choice{.kind = ReaderKind::pread, .why = why};
   const std::optional<Residency> cached = sample_residency(files);
   if (!cached || cached->cached >= kWarm) return choice;
   choice.cold = true;
-  if (is_cold_enough(cached->cached) && why_no_direct_read(files).empty()) choice.kind = ReaderKind::pread_direct;
+  if (!buffered && is_cold_enough(cached->cached) && why_no_direct_read(files).empty())
+    choice.kind = ReaderKind::pread_direct;
   return choice;
 }
 

@@ -28,12 +28,10 @@ struct ReaderChoice {
   bool cold = false;  ///< storage will be read, not the page cache: pread takes a thread for each request under way
 };
 
-/// Whether storage will be read: less than nine tenths of samples are in the page cache. False where the kernel does
-/// not tell.
-bool is_cold(std::span<const std::shared_ptr<const File>> files);
-
-/// pread, for whom no other reader will do: past the page cache where less than a third of the files is in it.
-ReaderChoice choose_pread(std::span<const std::shared_ptr<const File>> files, const std::string& why);
+/// pread, for whom no other reader will do: past the page cache where less than a third of the files is in it, unless
+/// `buffered`.
+ReaderChoice choose_pread(std::span<const std::shared_ptr<const File>> files, const std::string& why,
+                          bool buffered = false);
 
 struct ReaderChooser {
   int n_threads = 1;

@@ -265,14 +265,10 @@ void start(const TilesParams& params, int n_tiles, cudaStream_t stream) {
 
 void attend_code_tiles(const AttendCodesParams& p, const TileOnDevice* tiles, int n_tiles, cudaStream_t stream) {
   const TilesParams params{p, tiles};
-  const bool is_small = p.shape.head_dim == 64;
-  if (p.shape.key_bits == 4) {
-    is_small ? start<64, 4, 4>(params, n_tiles, stream) : start<128, 4, 4>(params, n_tiles, stream);
-  } else if (p.shape.value_bits == 4) {
-    is_small ? start<64, 8, 4>(params, n_tiles, stream) : start<128, 8, 4>(params, n_tiles, stream);
-  } else {
-    is_small ? start<64, 8, 8>(params, n_tiles, stream) : start<128, 8, 8>(params, n_tiles, stream);
-  }
+  with_code_shape(p.shape, [&](auto of) {
+    using Shape = decltype(of);
+    start<Shape::kDim, Shape::kKeyBits, Shape::kValueBits>(params, n_tiles, stream);
+  });
 }
 
 }  // namespace firstlight::cuda

@@ -200,14 +200,10 @@ void HopperAttention::attend_codes(const AttendCodesParams& codes, const TileOnD
       maps_.of(p.kv.exact, int64_t{1} << 31, p.kv.head_dim, kPageTokens, CU_TENSOR_MAP_L2_PROMOTION_L2_256B),
       codes.exact, static_cast<int>(p.kv.exact_stride / row_bytes)};
   const HopperCodesParams params{exact, codes, tiles, pairs_of(p)};
-  const bool is_small = p.kv.head_dim == 64;
-  if (codes.shape.key_bits == 4) {
-    is_small ? start<64, 4, 4>(params, n_tiles, stream) : start<128, 4, 4>(params, n_tiles, stream);
-  } else if (codes.shape.value_bits == 4) {
-    is_small ? start<64, 8, 4>(params, n_tiles, stream) : start<128, 8, 4>(params, n_tiles, stream);
-  } else {
-    is_small ? start<64, 8, 8>(params, n_tiles, stream) : start<128, 8, 8>(params, n_tiles, stream);
-  }
+  with_code_shape(codes.shape, [&](auto of) {
+    using Shape = decltype(of);
+    start<Shape::kDim, Shape::kKeyBits, Shape::kValueBits>(params, n_tiles, stream);
+  });
 }
 
 }  // namespace firstlight::cuda

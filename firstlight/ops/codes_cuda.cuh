@@ -50,6 +50,18 @@ struct AttendCodesParams {
   const int32_t* exact = nullptr;            ///< of the exact pages, as `attend.pages` of the others
   const turboquant::Signs* signs = nullptr;  ///< on the GPU
 };
+template <int kDim_, int kKeyBits_, int kValueBits_>
+struct CodeShape {
+  static constexpr int kDim = kDim_, kKeyBits = kKeyBits_, kValueBits = kValueBits_;
+};
+/// fn(the CodeShape): of codes of 4 or 8 bits, head_dim 64 or 128.
+template <class Fn>
+void with_code_shape(const turboquant::PageShape& shape, const Fn& fn) {
+  const bool is_small = shape.head_dim == 64;
+  if (shape.key_bits == 4) return is_small ? fn(CodeShape<64, 4, 4>{}) : fn(CodeShape<128, 4, 4>{});
+  if (shape.value_bits == 4) return is_small ? fn(CodeShape<64, 8, 4>{}) : fn(CodeShape<128, 8, 4>{});
+  is_small ? fn(CodeShape<64, 8, 8>{}) : fn(CodeShape<128, 8, 8>{});
+}
 /// Any kind of codes and rows, at a speed of no account: a warp a key.
 void attend_codes_plain(const AttendCodesParams& params, const RowOnDevice* rows, int n_rows, cudaStream_t stream);
 /// Tiles of up to 64 rows by tensor cores: codes of 4 or 8 bits, head_dim 64 or 128. For GPUs without

@@ -45,7 +45,7 @@ void CudaOps::compose_name() {
   const std::string& why_no_skinny = skinny_->why_not();
   name_ = str(to_string(device_), ": ", gpu_name_, ", own kernels to ", cuda::kMatvecRows, " rows",
               why_no_skinny.empty() ? str(", to ", cuda::kSkinnyRows, " with weights of 24 MiB and more",
-                                          options_.graphs && options_.resident ? ", norms in them" : "")
+                                          options_.resident ? ", norms in them" : "")
                                     : str(" (9 to 32: ", why_no_skinny, ")"),
               why_no_library_.empty() ? ", else cuBLASLt" : str(", and above, no cuBLASLt: ", why_no_library_));
   const std::string& why_by_warps = hopper_attention_->why_not();

@@ -90,7 +90,7 @@ TEST_F(DrawCuda, DrawsWhatTheCpuDraws) {
   }
 }
 
-/// Few rows of few tokens, for tools that take a minute where a GPU takes a millisecond (racecheck).
+/// Every filter on few rows of few tokens, where what goes wrong is easily seen.
 TEST_F(DrawCuda, DrawsFromAFewShortRowsWhatTheCpuDraws) {
   std::mt19937_64 random(5);
   constexpr int kVocab = 700;

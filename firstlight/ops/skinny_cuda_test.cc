@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Passes of 9 to 32 rows whose products follow one another, beside plain double arithmetic: each of its steps from what
-// the step before left.
+// Passes of products with tensor cores that follow one another, beside plain double arithmetic: each of its steps from
+// what the step before left.
 #include <cmath>
 
 #include "firstlight/base/error.h"
@@ -11,7 +11,6 @@ namespace {
 
 using reference::Bounded;
 using reference::expect_same;
-
 using reference::GpuTensor;
 using reference::kGpu;
 using reference::random_tensor;
