@@ -6,9 +6,10 @@
     python3 -m torch.distributed.run --nproc-per-node N load_peers.py …      N ranks, one a GPU
 
 DEVICE: cpu or cuda. The clock runs from the call to the last byte on the device: imports, the GPU's context and NCCL's start
-are outside of it, as they are for Firstlight's loads there. With N ranks each ends with its rows of each matrix (safetensors)
-or with all tensors (InstantTensor's distributed mode): what these loaders do for tensor parallelism. Prints one JSON line:
-{"seconds", "bytes" (of all tensors on rank 0), "version"}. Needs torch; nothing of a loader but its safe, public interface.
+are outside of it, as they are for Firstlight's loads there. With N ranks each ends with its rows of each matrix (safetensors;
+fastsafetensors, whose ranks read a file each and scatter) or with all tensors (the distributed modes of InstantTensor and
+Run:ai): what these loaders do for tensor parallelism. Prints one JSON line: {"seconds", "bytes" (of all tensors on rank 0),
+"version"}, or {"refused": why}. Needs torch; nothing of a loader but its safe, public interface.
 """
 import importlib.metadata
 import json
@@ -42,10 +43,16 @@ def by_safetensors(files, device, rank, ranks):
 def by_fastsafetensors(files, device, rank, ranks):
     from fastsafetensors import SafeTensorsFileLoader
     from fastsafetensors.common import SingleGroup
-    loader = SafeTensorsFileLoader(SingleGroup(), device, nogds=True, max_threads=16)
-    loader.add_filenames({0: files})
+    if ranks > 1:
+        import torch.distributed as dist
+    loader = SafeTensorsFileLoader(dist.group.WORLD if ranks > 1 else SingleGroup(), device, nogds=True, max_threads=16)
+    loader.add_filenames({r: files[r::ranks] for r in range(ranks)})
     buffers = loader.copy_files_to_device()
-    return {key: buffers.get_tensor(key) for key in list(buffers.key_to_rank_lidx.keys())}
+    keys = list(buffers.key_to_rank_lidx.keys())
+    if ranks == 1:
+        return {key: buffers.get_tensor(key) for key in keys}
+    whole = lambda shape: len(shape) < 2 or shape[0] % ranks != 0
+    return {key: buffers.get_sharded(key, -1 if whole(loader.get_shape(key)) else 0) for key in sorted(keys)}
 
 
 def by_instanttensor(files, device, rank, ranks, backend):
@@ -63,20 +70,25 @@ def by_runai(files, device, rank, ranks):
     from runai_model_streamer import SafetensorsStreamer
     out = {}
     with SafetensorsStreamer() as streamer:
-        streamer.stream_files(files)
+        streamer.stream_files(files, **({"device": device, "is_distributed": True} if ranks > 1 else {}))
         for key, tensor in streamer.get_tensors():
             out[key] = tensor.clone() if device == "cpu" else tensor.to(device)
     return out
+
+
+def refuse(rank, why):
+    if rank == 0:
+        print(json.dumps({"refused": why}), flush=True)
 
 
 def main():
     loader, device, files = sys.argv[1], sys.argv[2], sys.argv[3:]
     version = importlib.metadata.version(LOADERS[loader])
     rank, ranks = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if ranks > 1 and loader not in ("safetensors", "instanttensor-mmap", "instanttensor-buffered"):
-        raise SystemExit("one rank only: it has no mode for tensor parallelism that a loader's call shows")
+    if ranks > 1 and loader == "fastsafetensors" and len(files) < ranks:
+        return refuse(rank, f"its ranks read a file each, and here are {len(files)}")
     if device == "cpu" and loader.startswith("instanttensor"):
-        raise SystemExit("GPUs only")
+        return refuse(rank, "GPUs only")
     import torch
     wait = lambda: None
     if device == "cuda":

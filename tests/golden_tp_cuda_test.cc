@@ -5,6 +5,7 @@
 #include "firstlight/device/copy.h"
 #include "firstlight/device/gpus.h"
 #include "golden.h"
+#include "golden_draws.h"
 #include "golden_greedy.h"
 
 namespace firstlight {
@@ -101,6 +102,28 @@ TEST_P(CudaGoldenTp, TheSameBitsFromRunToRunForAnyPagesAndThroughHostMemory) {
 TEST_P(CudaGoldenTp, GreedyPassesPickTheLikeliest) {
   OnGpus two(GetParam(), DType::bf16, KvKind::bf16, first_gpus(2));
   expect_greedy_passes_pick_the_likeliest(*two.runner, sequences_[1].ids);
+}
+
+/// More rows than ranks draw from at once.
+TEST_P(CudaGoldenTp, RowsAreDrawnFromAllRanksLogits) {
+  OnGpus two(GetParam(), DType::bf16, KvKind::bf16, first_gpus(2));
+  expect_rows_drawn_as_on_the_host(*two.runner, sequences_.back().ids);
+}
+
+class CudaGoldenOnOneGpu : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (gpus().names.empty()) GTEST_SKIP() << gpus().why_none;
+  }
+};
+
+/// Through host memory, where no pass is recorded.
+TEST_F(CudaGoldenOnOneGpu, RanksThatShareItDrawAsTheHost) {
+  const std::string name = models_for_two().front();
+  OnGpus host(name, DType::bf16, KvKind::bf16, {first_gpus(1)[0], first_gpus(1)[0]});
+  const std::vector<GoldenSequence> sequences = read_golden(golden_path(name) + "/golden.json");
+  expect_greedy_passes_pick_the_likeliest(*host.runner, sequences[1].ids);
+  expect_rows_drawn_as_on_the_host(*host.runner, sequences.back().ids);
 }
 
 TEST_P(CudaGoldenTp, GreedyTextIsTheSameInAnyBatchUpToNearTies) {

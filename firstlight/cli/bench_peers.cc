@@ -41,6 +41,15 @@ std::string last_line(std::string text) {
   return text.substr(text.find_last_of('\n') + 1);
 }
 
+/// What a Python program died of: the first line that names an error (a launcher of ranks says more behind it), else
+/// the last.
+std::string error_line(const std::string& text) {
+  const size_t at = text.find("Error: ");
+  if (at == std::string::npos) return last_line(text);
+  const size_t begin = text.rfind('\n', at) + 1;
+  return text.substr(begin, text.find('\n', at) - begin);
+}
+
 }  // namespace
 
 Peers::Peers(Context& context, const fs::path& out, const Manifest& manifest, const std::string& python, int tp,
@@ -89,8 +98,10 @@ Peers::Once Peers::load_once(const std::string& loader) const {
   const ChildEnd end = run_child(python_, arguments, /*with_stderr=*/true);
   if (stop_.stop_requested()) throw Interrupted();  // Ctrl-C reached the child, too
   const auto told = nlohmann::ordered_json::parse(last_line(end.out), nullptr, false);
+  if (told.is_object() && told.contains("refused"))
+    throw Error(ErrorKind::device, told.at("refused").get<std::string>());
   if (end.exit_code != 0 || !told.is_object()) {
-    const std::string words = last_line(end.err);
+    const std::string words = error_line(end.err);
     throw Error(ErrorKind::device, words.empty() ? str("exit code ", end.exit_code) : words);
   }
   return {told.at("seconds").get<double>(), told.at("bytes").get<uint64_t>(), told.at("version").get<std::string>()};

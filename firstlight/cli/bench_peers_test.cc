@@ -70,7 +70,8 @@ TEST_F(PeersTest, LoadersThatGiveEveryByteAreMeasuredOthersAreSaid) {
       "case $2 in\n"
       "safetensors) echo noise; echo '{\"seconds\": 0.5, \"bytes\": 1000, \"version\": \"1.2\"}';;\n"
       "runai) echo '{\"seconds\": 0.5, \"bytes\": 999, \"version\": \"1\"}';;\n"
-      "*) echo first >&2; echo 'ModuleNotFoundError: none' >&2; exit 1;;\n"
+      "instanttensor-mmap) echo '{\"refused\": \"GPUs only\"}';;\n"
+      "*) echo first >&2; echo 'ModuleNotFoundError: none' >&2; echo ==== >&2; exit 1;;\n"
       "esac\n");
   const Peers peers(context_, "OUT", manifest_, program, 4, false);
   ASSERT_EQ(peers.series().size(), 1u);
@@ -79,6 +80,7 @@ TEST_F(PeersTest, LoadersThatGiveEveryByteAreMeasuredOthersAreSaid) {
   EXPECT_EQ(peers.series()[0].verify, "off");
   EXPECT_EQ(peers.series()[0].run(), 0.5);
   EXPECT_THAT(peers.note(), HasSubstr("Not measured: fastsafetensors (ModuleNotFoundError: none)."));
+  EXPECT_THAT(peers.note(), HasSubstr("Not measured: instanttensor-mmap (GPUs only)."));
   EXPECT_THAT(peers.note(), HasSubstr("runai (it gave 999 bytes of tensors, the files hold 1000)"));
 }
 

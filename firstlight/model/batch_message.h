@@ -9,7 +9,7 @@
 namespace firstlight {
 
 /// What rank 0 wants next. `end`: nothing more.
-enum class PassKind : int64_t { end, logits, likeliest };
+enum class PassKind : int64_t { end, logits, likeliest, drawn };
 
 /// A batch that came, and what its spans point to.
 struct ReceivedBatch {

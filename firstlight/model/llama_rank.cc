@@ -99,6 +99,11 @@ uint64_t RankShape::scratch_bytes(int64_t n) const {
   return static_cast<uint64_t>(floats) * sizeof(float);
 }
 
+uint64_t drawn_bytes(int tp, Device device, int64_t vocab_size) {
+  if (tp == 1 || device.kind == Device::Kind::cpu) return 0;
+  return static_cast<uint64_t>(region(kDrawnAtOnce * vocab_size)) * sizeof(float);
+}
+
 LlamaRank::LlamaRank(const ModelConfig& config, RankWeights& weights, const RunnerOptions& options, Comm& comm,
                      int n_threads, int spin)
     : shape_(config, weights.tp),
@@ -118,17 +123,20 @@ LlamaRank::LlamaRank(const ModelConfig& config, RankWeights& weights, const Runn
                        static_cast<uint64_t>(options.n_exact_pages) * shape_.page_bytes(KvKind::bf16))),
       signs_(signs_of_rank(config, weights, options.kv)),
       means_(means_of_rank(weights.arena.device(), shape_, first_kv_head_, options.means.get())),
-      scratch_(weights.arena.device(), shape_.scratch_bytes(options.max_batch_tokens)) {}
+      max_batch_tokens_(options.max_batch_tokens),
+      vocab_size_(config.vocab_size),
+      scratch_(weights.arena.device(), shape_.scratch_bytes(options.max_batch_tokens) +
+                                           drawn_bytes(weights.tp, weights.arena.device(), config.vocab_size)) {}
 
-void LlamaRank::forward(const Batch& batch, std::span<Likeliest> likeliest) {
-  PassRows rows{batch.ids, batch.spans, batch.wanted, batch.logits, likeliest, batch.draws, batch.drawn};
+void LlamaRank::forward(const Batch& batch, const Picks& picks) {
+  PassRows rows{batch.ids, batch.spans, batch.wanted, batch.logits, picks.likeliest, picks.draws, picks.drawn};
   if (comm_.size() > 1 && comm_.recordable()) rows.least_of_ranks = [this](int mine) { return comm_.least(mine); };
-  if (!ops_->begin(rows, weights_.all_there())) compute(batch, likeliest);
+  if (!ops_->begin(rows, weights_.all_there())) compute(batch, picks);
   ops_->end();
   comm_.check();  // what waits on a device for a rank that failed is told to go on with whatever is there
 }
 
-void LlamaRank::compute(const Batch& batch, std::span<Likeliest> likeliest) {
+void LlamaRank::compute(const Batch& batch, const Picks& picks) {
   pool_.set_spin(weights_.all_there() ? spin_ : 0);  // while weights arrive the cores are the readers'
   Activations a = carve(static_cast<int64_t>(batch.ids.size()));
   embed(batch, a);
@@ -143,7 +151,7 @@ void LlamaRank::compute(const Batch& batch, std::span<Likeliest> likeliest) {
     add_to_residual(constant(a.heads), w.o, w.o_bias, a.x);
     mlp(w, a);
   }
-  write_logits(a, batch, likeliest);
+  write_logits(a, batch, picks);
 }
 
 /// x = the embedding table's rows. A row comes from the rank that holds it; on the others it is zero.
@@ -186,18 +194,29 @@ void LlamaRank::add_to_residual(Matrix<const float> in, const Weight& w, const W
 }
 
 /// Each rank writes its columns where the caller wants them; the padding rows of the vocabulary have none.
-void LlamaRank::write_logits(const Activations& a, const Batch& batch, std::span<Likeliest> likeliest) {
+void LlamaRank::write_logits(const Activations& a, const Batch& batch, const Picks& picks) {
   ops_->rms_norm(constant(a.x), weights_.final_norm(), eps_, a.normed);
   const Weight& lm_head = weights_.lm_head();
-  if (!likeliest.empty()) {
-    ops_->likeliest(constant(a.normed), lm_head, static_cast<int>(weights_.vocab_begin()), likeliest);
+  if (!picks.likeliest.empty()) {
+    ops_->likeliest(constant(a.normed), lm_head, static_cast<int>(weights_.vocab_begin()), picks.likeliest);
     return;
   }
-  if (!batch.draws.empty()) return ops_->draw(constant(a.normed), lm_head, batch.draws, batch.drawn);
+  if (!picks.draws.empty()) return draw(a, picks);
   if (lm_head.rows == 0) return;
   const Matrix<float>& logits = batch.logits;
   ops_->logits(constant(a.normed), lm_head,
                {logits.data + (weights_.vocab_begin() - batch.logits_begin), logits.rows, lm_head.rows, logits.stride});
+}
+
+void LlamaRank::draw(const Activations& a, const Picks& picks) {
+  if (comm_.size() == 1) {
+    return ops_->draw(constant(a.normed), weights_.lm_head(), picks.draws, picks.drawn, nullptr);
+  }
+  std::byte* const behind = scratch_.data() + shape_.scratch_bytes(max_batch_tokens_);
+  const LogitsOfRanks ranks{weights_.vocab_begin(),
+                            {reinterpret_cast<float*>(behind), kDrawnAtOnce, vocab_size_, vocab_size_},
+                            [this](Matrix<float> whole) { comm_.all_reduce_sum(flat(whole), stream_); }};
+  ops_->draw(constant(a.normed), weights_.lm_head(), picks.draws, picks.drawn, &ranks);
 }
 
 void LlamaRank::keep_wanted(const Batch& batch, Activations& a) {

@@ -24,10 +24,15 @@ struct Batch {
   std::vector<int> ids;
   std::vector<AttentionSpan> spans;   ///< cover the rows of ids in order
   std::vector<AttentionSpan> wanted;  ///< the parts of spans whose logits are wanted, in order
-  Matrix<float> logits;               ///< [wanted rows, vocabulary from logits_begin on]; or, of a single rank, …
-  std::span<const Draw> draws;        ///< … what to draw from the wanted rows, …
-  std::span<int> drawn;               ///< … and where to
+  Matrix<float> logits;               ///< [wanted rows, vocabulary from logits_begin on]
   int64_t logits_begin = 0;           ///< the first column of `logits` is of this token
+};
+
+/// What a rank makes of the wanted rows instead of logits: at most one of these; all ranks the same.
+struct Picks {
+  std::span<Likeliest> likeliest = {};  ///< [wanted rows]: of this rank's columns
+  std::span<const Draw> draws = {};     ///< [wanted rows]; several ranks: on GPUs, where all draw the same …
+  std::span<int> drawn = {};            ///< … and each writes it
 };
 
 /// Sizes of one rank of `tp`.
@@ -41,6 +46,11 @@ struct RankShape {
   uint64_t scratch_bytes(int64_t n_rows) const;  ///< activations of a batch
 };
 
+/// Rows that ranks on GPUs draw from at once; their logits, 8.2 MB of a vocabulary of 128,256, lie behind the
+/// activations.
+inline constexpr int64_t kDrawnAtOnce = 16;
+uint64_t drawn_bytes(int tp, Device device, int64_t vocab_size);
+
 /// Used by one thread at a time, beside the pool's threads of its own.
 class LlamaRank {
  public:
@@ -48,9 +58,8 @@ class LlamaRank {
   LlamaRank(const ModelConfig& config, RankWeights& weights, const RunnerOptions& options, Comm& comm, int n_threads,
             int spin);
 
-  /// Computes the batch together with the other ranks and writes this rank's columns of batch.logits, or what is drawn.
-  /// With `likeliest` [wanted rows] it writes there the likeliest of this rank's columns instead.
-  void forward(const Batch& batch, std::span<Likeliest> likeliest);
+  /// Computes the batch together with the other ranks and writes this rank's columns of batch.logits, or `picks`.
+  void forward(const Batch& batch, const Picks& picks);
   /// Adds this rank's heads to `sums` of all heads: Runner::sum_keys_and_values().
   void sum_keys_and_values(std::span<const int32_t> pages, int64_t begin, int64_t end, std::span<double> sums) const;
   std::string_view ops_name() const { return ops_->name(); }
@@ -66,7 +75,7 @@ class LlamaRank {
     Matrix<float> hidden;  ///< [n, hidden_dim]; lies where qkv lay
   };
   Activations carve(int64_t n_rows) const;
-  void compute(const Batch& batch, std::span<Likeliest> likeliest);
+  void compute(const Batch& batch, const Picks& picks);
   /// From now on only the wanted rows, moved to the front; of x and heads.
   void keep_wanted(const Batch& batch, Activations& a);
   KvLayer kv_layer(int i) const;
@@ -75,7 +84,8 @@ class LlamaRank {
   void attend(const KvLayer& kv, std::span<const AttentionSpan> spans, const Activations& a);
   void mlp(const LlamaLayer& w, const Activations& a);
   void add_to_residual(Matrix<const float> in, const Weight& w, const Weight& bias, Matrix<float> x);
-  void write_logits(const Activations& a, const Batch& batch, std::span<Likeliest> likeliest);
+  void write_logits(const Activations& a, const Batch& batch, const Picks& picks);
+  void draw(const Activations& a, const Picks& picks);
 
   const RankShape shape_;
   const int n_model_kv_heads_, first_kv_head_;  ///< of the whole model, and this rank's first among them
@@ -92,7 +102,8 @@ class LlamaRank {
   Buffer exact_;  ///< beside codes: [exact page][layer][k, v][n_kv_heads][64][head_dim] bf16
   std::vector<turboquant::Signs> signs_;  ///< of codes: [layer][n_kv_heads][key, value]
   Buffer means_;                          ///< of centred codes: f32 [layer][k, v][n_kv_heads][head_dim]; else empty
-  Buffer scratch_;
+  const int64_t max_batch_tokens_, vocab_size_;
+  Buffer scratch_;  ///< activations; behind them, of several ranks on GPUs, rows of logits of the whole vocabulary
 };
 
 }  // namespace firstlight

@@ -38,14 +38,31 @@ class ProcessRankRunner {
         rank_(config, weights[0], options, sums(), on_device_ ? 1 : threads_a_rank(options, weights[0].tp),
               spin_of_ranks(options, weights[0].tp)) {}
 
+  /// Computes this rank's part of `batch` and draws from all ranks' logits.
+  void draw(Batch& batch, std::span<const Draw> draws, std::span<int> drawn) {
+    try {
+      batch.logits = {};
+      rank_.forward(batch, {.draws = draws, .drawn = drawn});
+    } catch (...) {
+      fail();
+    }
+  }
+
   /// Computes this rank's part of `batch`. Rank 0 gets all ranks' parts in rank order, as bytes; the others nothing.
   const std::vector<std::byte>& run(PassKind kind, Batch& batch, int64_t n_wanted) {
+    if (kind == PassKind::drawn) {  // what rank 0 draws counts, the others only bring their logits
+      const auto n = static_cast<size_t>(n_wanted);
+      draws_.assign(n, {});
+      drawn_.assign(n, -1);
+      draw(batch, draws_, drawn_);
+      return all_;
+    }
     try {
       const auto n = static_cast<size_t>(n_wanted);
       std::span<const std::byte> mine;
       if (kind == PassKind::likeliest) {
         picks_.assign(n, {});
-        rank_.forward(batch, picks_);
+        rank_.forward(batch, {.likeliest = picks_});
         mine = std::as_bytes(std::span(picks_));
       } else {
         slice_.resize(n * static_cast<size_t>(vocab_rows_));
@@ -57,11 +74,12 @@ class ProcessRankRunner {
       all_.resize(comm_.rank() == 0 ? mine.size() * static_cast<size_t>(comm_.size()) : 0);
       comm_.gather(mine, all_);
     } catch (...) {
-      comm_.fail(std::current_exception());
-      comm_.check();  // throws the first cause, in every process the same
+      fail();
     }
     return all_;
   }
+
+  bool draws() const { return on_device_ != nullptr; }
 
   /// The good end.
   void leave() {
@@ -74,6 +92,10 @@ class ProcessRankRunner {
   std::string_view ops_name() const { return rank_.ops_name(); }
 
  private:
+  void fail() {
+    comm_.fail(std::current_exception());
+    comm_.check();  // throws the first cause, in every process the same
+  }
   Comm& sums() { return on_device_ ? static_cast<Comm&>(*on_device_) : comm_; }
 
   ProcessComm& comm_;
@@ -82,6 +104,8 @@ class ProcessRankRunner {
   LlamaRank rank_;
   std::vector<float> slice_;  // [wanted rows, vocab_rows]: this rank's columns of the logits, padding included
   std::vector<Likeliest> picks_;
+  std::vector<Draw> draws_;
+  std::vector<int> drawn_;
   std::vector<std::byte> all_;
 };
 
@@ -91,6 +115,11 @@ class ProcessCrew final : public RankCrew {
       : runner_(config, weights, options) {}
 
   void run(Batch& batch, const PassResult& result) override {
+    if (!result.draws.empty()) {
+      std::vector<std::byte> message = batch_message(PassKind::drawn, batch);
+      runner_.comm().broadcast(message);
+      return runner_.draw(batch, result.draws, result.drawn);
+    }
     const bool greedy = !result.likeliest.empty();
     const PassKind kind = greedy ? PassKind::likeliest : PassKind::logits;
     const auto n_wanted = greedy ? static_cast<int64_t>(result.likeliest.size()) : result.logits.rows;
@@ -112,6 +141,7 @@ class ProcessCrew final : public RankCrew {
   void sum_keys_and_values(std::span<const int32_t>, int64_t, int64_t, std::span<double>) override {
     throw Error(ErrorKind::unsupported, "keys and values of ranks that are processes are not summed up");
   }
+  bool draws() const override { return runner_.draws(); }
   std::string_view ops_name() const override { return runner_.ops_name(); }
   std::string_view comm_path() const override { return runner_.sums().path(); }
 

@@ -13,7 +13,7 @@ namespace firstlight {
 /// What one pass is to bring: the logits of the wanted rows, or what is drawn from them, or …
 struct PassResult {
   Matrix<float> logits = {};         ///< [wanted rows, vocab_size]; no rows if not asked for
-  std::span<const Draw> draws = {};  ///< of a single rank only
+  std::span<const Draw> draws = {};  ///< where draws() says so
   std::span<int> drawn = {};
   std::span<Likeliest> likeliest = {};  ///< … of each wanted row the likeliest token; empty if not asked for
 };
@@ -22,8 +22,10 @@ struct PassResult {
 class RankCrew {
  public:
   virtual ~RankCrew() = default;
-  /// Every rank computes `batch` (its logits, draws and drawn are the crew's to set).
+  /// Every rank computes `batch` (its logits are the crew's to set).
   virtual void run(Batch& batch, const PassResult& result) = 0;
+  /// Whether run() draws: a single rank, or ranks on GPUs. Else the caller draws from the logits.
+  virtual bool draws() const = 0;
   /// As Runner::rank_pages(); none where ranks are processes.
   virtual std::vector<RankPages> rank_pages() const { return {}; }
   /// As Runner::sum_keys_and_values(), whose arguments are right.

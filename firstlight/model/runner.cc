@@ -46,7 +46,6 @@ class LlamaRunner final : public Runner {
         pool_(options.n_pages),
         exact_pool_(options.n_exact_pages),
         compressed_(is_compressed(options.kv)),
-        tp_(weights[0].tp),
         crew_(options.processes != nullptr ? make_process_crew(config_, weights, options)
                                            : make_thread_crew(config_, weights, options)) {}
 
@@ -58,7 +57,7 @@ class LlamaRunner final : public Runner {
 
   void forward_drawn(std::span<const SequenceChunk> chunks, std::span<const Draw> draws,
                      std::vector<int>& ids) override {
-    if (tp_ > 1) return Runner::forward_drawn(chunks, draws, ids);
+    if (!crew_->draws()) return Runner::forward_drawn(chunks, draws, ids);
     const size_t n_wanted = gather(chunks);
     if (draws.size() != n_wanted) throw Error(ErrorKind::bug, str(draws.size(), " draws for ", n_wanted, " rows"));
     ids.assign(n_wanted, -1);
@@ -126,7 +125,6 @@ class LlamaRunner final : public Runner {
   const int max_batch_tokens_;
   PagePool pool_, exact_pool_;
   const bool compressed_;
-  const int tp_;
   Batch batch_;
   const std::unique_ptr<RankCrew> crew_;
 };

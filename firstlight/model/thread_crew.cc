@@ -30,15 +30,16 @@ class ThreadCrew final : public RankCrew {
       ranks_[r] = std::make_unique<LlamaRank>(config, weights[r], options, *comms_[r], n_threads, spin);
     });
     picks_.resize(weights.size());
+    drawn_.resize(weights.size());
+    draws_ = tp == 1 || !on_cpu;
   }
 
   void run(Batch& batch, const PassResult& result) override {
     batch.logits = result.logits;
-    batch.draws = result.draws;
-    batch.drawn = result.drawn;
     for (std::vector<Likeliest>& picks : picks_) picks.assign(result.likeliest.size(), {});
+    for (std::vector<int>& drawn : drawn_) drawn.assign(result.drawn.size(), -1);
     try {
-      crew_.run([&](int rank) { run_rank(static_cast<size_t>(rank), batch); });
+      crew_.run([&](int rank) { run_rank(static_cast<size_t>(rank), batch, result.draws); });
     } catch (...) {
       const std::exception_ptr cause = std::current_exception();
       try {
@@ -47,6 +48,7 @@ class ThreadCrew final : public RankCrew {
       }
       std::rethrow_exception(cause);
     }
+    std::copy(drawn_[0].begin(), drawn_[0].end(), result.drawn.begin());
     for (size_t i = 0; i < result.likeliest.size(); ++i) {
       result.likeliest[i] = picks_[0][i];
       for (size_t r = 1; r < picks_.size(); ++r) result.likeliest[i] = likelier(result.likeliest[i], picks_[r][i]);
@@ -65,14 +67,15 @@ class ThreadCrew final : public RankCrew {
       if (r * n_kv_heads_ % tp == 0) ranks_[static_cast<size_t>(r)]->sum_keys_and_values(pages, begin, end, sums);
     }
   }
+  bool draws() const override { return draws_; }
   std::string_view ops_name() const override { return ranks_[0]->ops_name(); }
   std::string_view comm_path() const override { return comms_[0]->path(); }
 
  private:
-  void run_rank(size_t rank, const Batch& batch) {
+  void run_rank(size_t rank, const Batch& batch, std::span<const Draw> draws) {
     Comm& comm = *comms_[rank];
     try {
-      ranks_[rank]->forward(batch, picks_[rank]);
+      ranks_[rank]->forward(batch, {picks_[rank], draws, drawn_[rank]});
     } catch (...) {
       comm.fail(std::current_exception());
       comm.check();  // throws the first cause, on every rank the same
@@ -83,7 +86,9 @@ class ThreadCrew final : public RankCrew {
   std::vector<std::unique_ptr<Comm>> comms_;
   std::vector<std::unique_ptr<LlamaRank>> ranks_;
   std::vector<std::vector<Likeliest>> picks_;  // of each rank, in a greedy pass
-  ThreadPool crew_;                            // one thread a rank, rank 0 on the caller's
+  std::vector<std::vector<int>> drawn_;        // of each rank, in one that draws: all the same
+  bool draws_ = false;
+  ThreadPool crew_;  // one thread a rank, rank 0 on the caller's
 };
 
 }  // namespace

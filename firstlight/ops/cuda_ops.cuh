@@ -32,7 +32,8 @@ class CudaOps final : public Ops {
   void end() override;
   void logits(Matrix<const float> x, const Weight& w, Matrix<float> out) override;
   void likeliest(Matrix<const float> x, const Weight& w, int first_id, std::span<Likeliest> out) override;
-  void draw(Matrix<const float> x, const Weight& w, std::span<const Draw> draws, std::span<int> out) override;
+  void draw(Matrix<const float> x, const Weight& w, std::span<const Draw> draws, std::span<int> out,
+            const LogitsOfRanks* ranks) override;
   void keep_rows(std::span<const AttentionSpan> spans, Matrix<float>& m) override;
   void embed(std::span<const int> ids, const Weight& table, int64_t first_row, Matrix<float> out) override;
   void rms_norm(Matrix<const float> x, const Weight& weight, float eps, Matrix<float> out) override;
@@ -100,7 +101,7 @@ class CudaOps final : public Ops {
   /// What all ranks do with a pass that can be recorded here as far as `mine`: 0 run it plainly, 1 record, 2 replay.
   int agree(const PassRows& rows, int mine);
   void begin_program();
-  /// Passes after this one will not try: so that those of a model that has an op without an instruction are alike.
+  /// Passes after this one will not try, either: so all of a model that has an op without an instruction are alike.
   void never_resident(std::string_view why = {});
   /// The program that takes this pass's ops up; null if there is none.
   cuda::ResidentProgram* program() {
@@ -124,8 +125,8 @@ class CudaOps final : public Ops {
   cuda::PassTables pass_;
   cuda::CodesOfPass codes_;
   cuda::DrawTables draw_tables_;
-  cuda::DeviceScratch twin_memory_[2], products_, partials_, logits_, picks_, angle_memory_[2], frequency_memory_,
-      counters_;
+  cuda::DeviceScratch twin_memory_[2], products_, partials_, logits_, picks_, angle_memory_[2], frequency_memory_;
+  cuda::DeviceScratch counters_;
   cuda::PinnedScratch staging_, pick_staging_;
   Twin twin_;
   int twin_at_ = 0;                                    ///< of twin_memory_: where twin_ lies
@@ -133,7 +134,6 @@ class CudaOps final : public Ops {
   int64_t least_skinny_rows_ = cuda::kMatvecRows + 1;  ///< of the pass: from which on large weights take such products
   std::vector<double> frequencies_;
   bool has_angles_[2] = {};
-
   State state_ = State::idle;
   PassShape shape_;
   Matrix<float> pass_logits_;

@@ -60,7 +60,7 @@ struct SmallModel {
       ops.matmul_add(constant(rows(hidden, n)), down_w.weight(), nullptr, xs);
       ops.rms_norm(constant(xs), norm.weight(), 1e-5f, rows(normed, n));
       if (!draws.empty()) {
-        ops.draw(constant(rows(normed, n)), table.weight(), draws, drawn);
+        ops.draw(constant(rows(normed, n)), table.weight(), draws, drawn, nullptr);
       } else if (picks) {
         ops.likeliest(constant(rows(normed, n)), table.weight(), 0, wanted);
       } else {

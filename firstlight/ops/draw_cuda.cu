@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Sampling where the logits are: 4 bytes a row go to the host, not 4 a token. A cluster of eight blocks a row; what
-// they draw is draw_from()'s to the bit, since all of its sums are of whole numbers.
+// they draw is draw_from()'s to the bit, since all of its sums are of whole numbers. Where ranks have a part of the
+// vocabulary each, their logits are added up into whole rows (zeros elsewhere: 1 row of 128,256 is 0.5 MB), and every
+// rank draws the same.
 #include <algorithm>
 #include <bit>
 #include <cstring>
@@ -135,6 +137,16 @@ __global__ void __cluster_dims__(kDrawBlocks, 1, 1) __launch_bounds__(kDrawThrea
   cg::this_cluster().sync();  // others may still read this block's memory
 }
 
+/// whole [rows, vocab_size] = the columns from first_id on, zeros beside them.
+__global__ void place_kernel(const float* part, int n, int first_id, int vocab_size, float* whole) {
+  wait_for_predecessor();
+  let_successor_start();
+  const int id = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x), at = id - first_id;
+  if (id >= vocab_size) return;
+  const int64_t row = blockIdx.y;
+  whole[row * vocab_size + id] = at >= 0 && at < n ? part[row * n + at] : 0;
+}
+
 }  // namespace
 
 void draw_rows(float* logits, int vocab_size, int n_rows, const DrawOnDevice* draws, const int32_t* history, int* ids,
@@ -184,22 +196,33 @@ bool DrawTables::send(std::span<const Draw> draws, cudaStream_t stream) {
 
 }  // namespace cuda
 
-void CudaOps::draw(Matrix<const float> x, const Weight& w, std::span<const Draw> draws, std::span<int> out) {
-  constexpr int64_t kRowsAtOnce = 64;  // 33 MB of logits of a vocabulary of 128,256
+void CudaOps::draw(Matrix<const float> x, const Weight& w, std::span<const Draw> draws, std::span<int> out,
+                   const LogitsOfRanks* ranks) {
+  const int64_t rows_at_once = ranks ? ranks->whole.rows : 64;  // 33 MB of logits of a vocabulary of 128,256
   if (static_cast<int64_t>(out.size()) != x.rows || draws.size() != out.size() ||
       draw_tables_.n_draws() != out.size()) {
     throw Error(ErrorKind::bug, str(draws.size(), " draws, ", draw_tables_.n_draws(), " of them the pass's, from ",
                                     x.rows, " rows into ", out.size()));
   }
   if (x.rows == 0) return;
-  reserve(logits_, std::min(x.rows, kRowsAtOnce) * w.rows * 4);
+  reserve(logits_, std::min(x.rows, rows_at_once) * w.rows * 4);
   reserve(picks_, static_cast<int64_t>(out.size_bytes()));
   if (pick_staging_.reserve(out.size_bytes(), stream_)) forget_recordings();
-  for (int64_t row = 0; row < x.rows; row += kRowsAtOnce) {
-    const int64_t n = std::min(kRowsAtOnce, x.rows - row);
-    matmul({x.data + row * x.stride, n, x.cols, x.stride}, w, nullptr, {logits_.as<float>(), n, w.rows, w.rows});
+  for (int64_t row = 0; row < x.rows; row += rows_at_once) {
+    const int64_t n = std::min(rows_at_once, x.rows - row);
+    Matrix<float> logits{logits_.as<float>(), n, w.rows, w.rows};
+    if (w.rows > 0) matmul({x.data + row * x.stride, n, x.cols, x.stride}, w, nullptr, logits);
     close_program();
-    cuda::draw_rows(logits_.as<float>(), static_cast<int>(w.rows), static_cast<int>(n), draw_tables_.draws() + row,
+    if (ranks) {
+      logits = {ranks->whole.data, n, ranks->whole.cols, ranks->whole.cols};
+      const dim3 blocks(static_cast<unsigned>(cuda::ceil_div(static_cast<int>(logits.cols), 256)),
+                        static_cast<unsigned>(n));
+      cuda::launch("a rank's logits among all", cuda::place_kernel, blocks, 256, 0, stream_, logits_.as<float>(),
+                   static_cast<int>(w.rows), static_cast<int>(ranks->first_id), static_cast<int>(logits.cols),
+                   logits.data);
+      ranks->sum(logits);
+    }
+    cuda::draw_rows(logits.data, static_cast<int>(logits.cols), static_cast<int>(n), draw_tables_.draws() + row,
                     draw_tables_.history(), picks_.as<int>() + row, stream_);
   }
   cuda::check(

@@ -31,7 +31,9 @@ void Ops::likeliest(Matrix<const float> x, const Weight& w, int first_id, std::s
   for (size_t i = 0; i < out.size(); ++i) out[i] = likeliest_of({rows.data() + i * n, n}, first_id);
 }
 
-void Ops::draw(Matrix<const float> x, const Weight& w, std::span<const Draw> draws, std::span<int> out) {
+void Ops::draw(Matrix<const float> x, const Weight& w, std::span<const Draw> draws, std::span<int> out,
+               const LogitsOfRanks* ranks) {
+  if (ranks != nullptr) throw Error(ErrorKind::bug, "on the CPU one rank alone draws, from logits that came together");
   if (static_cast<int64_t>(out.size()) != x.rows || draws.size() != out.size()) {
     throw Error(ErrorKind::bug, str(draws.size(), " draws from ", x.rows, " rows into ", out.size()));
   }

@@ -2,33 +2,16 @@
 // The arithmetic of a Llama layer, on one device: the list. Op x is x_cpu.cc (CpuOps::x), later x_cuda.cu, and
 // x_test.cc.
 #pragma once
-#include <cstdint>
 #include <functional>
 #include <memory>
 #include <span>
 #include <string_view>
 
-#include "firstlight/base/dtype.h"
 #include "firstlight/base/thread_pool.h"
 #include "firstlight/kv/kv_kind.h"
+#include "firstlight/ops/matrix.h"
 
 namespace firstlight {
-
-/// A row-major matrix on the device of the Ops; owns nothing.
-template <class T>
-struct Matrix {
-  T* data = nullptr;
-  int64_t rows = 0, cols = 0;
-  int64_t stride = 0;  ///< elements from row to row, ≥ cols
-  T* row(int64_t i) const { return data + i * stride; }
-};
-
-/// Weights as loaded: [rows, cols] contiguous, bf16 or f32.
-struct Weight {
-  const void* data = nullptr;
-  DType dtype = DType::bf16;
-  int64_t rows = 0, cols = 0;
-};
 
 /// A run of consecutive tokens of one sequence within the batch's rows.
 struct AttentionSpan {
@@ -89,6 +72,15 @@ struct PassRows {
   std::function<int(int)> least_of_ranks = {};
 };
 
+/// Of a rank that holds a part of the vocabulary: how its draws come to see all of it.
+struct LogitsOfRanks {
+  int64_t first_id = 0;      ///< of this rank's part
+  Matrix<float> whole = {};  ///< [rows at once, vocab_size], contiguous, the rank's own; aligned to 16 bytes
+  /// Adds up all ranks' `whole`, of which each has filled its columns and left zeros in the others, behind what is
+  /// queued. All ranks call it, in step.
+  std::function<void(Matrix<float> whole)> sum = {};
+};
+
 /// Calls are ordered on one stream (CPU: they return when done; all of `pool`'s threads work). Activations are f32.
 /// Matrices and weights lie on the device of the Ops; ids, spans and positions on the host.
 class Ops {
@@ -112,8 +104,9 @@ class Ops {
   /// greedy sampling needs of logits.
   virtual void likeliest(Matrix<const float> x, const Weight& w, int first_id, std::span<Likeliest> out);
   /// out[i] = what draws[i] says of row i of x wᵀ (draw_from(), to the bit); both are the pass's. In host memory and
-  /// complete after end(). w has the whole vocabulary.
-  virtual void draw(Matrix<const float> x, const Weight& w, std::span<const Draw> draws, std::span<int> out);
+  /// complete after end(). w has the whole vocabulary, or a GPU's rank has its part of it and `ranks` (else null).
+  virtual void draw(Matrix<const float> x, const Weight& w, std::span<const Draw> draws, std::span<int> out,
+                    const LogitsOfRanks* ranks);
   /// Moves the rows of `spans` to the front of m, in order, and leaves m these rows only. Here: in host memory.
   virtual void keep_rows(std::span<const AttentionSpan> spans, Matrix<float>& m);
 
