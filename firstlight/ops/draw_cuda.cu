@@ -147,6 +147,13 @@ __global__ void place_kernel(const float* part, int n, int first_id, int vocab_s
   whole[row * vocab_size + id] = at >= 0 && at < n ? part[row * n + at] : 0;
 }
 
+void place(const float* part, int n, int first_id, Matrix<float> whole, cudaStream_t stream) {
+  const int vocab_size = static_cast<int>(whole.cols);
+  launch("a rank's logits among all", place_kernel,
+         dim3(static_cast<unsigned>(ceil_div(vocab_size, 256)), static_cast<unsigned>(whole.rows)), 256, 0, stream,
+         part, n, first_id, vocab_size, whole.data);
+}
+
 }  // namespace
 
 void draw_rows(float* logits, int vocab_size, int n_rows, const DrawOnDevice* draws, const int32_t* history, int* ids,
@@ -198,32 +205,36 @@ bool DrawTables::send(std::span<const Draw> draws, cudaStream_t stream) {
 
 void CudaOps::draw(Matrix<const float> x, const Weight& w, std::span<const Draw> draws, std::span<int> out,
                    const LogitsOfRanks* ranks) {
-  const int64_t rows_at_once = ranks ? ranks->whole.rows : 64;  // 33 MB of logits of a vocabulary of 128,256
+  constexpr int64_t kRowsAtOnce = 64;  // 33 MB of logits of a vocabulary of 128,256; as logits(), so the same bits
   if (static_cast<int64_t>(out.size()) != x.rows || draws.size() != out.size() ||
       draw_tables_.n_draws() != out.size()) {
     throw Error(ErrorKind::bug, str(draws.size(), " draws, ", draw_tables_.n_draws(), " of them the pass's, from ",
                                     x.rows, " rows into ", out.size()));
   }
   if (x.rows == 0) return;
-  reserve(logits_, std::min(x.rows, rows_at_once) * w.rows * 4);
+  reserve(logits_, std::min(x.rows, kRowsAtOnce) * w.rows * 4);
   reserve(picks_, static_cast<int64_t>(out.size_bytes()));
   if (pick_staging_.reserve(out.size_bytes(), stream_)) forget_recordings();
-  for (int64_t row = 0; row < x.rows; row += rows_at_once) {
-    const int64_t n = std::min(rows_at_once, x.rows - row);
-    Matrix<float> logits{logits_.as<float>(), n, w.rows, w.rows};
+  const auto draw_rows = [&](Matrix<float> logits, int64_t row) {
+    cuda::draw_rows(logits.data, static_cast<int>(logits.cols), static_cast<int>(logits.rows),
+                    draw_tables_.draws() + row, draw_tables_.history(), picks_.as<int>() + row, stream_);
+  };
+  for (int64_t row = 0; row < x.rows; row += kRowsAtOnce) {
+    const int64_t n = std::min(kRowsAtOnce, x.rows - row);
+    const Matrix<float> logits{logits_.as<float>(), n, w.rows, w.rows};
     if (w.rows > 0) matmul({x.data + row * x.stride, n, x.cols, x.stride}, w, nullptr, logits);
     close_program();
-    if (ranks) {
-      logits = {ranks->whole.data, n, ranks->whole.cols, ranks->whole.cols};
-      const dim3 blocks(static_cast<unsigned>(cuda::ceil_div(static_cast<int>(logits.cols), 256)),
-                        static_cast<unsigned>(n));
-      cuda::launch("a rank's logits among all", cuda::place_kernel, blocks, 256, 0, stream_, logits_.as<float>(),
-                   static_cast<int>(w.rows), static_cast<int>(ranks->first_id), static_cast<int>(logits.cols),
-                   logits.data);
-      ranks->sum(logits);
+    if (!ranks) {
+      draw_rows(logits, row);
+      continue;
     }
-    cuda::draw_rows(logits.data, static_cast<int>(logits.cols), static_cast<int>(n), draw_tables_.draws() + row,
-                    draw_tables_.history(), picks_.as<int>() + row, stream_);
+    for (int64_t i = 0; i < n; i += ranks->whole.rows) {
+      Matrix<float> whole = ranks->whole;
+      whole.rows = std::min(whole.rows, n - i);
+      cuda::place(logits.row(i), static_cast<int>(w.rows), static_cast<int>(ranks->first_id), whole, stream_);
+      ranks->sum(whole);
+      draw_rows(whole, row + i);
+    }
   }
   cuda::check(
       cudaMemcpyAsync(pick_staging_.as<int>(), picks_.as<int>(), out.size_bytes(), cudaMemcpyDeviceToHost, stream_),

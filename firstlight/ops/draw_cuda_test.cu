@@ -107,6 +107,18 @@ TEST_F(DrawCuda, DrawsFromAFewShortRowsWhatTheCpuDraws) {
   }
 }
 
+/// As few accesses to shared memory as every filter takes, for tools that look at each of them.
+TEST_F(DrawCuda, DrawsFromOneShortRowWhatTheCpuDraws) {
+  std::mt19937_64 random(6);
+  Rows rows(1, std::vector<float>(300));
+  for (float& x : rows[0]) x = static_cast<float>(random() % 64) / 8;
+  const std::vector<int> history{3, 299, 3};
+  for (const SamplingOptions& options : {SamplingOptions{.temperature = 0.8, .repetition_penalty = 1.3, .seed = 1},
+                                         SamplingOptions{.temperature = 0.8, .top_k = 20, .top_p = 0.9, .seed = 2}}) {
+    compare(rows, std::vector<Draw>{{options, history, 1}});
+  }
+}
+
 TEST_F(DrawCuda, CutsEqualLogitsAsTheCpuDoes) {
   std::mt19937_64 random(2);
   for (const int n_values : {1, 2, 7, 40}) {
