@@ -223,8 +223,10 @@ void add_bench(CLI::App& app, Action& chosen) {
   command
       ->add_option("--device", options->device, "auto, cpu, cuda (ranks on GPUs 0, 1, …) or cuda:N (all on that one)")
       ->capture_default_str();
-  command->add_option("--reader", options->reader, "Of Firstlight's way: auto, pread or io_uring")
-      ->check(one_of({"auto", "pread", "io_uring"}))
+  command
+      ->add_option("--reader", options->reader,
+                   "Of Firstlight's way: auto, pread, buffered, io_uring or cufile, as run has it")
+      ->check(one_of({"auto", "pread", "buffered", "io_uring", "cufile"}))
       ->capture_default_str();
   command->add_flag("--warm", options->warm,
                     "Instead: starts in one process, whose GPU contexts and libraries stand, from the call on");

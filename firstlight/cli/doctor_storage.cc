@@ -20,7 +20,6 @@
 #include "firstlight/io/direct_file.h"
 #include "firstlight/io/reader_choice.h"
 #include "firstlight/io/residency.h"
-#include "firstlight/io/ring.h"
 #include "firstlight/io/stripe_layout.h"
 
 namespace firstlight::cli {
@@ -108,8 +107,9 @@ Finding read_order(const std::string& section, const fs::path& file, const std::
 void check_network(const Mount& mount, const std::string& section, Findings& found) {
   if (!mount.type.starts_with("nfs")) return;
   found.push_back({State::info, section, "NFS",
-                   mount.source + ": cold loads of 1 GiB and more read past the page cache or through it, as measured; "
-                                  "pread goes without read-ahead",
+                   mount.source +
+                       ": cold loads of 1.5 GiB and more read past the page cache or through it, as measured; "
+                       "pread goes without read-ahead",
                    "mount with nconnect=8 or more and rsize=1048576: one connection rarely fills a fast link"});
 }
 
@@ -182,16 +182,15 @@ Findings check_storage(const MachineFacts& facts, const fs::path& directory) {
   }
   const SpeedMemory memory(SpeedMemory::default_path());
   std::string note;
-  const auto speeds =
-      memory.recall(speed_key(mount, why_no_io_uring().empty()), static_cast<int64_t>(time(nullptr)), note);
+  const auto speeds = memory.recall(speed_key(mount), static_cast<int64_t>(time(nullptr)), note);
+  const auto speed = [](double each) { return each < 0 ? "not measured" : human_bytes(each) + "/s"; };
   found.push_back(
       {note.empty() ? State::info : State::warning, section, "measured speeds",
-       speeds ? str("past the page cache ",
-                    speeds->speeds.past_cache < 0 ? "not measured" : human_bytes(speeds->speeds.past_cache) + "/s",
-                    ", through it ", human_bytes(speeds->speeds.pread), "/s", depth_of(speeds->speeds), ", in '",
-                    memory.path().native(), "'")
+       speeds ? str("past the page cache by io_uring ", speed(speeds->speeds.io_uring), ", by pread ",
+                    speed(speeds->speeds.pread_direct), "; through it ", speed(speeds->speeds.pread),
+                    depth_of(speeds->speeds), ", in '", memory.path().native(), "'")
               : str("none remembered", note.empty() ? "" : "; " + note),
-       speeds ? "delete that file to measure anew" : "the first cold load of 1 GiB and more measures them"});
+       speeds ? "delete that file to measure anew" : "the first cold load of 1.5 GiB and more measures them"});
   if (mount.type == "lustre") {
     const Findings lustre = check_lustre(facts, directory, "lfs", some_file(directory));
     found.insert(found.end(), lustre.begin(), lustre.end());

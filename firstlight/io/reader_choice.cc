@@ -23,7 +23,7 @@ namespace {
 
 constexpr double kWarm = 0.9;                   // from here on the page cache is read, whatever the storage can do
 constexpr double kAhead = 1.05;                 // past the page cache must win by this: pread leaves the files in it
-constexpr uint64_t kWorthMeasuring = 1u << 30;  // 64 MiB of probe are 6 % of it
+constexpr uint64_t kWorthMeasuring = 3u << 29;  // 96 MiB of probe are 6 % of it
 // Cold and not measured: past the page cache reads were 1.5 to 2 times as fast on all disks tried so far
 // (docs/performance.md), so that they win while less than a third is cached.
 constexpr double kUntriedLead = 1.5;
@@ -43,10 +43,22 @@ std::string date(int64_t unix_s) {
   return text.data();
 }
 
+/// What each gave, and why pread is taken although another gave more.
+std::string said(const ReaderSpeeds& speeds, ReaderKind taken, const std::string& basis) {
+  const auto one = [](const char* name, double speed) { return speed < 0 ? "" : str(name, rate(speed), ", "); };
+  std::string text = str(one("cufile ", speeds.cufile), one("io_uring ", speeds.io_uring),
+                         one("pread past the page cache ", speeds.pread_direct), "pread ", rate(speeds.pread), ", ");
+  if (speeds.latency_s != 0) text += one("32 reads under way ", speeds.deep);
+  text += basis;
+  if (taken == ReaderKind::pread && std::max(speeds.past_cache(), speeds.cufile) > speeds.pread)
+    text += "; pread is taken: it finds again what is cached, and leaves there what it reads";
+  return text;
+}
+
 /// Of the bytes that are cached pread needs next to no time; the others read them like all.
-ReaderChoice decide(const ReaderSpeeds& speeds, ReaderKind past_cache, double cached, const std::string& found,
-                    const std::string& basis) {
-  const double past = speeds.past_cache < 0 ? kNotMeasured : std::max(speeds.past_cache, speeds.deep);
+ReaderChoice decide(const ReaderSpeeds& speeds, double cached, const std::string& found, const std::string& basis) {
+  const ReaderKind past_cache = speeds.uring_is_faster() ? ReaderKind::io_uring : ReaderKind::pread_direct;
+  const double past = speeds.past_cache();
   ReaderChoice choice;
   double best = speeds.pread;
   for (const auto& [other, speed] : {std::pair{past_cache, past}, {ReaderKind::cufile, speeds.cufile}}) {
@@ -54,10 +66,7 @@ ReaderChoice decide(const ReaderSpeeds& speeds, ReaderKind past_cache, double ca
     choice.kind = other;
     best = speed * (1 - cached);
   }
-  const auto said = [](const char* name, double speed) { return speed < 0 ? "" : str(name, rate(speed), ", "); };
-  const char* name = past_cache == ReaderKind::io_uring ? "io_uring " : "pread past the page cache ";
-  choice.why =
-      str(found, "; ", said("cufile ", speeds.cufile), said(name, past), "pread ", rate(speeds.pread), ", ", basis);
+  choice.why = str(found, "; ", said(speeds, choice.kind, basis));
   if (speeds.latency_s == 0) return choice;
   choice.in_flight =
       requests_in_flight(std::max(past, 0.0), speeds.latency_s, kPlannedRequest, kLeastInFlight, kMostInFlight);
@@ -75,17 +84,26 @@ std::string why_no_cufile(const DirectReads& direct) {
   }
 }
 
+/// Cold files that are not worth a measurement, on storage that was not measured.
+ReaderChoice choose_unmeasured(const ReaderCandidates& candidates, double cached, const std::string& found,
+                               const std::string& what) {
+  const std::string few = str(found, "; ", what, " are too few to measure: ");
+  if (!candidates.pread_direct) return {ReaderKind::pread, few + "pread is taken"};
+  if (!is_cold_enough(cached)) return {ReaderKind::pread, few + "pread is taken where so much is cached"};
+  if (candidates.io_uring) return {ReaderKind::io_uring, few + "io_uring is taken for cold files"};
+  return {ReaderKind::pread_direct, few + "pread past the page cache is taken for cold files"};
+}
+
 std::string why_no_direct_read(std::span<const std::shared_ptr<const File>> files) {
   return files.empty() ? "there is nothing to read" : DirectFile(files[0]).why_not();
 }
 
 }  // namespace
 
-std::string speed_key(const Mount& mount, bool io_uring) {
+std::string speed_key(const Mount& mount) {
   utsname system{};
   uname(&system);
-  return str(mount.type, " ", mount.source, " ", system.nodename, " ", system.release,
-             io_uring ? "" : " without io_uring");
+  return str(mount.type, " ", mount.source, " ", system.nodename, " ", system.release);
 }
 
 ReaderChoice choose_pread(std::span<const std::shared_ptr<const File>> files, const std::string& why, bool buffered) {
@@ -116,30 +134,35 @@ ReaderChoice ReaderChooser::choose_cold(std::span<const std::shared_ptr<const Fi
                                         const std::string& found) const {
   const std::string no_uring = why_no_uring ? why_no_uring() : why_no_io_uring(),
                     why_not = why_no_direct ? why_no_direct() : why_no_direct_read(files);
-  const ReaderKind past_cache = no_uring.empty() ? ReaderKind::io_uring : ReaderKind::pread_direct;
   if (!why_not.empty() && !direct) return {ReaderKind::pread, str(found, "; ", why_not)};
 
   const Mount mount = mount_of(files[0]->path());
-  const std::string where = str(mount.type, " ", mount.source), key = speed_key(mount, no_uring.empty());
+  const std::string where = str(mount.type, " ", mount.source), key = speed_key(mount);
   const SpeedMemory remembered(memory);
   const auto now = static_cast<int64_t>(time(nullptr));
   const std::string about_uring = no_uring.empty() ? "" : "; io_uring: " + no_uring;
   std::string note;
+  const ReaderCandidates candidates{.n_threads = n_threads,
+                                    .io_uring = why_not.empty() && no_uring.empty(),
+                                    .pread_direct = why_not.empty(),
+                                    .direct = direct ? &*direct : nullptr};
   const auto covers = [&](const ReaderSpeeds& speeds) {
-    return (!why_not.empty() || speeds.past_cache >= 0) && (!direct || speeds.cufile >= 0);
+    return (!candidates.io_uring || speeds.io_uring >= 0) && (!candidates.pread_direct || speeds.pread_direct >= 0) &&
+           (!direct || speeds.cufile >= 0);
   };
   if (auto before = remembered.recall(key, now, note); before && covers(before->speeds)) {
     const std::string basis =
         str("measured on ", where, " on ", date(before->unix_s), " ('", memory.native(), "')", about_uring);
     ReaderSpeeds& speeds = before->speeds;
     if (!direct) speeds.cufile = kNotMeasured;
-    if (!why_not.empty()) speeds.past_cache = kNotMeasured;
-    const ReaderChoice choice = decide(speeds, past_cache, cached, found, basis);
+    if (!candidates.io_uring) speeds.io_uring = kNotMeasured;
+    if (!candidates.pread_direct) speeds.pread_direct = kNotMeasured;
+    const ReaderChoice choice = decide(speeds, cached, found, basis);
     if (choice.kind != ReaderKind::cufile) return choice;
     const std::string why = why_no_cufile(*direct);
     if (why.empty()) return choice;
     speeds.cufile = 0;
-    return decide(speeds, past_cache, cached, found, str(basis, "; cufile then, not now: ", why));
+    return decide(speeds, cached, found, str(basis, "; cufile then, not now: ", why));
   }
   if (!note.empty()) note = "; " + note;
   note += about_uring;
@@ -147,22 +170,16 @@ ReaderChoice ReaderChooser::choose_cold(std::span<const std::shared_ptr<const Fi
   uint64_t total = 0;
   for (const auto& file : files) total += file->size();
   if (total < kWorthMeasuring) {
-    const bool past = why_not.empty() && is_cold_enough(cached);
-    return {past ? past_cache : ReaderKind::pread,
-            str(found, "; ", human_bytes(static_cast<double>(total)), " on ", where, " are too few to measure: ",
-                past && no_uring.empty() ? "io_uring is taken for cold files"
-                : past                   ? "pread past the page cache is taken for cold files"
-                : why_not.empty()        ? "pread is taken where so much is cached"
-                                         : "pread is taken",
-                note)};
+    ReaderChoice choice =
+        choose_unmeasured(candidates, cached, found, str(human_bytes(static_cast<double>(total)), " on ", where));
+    choice.why += note;
+    return choice;
   }
-  const ReaderCandidates candidates{n_threads, why_not.empty() ? std::optional(past_cache) : std::nullopt,
-                                    direct ? &*direct : nullptr};
   const auto speeds = measure ? measure() : measure_readers(files, candidates, stop, note);
   if (!speeds) return {ReaderKind::pread, str(found, "; not enough cold bytes to measure readers on ", where, note)};
   const std::string failed = remembered.remember(key, {*speeds, now});
   if (!failed.empty()) note += "; not remembered: " + failed;
-  return decide(*speeds, past_cache, cached, found, str("measured now on ", where, note));
+  return decide(*speeds, cached, found, str("measured now on ", where, note));
 }
 
 // Buffered reads of a cold file (2.5 GB, a disk that gives 2.8 to 3.0 GB/s to O_DIRECT; read-ahead of 128 KiB is what

@@ -15,8 +15,8 @@
 
 namespace firstlight {
 
-/// pread_direct: pread(2) past the page cache (O_DIRECT), a thread for each request under way: what io_uring does,
-/// where that is forbidden, as it is in most containers.
+/// pread_direct: pread(2) past the page cache (O_DIRECT), a thread for each request under way: what io_uring does
+/// without them, and the faster of the two on some machines; io_uring is forbidden in most containers.
 enum class ReaderKind { pread, io_uring, cufile, pread_direct };
 
 struct ReaderChoice {
@@ -44,12 +44,13 @@ struct ReaderChooser {
   std::function<std::string()> why_no_direct;  ///< "", or why the files cannot be read past the page cache
   std::function<std::optional<ReaderSpeeds>()> measure;
 
-  /// Files that are nearly all in the page cache: pread, without a probe. Else what was measured on their file system,
-  /// now or before: pread through the page cache beside io_uring past it, or, without io_uring, pread past it. Not
-  /// measured, because there are too few bytes (below 1 GiB): past it if more than two thirds are cold; because there
-  /// was no answer: pread. cufile is taken only where its speed was measured, and only if its
-  /// driver opens now. Takes 0.1 ms without a probe, at most 0.5 s with one, and with `direct` as long as the device's
-  /// start and the driver's take. Throws Interrupted.
+  /// Files that are nearly all in the page cache: pread, without a probe. Else the fastest by what was measured on
+  /// their file system, now or before: pread through the page cache, pread past it, io_uring. Not measured, because
+  /// there are too few bytes (below 1.5 GiB): past it if more than two thirds are cold, by io_uring where there is one;
+  /// because there was no answer: pread. cufile is taken only where its speed was measured, and only if its driver
+  /// opens now. Takes 0.1 ms without a probe, 0.1 s with one on a disk of 2 GB/s, at most 0.7, and with `direct` as
+  /// long as the device's start and the driver's take. `why` says what each candidate gave and why there are no others.
+  /// Throws Interrupted.
   ReaderChoice choose(std::span<const std::shared_ptr<const File>> files) const;
 
  private:
@@ -58,8 +59,8 @@ struct ReaderChooser {
 };
 
 /// Under which speeds are remembered: the file system, on this machine, under this kernel (a home directory may be
-/// shared, and an update changes speeds), with io_uring or without.
-std::string speed_key(const Mount& mount, bool io_uring);
+/// shared, and an update changes speeds).
+std::string speed_key(const Mount& mount);
 
 /// One of `n_readers` that share choice.in_flight. With n_threads threads (io_uring: at most 8; pread of cold files:
 /// one for each request under way, up to 64, which sleeps meanwhile; past the page cache requests of 256 KiB and more);

@@ -61,7 +61,7 @@ class ReaderChoiceTest : public testing::Test {
   std::vector<std::shared_ptr<const File>> files_;
   std::optional<Residency> residency_ = Residency{32, 0.0};
   std::string why_no_uring_, why_no_direct_, why_;
-  std::optional<ReaderSpeeds> speeds_ = ReaderSpeeds{1.0e9, 2.0e9};
+  std::optional<ReaderSpeeds> speeds_ = ReaderSpeeds{1.0e9, 2.0e9, 1.9e9};
   int n_measured_ = 0;
 };
 
@@ -75,12 +75,28 @@ TEST_F(ReaderChoiceTest, AWarmPageCacheIsReadByPreadAndNothingIsMeasured) {
 TEST_F(ReaderChoiceTest, ColdFilesGoToTheFasterReaderAndTheFiguresAreSaid) {
   const ReaderChoice choice = choose();
   EXPECT_EQ(choice.kind, ReaderKind::io_uring);
-  EXPECT_THAT(choice.why, HasSubstr("io_uring 2.00 GB/s, pread 1.00 GB/s, measured now on "));
+  EXPECT_THAT(choice.why, HasSubstr("io_uring 2.00 GB/s, pread past the page cache 1.90 GB/s, pread 1.00 GB/s, "
+                                    "measured now on "));
+  EXPECT_THAT(choice.why, Not(HasSubstr("pread is taken")));
   fs::remove(chooser_.memory);
-  speeds_ = ReaderSpeeds{1.0e9, 1.02e9};  // not enough to do without the page cache next time
+  speeds_ = ReaderSpeeds{1.0e9, 1.01e9, 1.02e9};  // not enough to do without the page cache next time
   EXPECT_EQ(choose().kind, ReaderKind::pread);
+  EXPECT_THAT(choose().why, HasSubstr("pread is taken: it finds again what is cached"));
   fs::remove(chooser_.memory);
-  speeds_ = ReaderSpeeds{0, 0};
+  speeds_ = ReaderSpeeds{0, 0, 0};
+  EXPECT_EQ(choose().kind, ReaderKind::pread);
+}
+
+TEST_F(ReaderChoiceTest, PreadPastThePageCacheIsTakenWhereItIsTheFastestOfThree) {
+  speeds_ = ReaderSpeeds{1.0e9, 2.0e9, 2.3e9};
+  for (int i = 0; i < 2; ++i) {  // measured, and remembered
+    const ReaderChoice choice = choose();
+    EXPECT_EQ(choice.kind, ReaderKind::pread_direct);
+    EXPECT_TRUE(choice.cold);
+    EXPECT_THAT(choice.why, HasSubstr("io_uring 2.00 GB/s, pread past the page cache 2.30 GB/s, pread 1.00 GB/s, "));
+  }
+  EXPECT_EQ(n_measured_, 1);
+  residency_->cached = 0.6;
   EXPECT_EQ(choose().kind, ReaderKind::pread);
 }
 
@@ -93,7 +109,7 @@ TEST_F(ReaderChoiceTest, WhatIsCachedCountsForPread) {
 
 TEST_F(ReaderChoiceTest, AMeasurementIsMadeOnceAndRememberedForTheFileSystem) {
   EXPECT_EQ(choose().kind, ReaderKind::io_uring);
-  speeds_ = ReaderSpeeds{9e9, 1e9};
+  speeds_ = ReaderSpeeds{9e9, 1e9, 1e9};
   const ReaderChoice again = choose();
   EXPECT_EQ(again.kind, ReaderKind::io_uring);
   EXPECT_EQ(n_measured_, 1);
@@ -110,9 +126,10 @@ TEST_F(ReaderChoiceTest, AMemoryThatIsBrokenOrForeignIsIgnoredSaidAndReplaced) {
   const std::string good{std::istreambuf_iterator<char>(in), {}};
   const size_t body = good.find('\n') + 1;
   for (const std::string& bad :
-       {std::string("{\"json\": 1}\n"), "firstlight readers 2\n" + good.substr(body),
-        good + "1e9 nan 0 0 0 12 ext4 x\n", good + "1e9 2e9 12 ext4 x\n", good + "1000\n",
-        good.substr(0, body) + "-5" + good.substr(body), std::string(2 << 20, 'x'), std::string()}) {
+       {std::string("{\"json\": 1}\n"), "firstlight readers 5\n" + good.substr(body),
+        good + "1e9 nan 0 0 0 0 12 ext4 x\n", good + "1e9 0 nan 0 0 0 12 ext4 x\n", good + "1e9 2e9 0 0 0 12 ext4 x\n",
+        good + "1e9 2e9 -2 0 0 0 12 ext4 x\n", good + "1000\n", good.substr(0, body) + "-5" + good.substr(body),
+        std::string(2 << 20, 'x'), std::string()}) {
     SCOPED_TRACE(bad.substr(0, 80));
     n_measured_ = 0;
     write_memory(bad);
@@ -125,11 +142,18 @@ TEST_F(ReaderChoiceTest, AMemoryThatIsBrokenOrForeignIsIgnoredSaidAndReplaced) {
 
 TEST_F(ReaderChoiceTest, AMemoryIsOfOneFileSystemAndGrowsOld) {
   const SpeedMemory memory(chooser_.memory);
-  EXPECT_EQ(memory.remember("ext4 /dev/a host 6", {{.pread = 1e9, .past_cache = 2e9}, 1000}), "");
-  EXPECT_EQ(memory.remember("lustre x@tcp:/a b host 6", {{.pread = 3e9, .past_cache = 4e9}, 2000}), "");
-  EXPECT_EQ(memory.remember("ext4 /dev/a host 6", {{.pread = 5e9, .past_cache = 6e9}, 3000}), "");
+  EXPECT_EQ(memory.remember("ext4 /dev/a host 6", {{.pread = 1e9, .io_uring = 2e9}, 1000}), "");
+  EXPECT_EQ(memory.remember("lustre x@tcp:/a b host 6", {{.pread = 3e9, .io_uring = 4e9}, 2000}), "");
+  EXPECT_EQ(
+      memory.remember(
+          "ext4 /dev/a host 6",
+          {{.pread = 5e9, .io_uring = 6e9, .pread_direct = 7e9, .latency_s = 8e-6, .deep = 9e9, .cufile = 1e9}, 3000}),
+      "");
   std::string note;
-  EXPECT_EQ(memory.recall("ext4 /dev/a host 6", 3001, note)->speeds.past_cache, 6e9);
+  const ReaderSpeeds speeds = memory.recall("ext4 /dev/a host 6", 3001, note)->speeds;
+  EXPECT_EQ(
+      std::vector({speeds.pread, speeds.io_uring, speeds.pread_direct, speeds.latency_s, speeds.deep, speeds.cufile}),
+      std::vector({5e9, 6e9, 7e9, 8e-6, 9e9, 1e9}));
   EXPECT_EQ(memory.recall("lustre x@tcp:/a b host 6", 3001, note)->speeds.pread, 3e9);
   EXPECT_FALSE(memory.recall("ext4 /dev/b host 6", 3001, note));
   EXPECT_TRUE(memory.recall("ext4 /dev/a host 6", 3000 + 30 * 86400, note));
@@ -139,15 +163,16 @@ TEST_F(ReaderChoiceTest, AMemoryIsOfOneFileSystemAndGrowsOld) {
 }
 
 TEST_F(ReaderChoiceTest, BehindANetworkLittlesLawSaysHowManyReadsAreUnderWay) {
-  speeds_ = {2e9, 3e9};
+  speeds_ = {2e9, 3e9, 2e9};
   EXPECT_EQ(choose().in_flight, 32);
   fs::remove(chooser_.memory);
-  speeds_ = {2e9, 3e9, 3.5e-3, 50e9};  // 175 MB under way, and as many again: 4 MiB each
-  for (int i = 0; i < 2; ++i) {        // measured, and remembered
+  speeds_ = {2e9, 3e9, 2e9, 3.5e-3, 50e9};  // 175 MB under way, and as many again: 4 MiB each
+  for (int i = 0; i < 2; ++i) {             // measured, and remembered
     const ReaderChoice choice = choose();
     EXPECT_EQ(choice.kind, ReaderKind::io_uring);
     EXPECT_EQ(choice.in_flight, 84);
-    EXPECT_THAT(choice.why, HasSubstr("io_uring 50.0 GB/s"));
+    EXPECT_THAT(choice.why, HasSubstr("io_uring 3.00 GB/s"));
+    EXPECT_THAT(choice.why, HasSubstr("32 reads under way 50.0 GB/s"));
     EXPECT_THAT(choice.why, HasSubstr("a read takes 3.50 ms: 84 under way"));
   }
 }
@@ -156,6 +181,7 @@ int64_t n_threads_now() { return std::distance(fs::directory_iterator("/proc/sel
 
 TEST_F(ReaderChoiceTest, PreadOfColdFilesHasAThreadForEachRequestUnderWay) {
   why_no_uring_ = "not here";
+  speeds_ = ReaderSpeeds{.pread = 1e9, .pread_direct = 2e9};
   std::thread([] {}).join();  // with the first thread a sanitizer may start one of its own, which stays
   int64_t before = n_threads_now();
   for (int i = 0; i < 100; ++i) {
@@ -202,6 +228,7 @@ TEST_F(ReaderChoiceTest, WhereNothingCanBeMeasuredPreadReadsAndTheReasonIsSaid) 
 
 TEST_F(ReaderChoiceTest, WithoutIoUringPreadReadsPastThePageCacheWhereThatIsFaster) {
   why_no_uring_ = "forbidden by somebody";
+  speeds_ = ReaderSpeeds{.pread = 1e9, .pread_direct = 2e9};
   const ReaderChoice choice = choose();
   EXPECT_EQ(choice.kind, ReaderKind::pread_direct);
   EXPECT_THAT(choice.why, HasSubstr("pread past the page cache 2.00 GB/s, pread 1.00 GB/s, measured now on "));
@@ -212,11 +239,15 @@ TEST_F(ReaderChoiceTest, WithoutIoUringPreadReadsPastThePageCacheWhereThatIsFast
   EXPECT_EQ(choose().kind, ReaderKind::pread);
   residency_->cached = 0;
   why_no_uring_.clear();
-  choose();
-  EXPECT_EQ(n_measured_, 2) << "io_uring's speed is another";
+  speeds_->io_uring = 3e9;
+  EXPECT_EQ(choose().kind, ReaderKind::io_uring);
+  EXPECT_EQ(n_measured_, 2) << "io_uring was not measured before";
   why_no_uring_ = "forbidden by somebody";
+  EXPECT_EQ(choose().kind, ReaderKind::pread_direct);
+  EXPECT_THAT(choose().why, Not(HasSubstr("io_uring 3"))) << "what it gave then is of no use";
+  EXPECT_EQ(n_measured_, 2) << "pread's speeds are known";
   fs::remove(chooser_.memory);
-  speeds_ = ReaderSpeeds{1.0e9, 1.02e9};
+  speeds_ = ReaderSpeeds{.pread = 1e9, .pread_direct = 1.02e9};
   EXPECT_EQ(choose().kind, ReaderKind::pread);
   files_ = {make_file("small", 500'000'000)};
   fs::remove(chooser_.memory);
@@ -238,7 +269,7 @@ TEST_F(ReaderChoiceTest, ASmallColdModelGoesToIoUringUnlessItsFileSystemIsKnownT
   why_no_direct_ = "no O_DIRECT";
   EXPECT_EQ(choose().kind, ReaderKind::pread);
   why_no_direct_.clear();
-  speeds_ = ReaderSpeeds{2e9, 1e9};  // a network file system, say; a large model has been there
+  speeds_ = ReaderSpeeds{2e9, 1e9, 1e9};  // a network file system, say; a large model has been there
   files_ = {huge};
   choose();
   files_ = {make_file("small", 500'000'000)};
@@ -252,14 +283,15 @@ TEST_F(ReaderChoiceTest, CufileIsTakenWhereItsSpeedIsKnownAndItsDriverOpensNow) 
                        ++n_made;
                        throw Error(ErrorKind::unsupported, "libcufile: the driver is gone");
                      }};
-  speeds_ = ReaderSpeeds{.pread = 1e9, .past_cache = 2e9, .cufile = 2.05e9};
+  speeds_ = ReaderSpeeds{.pread = 1e9, .io_uring = 2e9, .pread_direct = 1e9, .cufile = 2.05e9};
   EXPECT_EQ(choose().kind, ReaderKind::io_uring) << "ahead by too little";
   EXPECT_EQ(n_made, 0) << "nothing to open for";
   fs::remove(chooser_.memory);
   speeds_->cufile = 4e9;
   EXPECT_EQ(choose().kind, ReaderKind::cufile);
   fs::remove(chooser_.memory);
-  EXPECT_THAT(choose().why, HasSubstr("cufile 4.00 GB/s, io_uring 2.00 GB/s, pread 1.00 GB/s, measured now"));
+  EXPECT_THAT(choose().why, HasSubstr("cufile 4.00 GB/s, io_uring 2.00 GB/s, pread past the page cache 1.00 GB/s, "
+                                      "pread 1.00 GB/s, measured now"));
   const ReaderChoice later = choose();
   EXPECT_EQ(later.kind, ReaderKind::io_uring);
   EXPECT_EQ(n_made, 1);
@@ -280,7 +312,7 @@ TEST_F(ReaderChoiceTest, WhatWasNoCandidateThenIsMeasuredWhenItIsOne) {
   EXPECT_EQ(n_measured_, 2) << "that is remembered, too";
   fs::remove(chooser_.memory);
   why_no_direct_ = "no O_DIRECT";
-  speeds_ = ReaderSpeeds{.pread = 1e9, .past_cache = kNotMeasured, .cufile = 4e9};
+  speeds_ = ReaderSpeeds{.pread = 1e9, .cufile = 4e9};
   const ReaderChoice choice = choose();
   EXPECT_EQ(choice.kind, ReaderKind::cufile);
   EXPECT_THAT(choice.why, HasSubstr("no O_DIRECT"));
@@ -332,8 +364,8 @@ TEST_F(ReaderChoiceTest, ResidencyIsWhatTheKernelHasCached) {
   EXPECT_NEAR(*cached_share(*file, 0, size / 2), 1.0, 0.01);
 }
 
-TEST_F(ReaderChoiceTest, BothReadersAreMeasuredOnAColdFileAndSkippedOnAWarmOne) {
-  const uint64_t size = 96u << 20;
+TEST_F(ReaderChoiceTest, ReadersAreMeasuredOnAColdFileAndSkippedOnAWarmOne) {
+  const uint64_t size = 96u << 20;  // 16 MiB twice for each of three
   {
     const std::vector<char> bytes(size, 'x');
     std::ofstream(directory_ / "real", std::ios::binary).write(bytes.data(), static_cast<std::streamsize>(size));
@@ -341,51 +373,25 @@ TEST_F(ReaderChoiceTest, BothReadersAreMeasuredOnAColdFileAndSkippedOnAWarmOne) 
   const std::vector<std::shared_ptr<const File>> files{File::open(directory_ / "real")};
   ASSERT_EQ(::fsync(files[0]->fd()), 0);
   std::string note;
-  ReaderCandidates candidates{2, ReaderKind::pread_direct, nullptr};
+  ReaderCandidates candidates{.n_threads = 2, .pread_direct = true};
   EXPECT_FALSE(measure_readers(files, candidates, {}, note).has_value());
   ASSERT_EQ(posix_fadvise(files[0]->fd(), 0, 0, POSIX_FADV_DONTNEED), 0);
   if (*cached_share(*files[0], 0, size) > 0.1) GTEST_SKIP() << "the file system keeps its pages";
   std::stop_source stopped;
   stopped.request_stop();
   EXPECT_THROW(measure_readers(files, candidates, stopped.get_token(), note), Interrupted);
-  for (const ReaderKind past_cache : {ReaderKind::pread_direct, ReaderKind::io_uring}) {
-    if (past_cache == ReaderKind::io_uring && !why_no_io_uring().empty()) continue;
+  for (const bool io_uring : {false, true}) {
+    if (io_uring && !why_no_io_uring().empty()) continue;
     ASSERT_EQ(posix_fadvise(files[0]->fd(), 0, 0, POSIX_FADV_DONTNEED), 0);
-    candidates.past_cache = past_cache;
+    candidates.io_uring = io_uring;
     const auto speeds = measure_readers(files, candidates, {}, note);
     ASSERT_TRUE(speeds.has_value());
     EXPECT_GT(speeds->pread, 1e6);
-    EXPECT_GT(speeds->past_cache, 1e6);
+    EXPECT_GT(speeds->pread_direct, 1e6);
+    EXPECT_TRUE(io_uring ? speeds->io_uring > 1e6 : speeds->io_uring == kNotMeasured);
     EXPECT_EQ(speeds->cufile, kNotMeasured);
     EXPECT_EQ(note, "");
   }
-}
-
-TEST(Mount, WhatComesOverANetworkIsKnownByItsType) {
-  for (const char* type : {"lustre", "nfs4", "nfs", "fuse.glusterfs"})
-    EXPECT_TRUE(is_network({"/", type, "x"})) << type;
-  for (const char* type : {"ext4", "xfs", "tmpfs", "overlay", "fuseblk", ""})
-    EXPECT_FALSE(is_network({"/", type, "x"}));
-}
-
-TEST(Mount, ALocalDiskIsNeitherNfsNorLustre) {
-  EXPECT_FALSE(lies_on_nfs(testing::TempDir()) != is_nfs(mount_of(testing::TempDir())));
-  EXPECT_FALSE(lies_on_lustre("/proc") || lies_on_nfs("/proc") || lies_on_nfs("/not/there/at/all"));
-}
-
-TEST(Mount, TheLongestMountPointThatHoldsThePathWins) {
-  const std::string table =
-      "22 1 254:0 / / rw,relatime - ext4 /dev/vda rw\n"
-      "30 22 0:25 / /data rw shared:5 - lustre 10.0.0.1@tcp:/fsx rw,flock\n"
-      "31 22 0:26 / /data/with\\040space rw master:1 propagate_from:2 - nfs4 host:/a\\040b rw\n"
-      "no dash\n"
-      "32 22 0:27 / /data rw - overlay upper rw\n";
-  EXPECT_EQ(find_mount(table, "/data/x").type, "overlay") << "mounted over";
-  EXPECT_EQ(find_mount(table, "/database").source, "/dev/vda");
-  EXPECT_EQ(find_mount(table, "/data/with space/x").source, "host:/a b");
-  EXPECT_EQ(find_mount(table, "/").type, "ext4");
-  EXPECT_EQ(find_mount("", "/x").type, "");
-  EXPECT_FALSE(mount_of("/not/there/at/all").type.empty());
 }
 
 }  // namespace

@@ -31,7 +31,7 @@ constexpr uint64_t kPieceBytes = 2u << 20;         // so that a turn keeps eight
 constexpr uint64_t kPreadBytes = kTurnBytes / 32;  // a piece for each of its threads
 constexpr auto kTurnTime = std::chrono::milliseconds(100);
 constexpr int64_t kRememberedFor_s = 30 * 24 * 3600;
-constexpr const char* kFirstLine = "firstlight readers 5";
+constexpr const char* kFirstLine = "firstlight readers 6";
 
 struct Extent {
   std::shared_ptr<const File> file;
@@ -118,8 +118,10 @@ void measure_depth(std::span<const std::shared_ptr<const File>> files, ReaderKin
 std::optional<ReaderSpeeds> measure_readers(std::span<const std::shared_ptr<const File>> files,
                                             const ReaderCandidates& candidates, const std::stop_token& stop,
                                             std::string& note) {
-  std::vector<ReaderKind> order{ReaderKind::pread};
-  if (candidates.past_cache) order.insert(order.begin(), *candidates.past_cache);
+  std::vector<ReaderKind> order;
+  if (candidates.io_uring) order.push_back(ReaderKind::io_uring);
+  if (candidates.pread_direct) order.push_back(ReaderKind::pread_direct);
+  order.push_back(ReaderKind::pread);
   if (candidates.direct) order.push_back(ReaderKind::cufile);
   for (size_t i = order.size(); i > 0; --i) order.push_back(order[i - 1]);
   const std::vector<Extent> extents = cold_extents(files, order.size(), kTurnBytes);
@@ -155,10 +157,12 @@ std::optional<ReaderSpeeds> measure_readers(std::span<const std::shared_ptr<cons
   };
   ReaderSpeeds speeds;
   speeds.pread = speed(ReaderKind::pread);
-  speeds.past_cache = candidates.past_cache ? speed(*candidates.past_cache) : kNotMeasured;
+  if (candidates.io_uring) speeds.io_uring = speed(ReaderKind::io_uring);
+  if (candidates.pread_direct) speeds.pread_direct = speed(ReaderKind::pread_direct);
   if (candidates.direct) speeds.cufile = why_no_cufile.empty() ? speed(ReaderKind::cufile) : 0;
-  if (is_network(mount) && candidates.past_cache)
-    measure_depth(files, *candidates.past_cache, candidates.n_threads, speeds);
+  if (is_network(mount) && speeds.has_past_cache())
+    measure_depth(files, speeds.uring_is_faster() ? ReaderKind::io_uring : ReaderKind::pread_direct,
+                  candidates.n_threads, speeds);
   return speeds;
 }
 
@@ -183,14 +187,14 @@ std::vector<SpeedMemory::Entry> SpeedMemory::read(std::string& why_not) const {
       Entry entry;
       ReaderSpeeds& speeds = entry.speeds.speeds;
       double latency_us = 0;
-      good = words >> speeds.pread >> speeds.past_cache >> latency_us >> speeds.deep >> speeds.cufile >>
-                 entry.speeds.unix_s &&
+      good = words >> speeds.pread >> speeds.io_uring >> speeds.pread_direct >> latency_us >> speeds.deep >>
+                 speeds.cufile >> entry.speeds.unix_s &&
              words.get() == ' ' && std::getline(words, entry.key);
       speeds.latency_s = 1e-6 * latency_us;
       for (const double each : {speeds.pread, speeds.latency_s, speeds.deep}) {
         good = good && std::isfinite(each) && each >= 0;
       }
-      for (const double each : {speeds.past_cache, speeds.cufile})
+      for (const double each : {speeds.io_uring, speeds.pread_direct, speeds.cufile})
         good = good && std::isfinite(each) && each >= kNotMeasured;
       entries.push_back(std::move(entry));
     }
@@ -224,9 +228,9 @@ std::string SpeedMemory::remember(const std::string& key, RememberedSpeeds speed
   out << kFirstLine << "\n";
   for (const Entry& entry : entries) {
     const ReaderSpeeds& is = entry.speeds.speeds;
-    out << std::llround(is.pread) << " " << std::llround(is.past_cache) << " " << std::llround(1e6 * is.latency_s)
-        << " " << std::llround(is.deep) << " " << std::llround(is.cufile) << " " << entry.speeds.unix_s << " "
-        << entry.key << "\n";
+    out << std::llround(is.pread) << " " << std::llround(is.io_uring) << " " << std::llround(is.pread_direct) << " "
+        << std::llround(1e6 * is.latency_s) << " " << std::llround(is.deep) << " " << std::llround(is.cufile) << " "
+        << entry.speeds.unix_s << " " << entry.key << "\n";
   }
   out.close();
   if (out) fs::rename(partial, path_, failed);

@@ -2,6 +2,7 @@
 // How fast each reader reads a file system that is not in the page cache: measured shortly, and remembered in a small
 // text file that may be deleted at any time.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -21,13 +22,18 @@ constexpr double kNotMeasured = -1;
 
 /// Bytes a second; 0: nothing came in time, or it is not to be had; kNotMeasured: it was no candidate.
 struct ReaderSpeeds {
-  double pread = 0;       ///< through the page cache
-  double past_cache = 0;  ///< by io_uring, or, without it, by pread with O_DIRECT
+  double pread = 0;                    ///< through the page cache
+  double io_uring = kNotMeasured;      ///< past it
+  double pread_direct = kNotMeasured;  ///< likewise
   /// Of storage behind a network (is_network()): the seconds that a lone read of 2 MiB takes, and what comes with 32 of
-  /// them under way; else 0.
+  /// them under way by the faster way past the page cache; else 0.
   double latency_s = 0;
   double deep = 0;
   double cufile = kNotMeasured;
+
+  bool has_past_cache() const { return io_uring >= 0 || pread_direct >= 0; }
+  bool uring_is_faster() const { return io_uring >= pread_direct; }
+  double past_cache() const { return std::max({io_uring, pread_direct, has_past_cache() ? deep : kNotMeasured}); }
 };
 
 /// How bytes can get to a device without passing host memory, if they can.
@@ -37,18 +43,18 @@ struct DirectReads {
   std::function<std::unique_ptr<DeviceReader>()> make;
 };
 
-enum class ReaderKind;
-
+/// Who is measured beside pread through the page cache.
 struct ReaderCandidates {
   int n_threads = 1;
-  std::optional<ReaderKind> past_cache;  ///< io_uring or pread_direct
-  const DirectReads* direct = nullptr;   ///< null: no cufile
+  bool io_uring = false, pread_direct = false;
+  const DirectReads* direct = nullptr;  ///< null: no cufile
 };
 
-/// Reads 16 MiB twice by each candidate (past_cache, pread, cufile, cufile, pread, past_cache), each at most 0.1 s,
+/// Reads 16 MiB twice by each candidate (io_uring, pread_direct, pread, cufile, and back), each at most 0.1 s,
 /// from places of `files` that are not in the page cache; nothing if there are not so many. What pread reads stays in
 /// the page cache; cufile reads into memory of its device, which is waited for. Why cufile gave nothing is added to
-/// `note`. Behind a network also past_cache reads a piece alone and 64 MiB at once, where there are so many in a row.
+/// `note`. Behind a network the faster way past the page cache also reads a piece alone and 64 MiB at once, where there
+/// are so many in a row.
 /// Throws Interrupted.
 std::optional<ReaderSpeeds> measure_readers(std::span<const std::shared_ptr<const File>> files,
                                             const ReaderCandidates& candidates, const std::stop_token& stop,

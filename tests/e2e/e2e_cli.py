@@ -394,7 +394,7 @@ def bench_start(suite):
         raise Skip("needs the conversion before it")
     got = suite.run("bench", "start", out, "--traditional-model", suite.smollm2(), "-n", 2, "--json").json()
     assert any("ratio" in key for key in got), got.keys()
-    warm = suite.run("bench", "start", out, "--warm", "-n", 2, "--json").json()["warm"]
+    warm = suite.run("bench", "start", out, "--warm", "--reader", "buffered", "-n", 2, "--json").json()["warm"]
     assert len(warm["ttft_s"]) == 2 and warm["min_ttft_s"] <= warm["median_ttft_s"] <= warm["max_ttft_s"]
     assert warm["load"]["verify"] == "full" and all(0 <= p["start_s"] <= p["end_s"] for p in warm["phases"]), warm
 
