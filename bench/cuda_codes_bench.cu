@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Decode attention over TurboQuant codes and over bf16 pages on a GPU, random data in pages dealt in no order:
 // microseconds a layer, GB/s of keys and values, and the share of the rate at which this run reads the same memory
-// plainly. Queries that no rotation has made ready take a kernel of their own here. Passes are replays of some layers,
-// which together are larger than L2. Also: the append.
+// plainly; then with the rotation by position and the append, as a step has it. Passes are replays of some layers,
+// which together are larger than L2. Also: the append alone.
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
@@ -56,7 +56,9 @@ struct Measured {
   int layers = 0;
 };
 
-Measured measure(const Case& c, Memory& memory, bool append) {
+enum class What : uint8_t { attention, append, both };
+
+Measured measure(const Case& c, Memory& memory, What what) {
   const uint64_t layer_bytes = kv_page_bytes(c.kind, c.n_kv_heads, c.head_dim);
   const uint64_t exact_bytes = kv_page_bytes(KvKind::bf16, c.n_kv_heads, c.head_dim);
   const int64_t each = (c.context + kPageTokens - 1) / kPageTokens, in_use = each * c.batch;
@@ -108,9 +110,9 @@ Measured measure(const Case& c, Memory& memory, bool append) {
           kv.signs = signs.data();
           if (c.centred) kv.means = reinterpret_cast<const float*>(memory.means.data()) + layer * 2 * 8 * 128;
         }
-        if (append) {
+        if (what != What::attention)
           ops->rope_and_store({q, c.batch, cols, cols}, c.n_heads, nullptr, nullptr, 1e-5f, frequencies, spans, kv);
-        } else {
+        if (what != What::append) {
           ops->attend({q, c.batch, width, cols}, c.n_heads, spans, kv, {heads, c.batch, width, width});
         }
       }
@@ -127,7 +129,7 @@ void measure_appends(Memory& memory) {
     for (const int batch : {1, 32}) {
       for (const bool centred : {false, true}) {
         if (centred && !is_compressed(kind)) continue;
-        const Measured m = measure({32, 8, 128, batch, 4096, kind, centred}, memory, true);
+        const Measured m = measure({32, 8, 128, batch, 4096, kind, centred}, memory, What::append);
         std::printf("append of %2d rows, %-4s%s: %6.2f us a layer\n", batch, std::string(to_string(kind)).c_str(),
                     centred ? ", centred" : "", m.seconds * 1e6);
       }
@@ -135,7 +137,7 @@ void measure_appends(Memory& memory) {
   }
   for (const int batch : {1, 8}) {
     for (const bool centred : {false, true}) {
-      const Measured m = measure({32, 8, 128, batch, 32768, KvKind::tq4, centred}, memory, false);
+      const Measured m = measure({32, 8, 128, batch, 32768, KvKind::tq4, centred}, memory, What::attention);
       std::printf("attention, %d x 32768, tq4%s: %7.2f us\n", batch, centred ? ", centred" : "", m.seconds * 1e6);
     }
   }
@@ -145,14 +147,15 @@ void measure_appends(Memory& memory) {
 void compare(Memory& memory, double rate, int n_heads, int batch, int64_t context, std::span<const KvKind> kinds) {
   double bf16 = 0;
   for (const KvKind kind : kinds) {
-    const Measured m = measure({n_heads, 8, 128, batch, context, kind}, memory, false);
+    const Measured m = measure({n_heads, 8, 128, batch, context, kind}, memory, What::attention);
     if (m.layers == 0) continue;
     if (kind == KvKind::bf16) bf16 = m.seconds;
     std::printf("%2d/8 heads of 128, %2d x %6ld, %-4s: %8.2f us, %6.0f GB/s, %5.1f %% of plain read", n_heads, batch,
                 context, std::string(to_string(kind)).c_str(), m.seconds * 1e6, m.bytes / m.seconds / 1e9,
                 m.bytes / m.seconds / 1e7 / rate);
     if (kind != KvKind::bf16 && bf16 > 0) std::printf(", %.2fx bf16", bf16 / m.seconds);
-    std::printf("\n");
+    const Measured both = measure({n_heads, 8, 128, batch, context, kind}, memory, What::both);
+    std::printf("; with rotation and append %8.2f us\n", both.seconds * 1e6);
     std::fflush(stdout);
   }
 }

@@ -7,9 +7,9 @@
 
 #include "firstlight/ops/attend_codes_exact_cuda.cuh"
 #include "firstlight/ops/attend_codes_merge_cuda.cuh"
+#include "firstlight/ops/attend_codes_queries_cuda.cuh"
 #include "firstlight/ops/attend_codes_ring_cuda.cuh"
 #include "firstlight/ops/attend_codes_values_cuda.cuh"
-#include "firstlight/ops/codes_query_cuda.cuh"
 
 namespace firstlight::cuda {
 
@@ -25,36 +25,6 @@ struct CodeSums {
     for (int set = 0; set < kSets; ++set) maximum[set] = -1e30f, divisor[set] = 0;
   }
 };
-
-/// The part's queries, which are ready.
-template <int kDim, int kWarps, class Shared>
-__device__ __forceinline__ void fetch_queries(const CodeSinglesParams& p, const RowPart& part, Shared& shared) {
-  constexpr int kThreads = kWarps * 32, kFixed = sizeof(shared.query) / 16, kExact = kDim / 16 * 32;
-  const ReadyQueries<kDim>& ready =
-      static_cast<const ReadyQueries<kDim>*>(p.queries)[int64_t{part.index} * p.head_blocks + part.head_block];
-  const int thread = static_cast<int>(threadIdx.x);
-  uint4 fixed[(kFixed + kThreads - 1) / kThreads], exact[(kExact + kThreads - 1) / kThreads];
-  float unit = 0;
-  const auto each = [&](auto& words, int n, const auto& fn) {
-#pragma unroll
-    for (int k = 0; k < static_cast<int>(sizeof words / sizeof words[0]); ++k) {
-      if (thread + k * kThreads < n) fn(words[k], thread + k * kThreads);
-    }
-  };
-  const auto load_from = [](const void* from) {
-    return [from](uint4& word, int i) { word = __ldcg(static_cast<const uint4*>(from) + i); };
-  };
-  const auto store_to = [](void* to) { return [to](const uint4& word, int i) { static_cast<uint4*>(to)[i] = word; }; };
-  if (part.has_codes()) each(fixed, kFixed, load_from(ready.fixed));
-  if (part.has_exact()) each(exact, kExact, load_from(ready.exact));
-  if (thread < Shared::kHeads) unit = __ldcg(ready.units + thread);
-  if (thread < 4) shared.start.tables[thread] = ExpandTables::known();
-  if (part.has_codes()) each(fixed, kFixed, store_to(shared.query));
-  if (part.has_exact()) each(exact, kExact, store_to(shared.start.exact_query));
-  // Scales are stored 64 times as large.
-  if (thread < Shared::kHeads) shared.units[thread] = unit * p.codes.attend.scale / 64;
-  __syncthreads();
-}
 
 template <int kDim, int kBits, int kSets, class Shared>
 __device__ __forceinline__ void load_query(const Shared& shared, CodeQuery<kDim, kSets>& q) {
@@ -177,10 +147,10 @@ __device__ __forceinline__ void join_codes(const RowPart& part, bool has_any, co
 }
 
 template <int kDim, int kKeyBits, int kValueBits, int kSets, class Shared>
-__device__ __forceinline__ void take_part(const CodeSinglesParams& p, const RowPart& part,
+__device__ __forceinline__ void take_part(const CodeSinglesParams& p, const RowPart& part, uint32_t flips,
                                           CodeRing<kDim, kKeyBits, kValueBits, kSets>& ring, Shared& shared) {
   constexpr int kWarps = CodeRing<kDim, kKeyBits, kValueBits, kSets>::kWarps;
-  fetch_queries<kDim, kWarps>(p, part, shared);
+  take_queries<kDim, kWarps>(p, part, flips, shared);
   float unit[kSets];
 #pragma unroll
   for (int set = 0; set < kSets; ++set) unit[set] = shared.units[kSetHeads * set + threadIdx.x % 4];
@@ -220,12 +190,17 @@ __global__ void __launch_bounds__(CodeRing<kDim, kKeyBits, kValueBits, kSets>::k
     __syncthreads();
     for (n = 0; n < kPartsKnown && shared.is_there[n];) ++n;
     ring.begin(shared.parts, n);
-    if (!has_waited) ring.ask_first(false);
+    uint32_t flips = key_flips<kDim>(p, shared.parts[0]);
+    // Where rows are turned here no kernel of this pass has written what they read.
+    if (!has_waited) ring.ask_first(p.codes.attend.angles != nullptr);
     if (!has_waited) wait_for_predecessor();
     asm volatile("fence.proxy.async;" ::: "memory");
     ring.ask_first(true);
     has_waited = true;
-    for (int k = 0; k < n; ++k) take_part<kDim, kKeyBits, kValueBits, kSets>(p, shared.parts[k], ring, shared);
+    for (int k = 0; k < n; ++k) {
+      if (k > 0) flips = key_flips<kDim>(p, shared.parts[k]);
+      take_part<kDim, kKeyBits, kValueBits, kSets>(p, shared.parts[k], flips, ring, shared);
+    }
     __syncthreads();
   }
 }

@@ -87,6 +87,16 @@ __device__ __forceinline__ int mix_exactly(const float (&weights)[4], const __nv
   return static_cast<int>(seen);
 }
 
+/// The row's own key or value into the ring's slot, which has what the page held before.
+template <int kDim>
+__device__ __forceinline__ void put_into(const uint8_t* numbers, int slot, const __nv_bfloat16 (&own)[kDim]) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  auto* to = reinterpret_cast<uint2*>(const_cast<uint8_t*>(numbers)) + slot * (kDim / 4);
+  if (lane < kDim / 4) to[lane] = reinterpret_cast<const uint2*>(own)[lane];
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // the slot's next copy comes after it
+  __syncwarp();
+}
+
 /// The warp's pieces of the part's exact pages.
 template <int kDim, class Ring, class Shared>
 __device__ __forceinline__ void add_exact_pages(const CodeSinglesParams& p, const RowPart& part, Ring& ring,
@@ -95,12 +105,16 @@ __device__ __forceinline__ void add_exact_pages(const CodeSinglesParams& p, cons
   for (int piece = ring.first_piece(part); piece < part.n_pieces; piece += Ring::kWarps) {
     const int page = row.exact_page(part.exact_begin + piece / kPagePieces),
               n_slots = part.row.position + 1 - page * kPageTokens - piece % kPagePieces * kPieceTokens;
+    const bool has_own = p.codes.attend.angles && n_slots <= kPieceTokens;
     float scores[4];
-    ring.template release<0>(score_exactly<kDim>(
-        shared.start.exact_query, reinterpret_cast<const __nv_bfloat16*>(ring.template wait<0>()), scores));
+    const uint8_t* keys = ring.template wait<0>();
+    if (has_own) put_into<kDim>(keys, n_slots - 1, shared.start.own[0]);
+    ring.template release<0>(
+        score_exactly<kDim>(shared.start.exact_query, reinterpret_cast<const __nv_bfloat16*>(keys), scores));
     weigh_exactly<kDim>(p.codes.attend.scale, n_slots, scores, sums);
-    ring.template release<1>(
-        mix_exactly<kDim>(scores, reinterpret_cast<const __nv_bfloat16*>(ring.template wait<1>()), n_slots, sums));
+    const uint8_t* values = ring.template wait<1>();
+    if (has_own) put_into<kDim>(values, n_slots - 1, shared.start.own[1]);
+    ring.template release<1>(mix_exactly<kDim>(scores, reinterpret_cast<const __nv_bfloat16*>(values), n_slots, sums));
   }
 }
 

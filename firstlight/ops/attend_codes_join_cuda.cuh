@@ -36,6 +36,7 @@ struct CodeShared {
     struct {
       ExpandTables tables[4];            ///< the same
       uint4 exact_query[kDim / 16][32];  ///< of each lane
+      __nv_bfloat16 own[2][kDim];        ///< of the row itself, key and value, where nobody has stored them
     } start;                             ///< until sums are put down
     float sums[kWarps][kSetHeads][kDim];
     float joined[kHeads][kDim];

@@ -124,13 +124,13 @@ void CudaOps::attend(Matrix<const float> q, int n_heads, std::span<const Attenti
   const bool whole = set.n_rows == out.rows && out.cols == width;
   __nv_bfloat16* twin = whole ? twin_for(out) : nullptr;
   if (!whole) written(out);
-  const cuda::AttendParams params{.q = q,
-                                  .out = out,
-                                  .twin = twin,
-                                  .n_heads = n_heads,
-                                  .kv = kv,
-                                  .pages = pass_.pages(),
-                                  .scale = 1.44269504f / std::sqrt(static_cast<float>(kv.head_dim))};
+  cuda::AttendParams params{.q = q,
+                            .out = out,
+                            .twin = twin,
+                            .n_heads = n_heads,
+                            .kv = kv,
+                            .pages = pass_.pages(),
+                            .scale = 1.44269504f / std::sqrt(static_cast<float>(kv.head_dim))};
   if (is_compressed(kv.kind)) return attend_codes(params, set);
   const bool fast = kv.kind == KvKind::bf16 && (kv.head_dim == 64 || kv.head_dim == 128) && kv.page_stride % 16 == 0 &&
                     reinterpret_cast<uintptr_t>(kv.data) % 16 == 0 && q.stride % 4 == 0 &&
@@ -140,6 +140,7 @@ void CudaOps::attend(Matrix<const float> q, int n_heads, std::span<const Attenti
     close_program();
     return cuda::attend_plain(params, set.rows, set.n_rows, stream_);
   }
+  params.angles = take_rope(params, set);
   if (set.n_single > 0) {
     const cuda::SinglesParams of_singles = singles(params, set);
     if (program() && set.n_tiles == 0 && program()->attend(of_singles)) return;

@@ -19,6 +19,10 @@ struct AttendParams {
   int n_heads = 0;
   KvLayer kv;
   const int32_t* pages = nullptr;
+  /// Of each row, [head_dim / 2] (cuda_pass.cuh): rows are as the product left them. Attention turns q and k, which
+  /// lies behind all heads of q in their rows, then v, and stores k and v. Rows that are RowSet::alone. Null: all of
+  /// that is done.
+  const float2* angles = nullptr;
   float scale = 0;  ///< log2(e) / √head_dim: weights are powers of two
 };
 

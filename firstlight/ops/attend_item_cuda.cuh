@@ -3,6 +3,7 @@
 // Of every page a warp takes 16 slots, through a ring of its own in shared memory, so that no warp waits for another
 // but at a chunk's end.
 #pragma once
+#include "firstlight/ops/attend_own_cuda.cuh"
 #include "firstlight/ops/attend_page_cuda.cuh"
 
 namespace firstlight::cuda {
@@ -14,7 +15,10 @@ __device__ void attend_item(const SinglesParams& p, const Item& item, uint32_t s
                             const Ready& ready) {
   const int slot = crew_thread() / 32 * 16, head = static_cast<int>(threadIdx.x) % 32 / 4;
   KeyRing<kDim, kStages> ring(p, item, shared);
-  const int n_olds = p.olds_hold ? max(0, item.row.position + 1 - static_cast<int>(kTiledRows)) / kPageTokens : 0;
+  const bool turns = !kResident && p.attend.angles;  // then no kernel of this pass has written what a row reads
+  const int n_olds = turns         ? item.end
+                     : p.olds_hold ? max(0, item.row.position + 1 - static_cast<int>(kTiledRows)) / kPageTokens
+                                   : 0;
   for (int stage = 0; stage < kStages; ++stage) {
     const int page = item.begin + stage;
     if (page < item.end) {
@@ -30,8 +34,14 @@ __device__ void attend_item(const SinglesParams& p, const Item& item, uint32_t s
   }
   ready();
   Query<kDim> q;
-  load_query<kDim>(p.attend.q.data + item.row.row * p.attend.q.stride + (int64_t{item.first_head} + head) * kDim,
-                   head < item.n_heads, q);
+  OwnToken<kDim> own;
+  const float* of_head = p.attend.q.data + item.row.row * p.attend.q.stride + (int64_t{item.first_head} + head) * kDim;
+  if (turns) {
+    own.take(p, item);
+    turn_query<kDim>(of_head, p.attend.angles + int64_t{item.row.angle} * (kDim / 2), head < item.n_heads, q);
+  } else {
+    load_query<kDim>(of_head, head < item.n_heads, q);
+  }
   Sums<kDim> sums;
   Added<kDim> added;
   int chunk = item.first_chunk, chunk_end = item.begin + item.per_chunk;
@@ -41,6 +51,7 @@ __device__ void attend_item(const SinglesParams& p, const Item& item, uint32_t s
     float scores[2][2];
     copy_async_wait<2 * kStages - 1>();
     __syncwarp();
+    if (turns) own.put(0, page, ring.keys_at(stage));
     score<kDim>(q, ring.keys_at(stage), scores);
     __syncwarp();
     if (next) ring.fetch(next, ahead, ring.keys_at(stage));
@@ -48,6 +59,7 @@ __device__ void attend_item(const SinglesParams& p, const Item& item, uint32_t s
     weigh<kDim>(p.attend.scale, ring.n_keys - page * kPageTokens - slot, scores, sums);
     copy_async_wait<2 * kStages - 1>();
     __syncwarp();
+    if (turns) own.put(1, page, ring.values_at(stage));
     mix<kDim>(scores, ring.values_at(stage), sums);
     __syncwarp();
     if (next) ring.fetch(next + ring.to_values, ahead, ring.values_at(stage));

@@ -2,6 +2,7 @@
 // A cache of TurboQuant codes on a GPU: what its kernels are given.
 #pragma once
 #include "firstlight/ops/attend_cuda.cuh"
+#include "firstlight/ops/rope_cuda.cuh"
 #include "firstlight/quant/turboquant_page.h"
 
 namespace firstlight::cuda {
@@ -26,23 +27,37 @@ struct CodeFault {
 };
 
 struct StoreCodesParams {
-  Matrix<float> qkv;
-  int n_rows = 0, n_heads = 0;
-  const void *q_norm = nullptr, *k_norm = nullptr;
-  bool q_norm_bf16 = false, k_norm_bf16 = false;
-  float eps = 0;
-  const float2* angles = nullptr;
-  const RowOnDevice* rows = nullptr;
-  const int32_t *pages = nullptr, *exact = nullptr;
-  KvLayer kv;
+  RopeParams rope;
+  const int32_t* exact = nullptr;
   turboquant::PageShape shape{};
   const turboquant::Signs* signs = nullptr;  ///< on the GPU
-  void* queries = nullptr;                   ///< ReadyQueries of each row; null: none are wanted
   unsigned long long* fault = nullptr;       ///< the first one's packed(), kNone before
   uint32_t* fault_seen = nullptr;            ///< in host memory: there is one
 };
 /// head_dim 64, 128 or 256.
 void rope_and_store_codes(const StoreCodesParams& params, cudaStream_t stream);
+
+/// Layers whose own tokens become codes in one launch.
+inline constexpr int kOwnLayers = 32;
+/// Rows, each its sequence's only one, whose keys and values attention has stored exactly, in several layers of one
+/// shape. Nobody reads their codes before the next pass.
+struct StoreOwnsParams {
+  struct Layer {
+    std::byte* data = nullptr;
+    const turboquant::Signs* signs = nullptr;  ///< on the GPU
+  } layers[kOwnLayers];
+  int n_layers = 0, n_rows = 0, n_kv_heads = 0;
+  uint64_t page_stride = 0;
+  turboquant::PageShape shape{};
+  const RowOnDevice* rows = nullptr;
+  const int32_t* pages = nullptr;
+  const float* own = nullptr;  ///< [kOwnLayers][layer_floats]: [n_rows, k and v, n_kv_heads, head_dim]
+  int64_t layer_floats = 0;
+  unsigned long long* fault = nullptr;  ///< as in StoreCodesParams
+  uint32_t* fault_seen = nullptr;
+};
+/// head_dim 64 or 128.
+void store_own_codes(const StoreOwnsParams& params, cudaStream_t stream);
 
 struct AttendCodesParams {
   AttendParams attend;
@@ -83,7 +98,7 @@ struct CodeSinglesParams {
   int n_blocks = 0;            ///< that the GPU holds at a time
   int most_parts = 0;          ///< that the sums and the table provide for
   ChunkPiece* sums = nullptr;  ///< [parts, head_blocks, kHeadsAtOnce, head_dim / 4], all bits set between
-  void* queries = nullptr;     ///< ReadyQueries: [n_rows, head_blocks]
+  float* own = nullptr;        ///< with attend.angles: where keys and values go, less their means (StoreOwnsParams)
   RowPart* parts = nullptr;    ///< the table, which plan_code_parts() makes
 };
 /// Parts of a row at most.
@@ -91,10 +106,6 @@ inline constexpr int kMostParts = 128;
 /// Times that parts may fill the GPU.
 inline constexpr int kMostRounds = 3;
 inline constexpr int kRowPartBytes = 64;
-/// Bytes of the queries of a row's block of heads.
-int64_t ready_query_bytes(int head_dim);
-/// Makes `queries` of q, where rope_and_store_codes() has not.
-void ready_queries(const CodeSinglesParams& params, cudaStream_t stream);
 /// Of parts, for all layers of a pass that have the same rows and shapes; no later launch starts before it has ended.
 void plan_code_parts(const CodeSinglesParams& params, cudaStream_t stream);
 bool takes_code_singles(const AttendCodesParams& params);

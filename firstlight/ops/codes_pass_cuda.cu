@@ -33,9 +33,7 @@ const turboquant::Signs* CodesOfPass::signs(const KvLayer& kv, bool recording, c
   return known.device.as<turboquant::Signs>();
 }
 
-void CodesOfPass::prepare(StoreCodesParams& params, bool recording, cudaStream_t stream) {
-  params.shape = page_shape(params.kv);
-  params.signs = signs(params.kv, recording, stream);
+CodesOfPass::FaultPlace CodesOfPass::fault_place(KvKind kind, cudaStream_t stream) {
   if (!fault_is_clear_) {  // also again, if memory for it or clearing it failed before
     fault_.reserve(sizeof(unsigned long long), stream);
     fault_seen_.reserve(sizeof(uint32_t), stream);
@@ -43,9 +41,8 @@ void CodesOfPass::prepare(StoreCodesParams& params, bool recording, cudaStream_t
     check(cudaMemsetAsync(fault_.as<void>(), 0xff, sizeof(unsigned long long), stream), "clear the fault");
     fault_is_clear_ = true;
   }
-  params.fault = fault_.as<unsigned long long>();
-  params.fault_seen = fault_seen_.as<uint32_t>();
-  kind_ = params.kv.kind;
+  kind_ = kind;
+  return {fault_.as<unsigned long long>(), fault_seen_.as<uint32_t>()};
 }
 
 void CodesOfPass::forget_fault(cudaStream_t stream) {
@@ -69,36 +66,56 @@ void CodesOfPass::require_finite(cudaStream_t stream) {
                   " is not finite, so it has no ", to_string(kind_), " codes"));
 }
 
-}  // namespace cuda
-
-namespace {
-
-int64_t query_bytes(int64_t n_rows, int head_blocks, int head_dim) {
-  const auto rows = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(n_rows)));
-  return rows * head_blocks * cuda::ready_query_bytes(head_dim);
+bool CodesOfPass::provide_for_owns(const AttendParams& attend, const RowSet& set, cudaStream_t stream) {
+  const KvLayer& kv = attend.kv;
+  const bool fits = owns_.n_layers < kOwnLayers && owns_.page_stride == kv.page_stride && owns_.rows == set.rows &&
+                    owns_.n_rows == set.n_rows && owns_.n_kv_heads == kv.n_kv_heads && owns_.shape == page_shape(kv);
+  if (fits && owns_.n_layers > 0) return false;
+  store_owns(stream);
+  const auto rows = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(set.n_rows)));
+  const int64_t floats = rows * 2 * kv.n_kv_heads * kv.head_dim;
+  const bool moved = own_memory_.reserve(static_cast<uint64_t>(kOwnLayers * floats) * sizeof(float), stream);
+  const auto [first, seen] = fault_place(kv.kind, stream);
+  owns_ = {.layers = {},
+           .n_rows = set.n_rows,
+           .n_kv_heads = kv.n_kv_heads,
+           .page_stride = kv.page_stride,
+           .shape = page_shape(kv),
+           .rows = set.rows,
+           .pages = attend.pages,
+           .own = own_memory_.as<float>(),
+           .layer_floats = floats,
+           .fault = first,
+           .fault_seen = seen};
+  return moved;
 }
 
-}  // namespace
+float* CodesOfPass::place_of_owns(const AttendCodesParams& codes) {
+  owns_.layers[owns_.n_layers] = {codes.attend.kv.data, codes.signs};
+  return own_memory_.as<float>() + owns_.n_layers++ * owns_.layer_floats;
+}
 
-bool CudaOps::make_ready(cuda::StoreCodesParams& params, const cuda::RowSet& set) {
-  cuda::AttendCodesParams codes{.attend = {}, .shape = params.shape, .exact = nullptr, .signs = nullptr};
-  codes.attend.q = {params.qkv.data, params.qkv.rows, params.qkv.cols, params.qkv.stride};
-  codes.attend.n_heads = params.n_heads;
-  codes.attend.kv = params.kv;
-  if (set.n_single != set.n_rows || !set.in_place || params.n_heads % params.kv.n_kv_heads != 0 ||
-      !cuda::takes_code_singles(codes))
-    return false;
-  reserve(codes_.queries, query_bytes(set.n_single, cuda::n_head_blocks(codes.attend), params.kv.head_dim));
-  params.queries = codes_.queries.as<void>();
-  return true;
+void CodesOfPass::store_owns(cudaStream_t stream) {
+  if (owns_.n_layers > 0) store_own_codes(owns_, stream);
+  owns_.n_layers = 0;
+}
+
+}  // namespace cuda
+
+void CudaOps::store_owns() {
+  if (!codes_.has_owns()) return;
+  launch_waiting();
+  codes_.store_owns(stream_);
 }
 
 void CudaOps::attend_codes(const cuda::AttendParams& attend, const cuda::RowSet& set) {
-  close_program();
   const KvLayer& kv = attend.kv;
-  const cuda::AttendCodesParams codes{attend, cuda::page_shape(kv), pass_.exact(),
-                                      codes_.signs(kv, state_ == State::recording, stream_)};
-  if (!cuda::takes_code_singles(codes)) return cuda::attend_codes_plain(codes, set.rows, set.n_rows, stream_);
+  cuda::AttendCodesParams codes{attend, cuda::page_shape(kv), pass_.exact(),
+                                codes_.signs(kv, state_ == State::recording, stream_)};
+  const bool is_fast = cuda::takes_code_singles(codes);
+  if (is_fast) codes.attend.angles = take_rope(attend, set);
+  close_program();
+  if (!is_fast) return cuda::attend_codes_plain(codes, set.rows, set.n_rows, stream_);
   if (set.n_tiles > 0 && hopper_attention_->why_not().empty()) {
     hopper_attention_->attend_codes(codes, set.tiles, set.n_tiles, stream_);
   } else if (set.n_tiles > 0) {
@@ -121,7 +138,7 @@ void CudaOps::attend_codes(const cuda::AttendParams& attend, const cuda::RowSet&
     forget_recordings();
     cuda::check(cudaMemsetAsync(codes_.sums.as<cuda::ChunkPiece>(), 0xff, bytes, stream_), "clear attention's sums");
   }
-  reserve(codes_.queries, query_bytes(set.n_single, blocks, kv.head_dim));
+  if (codes.attend.angles && codes_.provide_for_owns(attend, set, stream_)) forget_recordings();
   reserve(codes_.parts, int64_t{parts} * cuda::kRowPartBytes);
   cuda::CodeSinglesParams params{.codes = codes,
                                  .rows = set.singles,
@@ -134,18 +151,12 @@ void CudaOps::attend_codes(const cuda::AttendParams& attend, const cuda::RowSet&
                                  .n_blocks = n_blocks,
                                  .most_parts = parts,
                                  .sums = codes_.sums.as<cuda::ChunkPiece>(),
-                                 .queries = codes_.queries.as<void>(),
+                                 .own = codes.attend.angles ? codes_.place_of_owns(codes) : nullptr,
                                  .parts = codes_.parts.as<cuda::RowPart>()};
   const cuda::CodesOfPass::Plan plan{params.parts, params.rows, params.n_rows, held, exact_units, parts};
   const bool is_planned = codes_.plan == plan;
   if (!is_planned) cuda::plan_code_parts(params, stream_);
   codes_.plan = plan;
-  const cuda::CodesOfPass::Ready ready{attend.q.data, attend.q.stride, attend.n_heads,
-                                       set.singles,   set.n_single,    codes.signs};
-  if (codes_.ready != ready) {
-    cuda::ready_queries(params, stream_);
-    codes_.ready = {};
-  }
   params.olds_hold = is_planned && pass_.all().n_tiles == 0;
   cuda::attend_code_singles(params, stream_);
 }

@@ -17,8 +17,12 @@ class CodesOfPass {
  public:
   /// The layer's rotations on the GPU; sent when they are new. `recording`: nothing may be sent, so they must be known.
   const turboquant::Signs* signs(const KvLayer& kv, bool recording, cudaStream_t stream);
-  /// Fills in what the kernel needs beside the op's own arguments.
-  void prepare(StoreCodesParams& params, bool recording, cudaStream_t stream);
+  /// Where the kernels that make codes of this kind leave a fault.
+  struct FaultPlace {
+    unsigned long long* first;
+    uint32_t* seen;
+  };
+  FaultPlace fault_place(KvKind kind, cudaStream_t stream);
   /// After a pass that is done: throws Error{bad_input} for the first key or value that was not finite.
   void require_finite(cudaStream_t stream);
   /// Of a pass that came to no end.
@@ -32,23 +36,16 @@ class CodesOfPass {
     bool operator==(const Plan&) const = default;
   } plan;
 
-  /// The rows whose queries are ready, and of what.
-  struct Ready {
-    const float* q = nullptr;
-    int64_t stride = 0;
-    int n_heads = 0;
-    const RowOnDevice* rows = nullptr;
-    int n_rows = 0;
-    const turboquant::Signs* signs = nullptr;
-    bool operator==(const Ready&) const = default;
-  } ready;
-  /// What is ready of rows in `out` is stale.
-  void written(Matrix<float> out) {
-    const float *end = ready.q + ready.n_rows * ready.stride, *out_end = out.data + out.rows * out.stride;
-    if (ready.q && out.data && out.data < end && ready.q < out_end) ready = {};
-  }
+  /// Before attention of rows that stores their keys and values exactly alone. True if addresses have moved.
+  bool provide_for_owns(const AttendParams& attend, const RowSet& set, cudaStream_t stream);
+  /// Where it leaves those of the next layer for store_owns().
+  float* place_of_owns(const AttendCodesParams& codes);
+  bool has_owns() const { return owns_.n_layers > 0; }
+  /// What there is of them becomes codes; at the latest when the pass ends.
+  void store_owns(cudaStream_t stream);
+  void forget_owns() { owns_.n_layers = 0; }
 
-  DeviceScratch sums, parts, queries;
+  DeviceScratch sums, parts;
 
  private:
   struct Rotations {
@@ -56,7 +53,8 @@ class CodesOfPass {
     DeviceScratch device;
   };
   std::map<const turboquant::Signs*, Rotations> rotations_;  // of a layer
-  DeviceScratch fault_;
+  StoreOwnsParams owns_;                                     // of layers whose codes are yet to be made
+  DeviceScratch fault_, own_memory_;
   PinnedScratch fault_seen_;
   bool fault_is_clear_ = false;  // both are there and hold none, until a kernel says otherwise
   KvKind kind_ = KvKind::tq4;

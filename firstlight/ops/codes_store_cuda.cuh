@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Codes into a page, by one warp: its registers as codes_warp_cuda.cuh has them, the page as quant/turboquant_page.h.
 #pragma once
+#include "firstlight/ops/codes_cuda.cuh"
 #include "firstlight/ops/codes_warp_cuda.cuh"
 #include "firstlight/quant/turboquant_page.h"
 
@@ -79,5 +80,39 @@ struct Quad {
     }
   }
 };
+
+/// Codes of y, a rotated key, to `slot` of a head's page; false if it is not finite.
+template <int kDim, int kBits>
+__device__ __forceinline__ bool encode_key(const tq::PageShape& shape, const float (&y)[kDim / 32], int slot,
+                                           uint8_t* page) {
+  uint32_t codes[kDim / 32];
+  uint16_t scale;
+  const bool finite = encode_rotated<kDim, kBits>(y, codes, scale);
+  store_key<kDim, kBits>(codes, page + slot * shape.key_bytes());
+  if (threadIdx.x % 32 == 0) reinterpret_cast<uint16_t*>(page + shape.key_scales_at())[slot] = scale;
+  return finite;
+}
+
+/// The same of a value, whose codes go to the quad that `slot` belongs to.
+template <int kDim, int kBits>
+__device__ __forceinline__ bool encode_value(const tq::PageShape& shape, const float (&y)[kDim / 32], int slot,
+                                             Quad<kDim, kBits>& quad, uint8_t* page) {
+  uint32_t codes[kDim / 32];
+  uint16_t scale;
+  const bool finite = encode_rotated<kDim, kBits>(y, codes, scale);
+  quad.put(slot % tq::kQuad, codes);
+  if (threadIdx.x % 32 == 0) reinterpret_cast<uint16_t*>(page + shape.value_scales_at())[slot] = scale;
+  return finite;
+}
+__device__ __forceinline__ uint8_t* quad_of(const tq::PageShape& shape, int slot, uint8_t* page) {
+  return page + shape.values_at() + slot / tq::kQuad * shape.quad_bytes();
+}
+
+/// A key or value that is not finite; the host looks when the pass ends.
+__device__ __forceinline__ void report(CodeFault fault, unsigned long long* first, uint32_t* seen) {
+  if (threadIdx.x % 32 != 0) return;
+  atomicMin(first, fault.packed());
+  *static_cast<volatile uint32_t*>(seen) = 1;
+}
 
 }  // namespace firstlight::cuda

@@ -88,9 +88,9 @@ bool CudaOps::begin(const PassRows& rows, bool weights_ready) {
   if (state_ != State::idle) abandon();
   if (pass_.send(rows, stream_)) forget_recordings();
   if (draw_tables_.send(rows.draws, stream_)) forget_recordings();
-  has_angles_[0] = has_angles_[1] = false;
   codes_.plan = {};
-  codes_.ready = {};
+  codes_.forget_owns();
+  rope_.clear();
   twin_ = {};
   queue_.clear();
   twin_at_ = 0;  // so that a recorded pass finds its memory where the plain one before it did
@@ -175,6 +175,7 @@ void CudaOps::close_program() {
 void CudaOps::end() {
   if (state_ == State::idle) return;
   close_program();
+  store_owns();
   const State ended = state_;
   if (ended == State::recording) {
     state_ = State::plain;  // whatever fails now, the capture is over

@@ -82,20 +82,22 @@ class CudaOps final : public Ops {
   void multiply(Matrix<const float> x, const Weight& w, const Weight* bias, Matrix<float> out, cuda::Join join);
   /// In all passes, recorded or not: a row's bits must not depend on that.
   bool folds_norms() const { return options_.resident && state_ != State::idle; }
-  void launch_waiting();  // product
+  void launch_waiting();  // the product or rotation that does
+  void store_owns();      // what attention has left to become codes: beside the head's first weights, else at the end
+  void launch_rope(const cuda::RopeParams& params);
+  /// The angles by which attention shall turn its rows; null: they are turned, what waited of others is launched.
+  const float2* take_rope(const cuda::AttendParams& attend, const cuda::RowSet& set);
   bool fold_norm(const cuda::ResidentNorm& norm);
   void unfold_norm(const float* x);  // before anything but a product that can wait reads x
   bool multiply_skinny(Matrix<const float> x, const Weight& w, const Weight* bias, Matrix<float> out, cuda::Join join);
   bool multiply_by_library(Matrix<const float> x, const Weight& w, const Weight* bias, Matrix<float> out,
                            cuda::Join join);
   const __nv_bfloat16* rounded(Matrix<const float> x);
-  /// Where a producer of `out` may write its bf16 twin; null if no product will want one.
-  __nv_bfloat16* twin_for(Matrix<float> out);
-  void written(Matrix<float> out);  // its twin, if any, is stale
+  __nv_bfloat16* twin_for(Matrix<float> out);  // where its producer may write one; null: no product will want it
+  void written(Matrix<float> out);             // its twin, if any, is stale
   const float2* angles(std::span<const double> inverse_frequencies, const cuda::RowSet& set);
   cuda::SinglesParams singles(const cuda::AttendParams& params, const cuda::RowSet& set);
   void attend_codes(const cuda::AttendParams& params, const cuda::RowSet& set);
-  bool make_ready(cuda::StoreCodesParams& params, const cuda::RowSet& set);  // these rows' queries, by rotation
   int64_t pages_bound(const cuda::RowSet& set) const;
   void compose_name();
   /// What all ranks do with a pass that can be recorded here as far as `mine`: 0 run it plainly, 1 record, 2 replay.
@@ -122,18 +124,16 @@ class CudaOps final : public Ops {
   std::optional<cuda::SkinnyProducts> skinny_;
   std::optional<cuda::HopperAttention> hopper_attention_;
   cuda::SkinnyQueue queue_;
+  cuda::RopeOfPass rope_;
   cuda::PassTables pass_;
   cuda::CodesOfPass codes_;
   cuda::DrawTables draw_tables_;
-  cuda::DeviceScratch twin_memory_[2], products_, partials_, logits_, picks_, angle_memory_[2], frequency_memory_;
-  cuda::DeviceScratch counters_;
+  cuda::DeviceScratch twin_memory_[2], products_, partials_, logits_, picks_, counters_;
   cuda::PinnedScratch staging_, pick_staging_;
   Twin twin_;
   int twin_at_ = 0;                                    ///< of twin_memory_: where twin_ lies
   int resident_rows_ = cuda::kMatvecRows;              ///< the most of a pass that is one resident kernel
   int64_t least_skinny_rows_ = cuda::kMatvecRows + 1;  ///< of the pass: from which on large weights take such products
-  std::vector<double> frequencies_;
-  bool has_angles_[2] = {};
   State state_ = State::idle;
   PassShape shape_;
   Matrix<float> pass_logits_;

@@ -37,6 +37,7 @@ struct RowSet {
   int n_rows = 0, n_single = 0, n_tiles = 0;
   int64_t n_pages_single = 0;            ///< the most pages that a single row sees
   bool in_place = false;                 ///< rows 0, 1, 2 …
+  bool alone = false;                    ///< each row is its sequence's only one: none reads what another stores
   const RowOnDevice* rows = nullptr;     ///< n_rows
   const RowOnDevice* singles = nullptr;  ///< n_single: those attended to one by one
   const TileOnDevice* tiles = nullptr;   ///< n_tiles, the dearest first

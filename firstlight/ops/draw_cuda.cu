@@ -212,6 +212,7 @@ void CudaOps::draw(Matrix<const float> x, const Weight& w, std::span<const Draw>
                                     x.rows, " rows into ", out.size()));
   }
   if (x.rows == 0) return;
+  store_owns();
   reserve(logits_, std::min(x.rows, kRowsAtOnce) * w.rows * 4);
   reserve(picks_, static_cast<int64_t>(out.size_bytes()));
   if (pick_staging_.reserve(out.size_bytes(), stream_)) forget_recordings();

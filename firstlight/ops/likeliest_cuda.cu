@@ -65,6 +65,7 @@ void CudaOps::likeliest(Matrix<const float> x, const Weight& w, int first_id, st
     throw Error(ErrorKind::bug, str("the likeliest of ", x.rows, " rows into ", out.size()));
   }
   if (x.rows == 0) return;
+  store_owns();
   reserve(logits_, std::min(x.rows, kRowsAtOnce) * w.rows * 4);
   reserve(picks_, (x.rows + kRowsAtOnce * kParts) * static_cast<int64_t>(sizeof(Likeliest)));
   if (pick_staging_.reserve(out.size_bytes(), stream_)) forget_recordings();

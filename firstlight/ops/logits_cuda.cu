@@ -14,6 +14,7 @@ constexpr int64_t kRowsAtOnce = 64;  // 33 MB of a vocabulary of 128,256
 
 void CudaOps::logits(Matrix<const float> x, const Weight& w, Matrix<float> out) {
   if (x.rows == 0 || w.rows == 0) return;
+  store_owns();
   const int64_t rows_at_once = std::min(x.rows, kRowsAtOnce), floats = rows_at_once * w.rows;
   reserve(logits_, floats * 4);
   const bool staged = x.rows <= kRowsAtOnce;

@@ -86,7 +86,6 @@ __nv_bfloat16* CudaOps::twin_for(Matrix<float> out) {
 
 void CudaOps::written(Matrix<float> out) {
   queue_.written(out);
-  codes_.written(out);
   if (!twin_.of || !out.data) return;
   const float* twin_end = twin_.of + twin_.rows * twin_.stride;
   if (out.data < twin_end && twin_.of < out.data + out.rows * out.stride) twin_ = {};
@@ -111,6 +110,7 @@ const __nv_bfloat16* CudaOps::rounded(Matrix<const float> x) {
 }
 
 void CudaOps::launch_waiting() {
+  if (rope_.waiting) launch_rope(*std::exchange(rope_.waiting, std::nullopt));
   if (!queue_.waiting) return;
   const cuda::SkinnyProduct product = *std::exchange(queue_.waiting, std::nullopt);
   skinny_->multiply(product, stream_);

@@ -125,7 +125,7 @@ class Ops {
   /// rotation by positions[row] with inverse frequencies [head_dim / 2] (pairs i, i + head_dim/2: transformers' half
   /// layout), q in place, k and v, less kv.means, into the pages: as codes and, where the span names an exact page, in
   /// bf16. Throws Error{bad_input} for a key or value that is not finite and would have to become codes (a GPU: at
-  /// end()).
+  /// end()). On a GPU the attend() of these rows behind it may do all this, codes by end(), and leave qkv as it was.
   virtual void rope_and_store(Matrix<float> qkv, int n_heads, const Weight* q_norm, const Weight* k_norm, float eps,
                               std::span<const double> inverse_frequencies, std::span<const AttentionSpan> spans,
                               const KvLayer& kv) = 0;

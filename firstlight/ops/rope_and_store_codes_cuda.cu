@@ -7,7 +7,6 @@
 #include "firstlight/base/error.h"
 #include "firstlight/base/str.h"
 #include "firstlight/ops/codes_cuda.cuh"
-#include "firstlight/ops/codes_query_cuda.cuh"
 #include "firstlight/ops/codes_store_cuda.cuh"
 #include "firstlight/ops/cuda_kernel.cuh"
 #include "firstlight/ops/cuda_ops.cuh"
@@ -39,8 +38,8 @@ __device__ __forceinline__ __nv_bfloat16* exact_slot(const StoreCodesParams& p, 
                                                      int kv_head) {
   const int page = __ldg(p.exact + row.pages + row.position / kPageTokens);
   if (page < 0) return nullptr;
-  return reinterpret_cast<__nv_bfloat16*>(p.kv.exact + static_cast<uint64_t>(page) * p.kv.exact_stride) +
-         ((int64_t{side} * p.kv.n_kv_heads + kv_head) * kPageTokens + row.position % kPageTokens) * kDim;
+  return reinterpret_cast<__nv_bfloat16*>(p.rope.kv.exact + static_cast<uint64_t>(page) * p.rope.kv.exact_stride) +
+         ((int64_t{side} * p.rope.kv.n_kv_heads + kv_head) * kPageTokens + row.position % kPageTokens) * kDim;
 }
 
 template <int kDim>
@@ -51,39 +50,21 @@ __device__ __forceinline__ void store_exactly(const Vector<kDim>& x, __nv_bfloat
 }
 
 __device__ __forceinline__ uint8_t* head_page(const StoreCodesParams& p, const RowOnDevice& row, int kv_head) {
-  const auto page = static_cast<uint64_t>(__ldg(p.pages + row.pages + row.position / kPageTokens));
-  return reinterpret_cast<uint8_t*>(p.kv.data) + page * p.kv.page_stride + int64_t{kv_head} * p.shape.bytes();
-}
-
-/// Notes the first vector that is not finite; the host looks when the pass ends.
-__device__ void report(const StoreCodesParams& p, const RowOnDevice& row, int side, int kv_head) {
-  if (threadIdx.x % 32 != 0) return;
-  atomicMin(p.fault, CodeFault{row.position, kv_head, side}.packed());
-  *static_cast<volatile uint32_t*>(p.fault_seen) = 1;
-}
-
-template <int kDim, int kBits>
-__device__ void encode_key(const StoreCodesParams& p, const RowOnDevice& row, int kv_head, uint8_t* page,
-                           const Vector<kDim>& y) {
-  uint32_t codes[kDim / 32];
-  uint16_t scale;
-  if (!encode_rotated<kDim, kBits>(y, codes, scale)) report(p, row, 0, kv_head);
-  const int slot = row.position % kPageTokens;
-  store_key<kDim, kBits>(codes, page + slot * p.shape.key_bytes());
-  if (threadIdx.x % 32 == 0) reinterpret_cast<uint16_t*>(page + p.shape.key_scales_at())[slot] = scale;
+  const auto page = static_cast<uint64_t>(__ldg(p.rope.pages + row.pages + row.position / kPageTokens));
+  return reinterpret_cast<uint8_t*>(p.rope.kv.data) + page * p.rope.kv.page_stride + int64_t{kv_head} * p.shape.bytes();
 }
 
 /// Rows from `index` on whose values share a quad, which one warp writes; 0 if the warp of an earlier row does.
 __device__ __forceinline__ int rows_of_quad(const StoreCodesParams& p, int index) {
-  const RowOnDevice first = p.rows[index];
+  const RowOnDevice first = p.rope.rows[index];
   const auto follows = [&](int i, int n) {
-    const RowOnDevice row = p.rows[i];
+    const RowOnDevice row = p.rope.rows[i];
     return row.pages == first.pages && row.position == first.position + n;
   };
   const int slot = first.position % tq::kQuad;
   if (index > 0 && slot != 0 && follows(index - 1, -1)) return 0;
   int n = 1;
-  while (n < tq::kQuad - slot && index + n < p.n_rows && follows(index + n, n)) ++n;
+  while (n < tq::kQuad - slot && index + n < p.rope.n_rows && follows(index + n, n)) ++n;
   return n;
 }
 
@@ -98,21 +79,18 @@ struct Place {
   uint32_t flips = 0;
   Vector<kDim> mean;
 
-  __device__ Place(const StoreCodesParams& p, int index, int head) : row(p.rows[index]), head(head) {
-    kv_head = head - p.n_heads;
-    side = kv_head < 0 ? -1 : kv_head < p.kv.n_kv_heads ? 0 : 1;
-    if (side < 0) {
-      if (p.queries && kDim <= 128) flips = lane_signs<kDim>(p.signs[2 * (head / (p.n_heads / p.kv.n_kv_heads))]);
-      return;
-    }
-    kv_head -= side * p.kv.n_kv_heads;
+  __device__ Place(const StoreCodesParams& p, int index, int head) : row(p.rope.rows[index]), head(head) {
+    kv_head = head - p.rope.n_heads;
+    side = kv_head < 0 ? -1 : kv_head < p.rope.kv.n_kv_heads ? 0 : 1;
+    if (side < 0) return;
+    kv_head -= side * p.rope.kv.n_kv_heads;
     n_rows = side == 0 ? 1 : rows_of_quad(p, index);
     page = head_page(p, row, kv_head);
     exact = exact_slot<kDim>(p, row, side, kv_head);
     flips = lane_signs<kDim>(p.signs[2 * kv_head + side]);
 #pragma unroll
-    for (int j = 0; j < kDim / 32; ++j) mean[j] = mean_of(p.kv, side, kv_head, 32 * j + threadIdx.x % 32);
-    quad = page + p.shape.values_at() + row.position % kPageTokens / tq::kQuad * p.shape.quad_bytes();
+    for (int j = 0; j < kDim / 32; ++j) mean[j] = mean_of(p.rope.kv, side, kv_head, 32 * j + threadIdx.x % 32);
+    quad = quad_of(p.shape, row.position % kPageTokens, page);
     if (side == 1 && threadIdx.x % 32 * 32 < static_cast<unsigned>(p.shape.quad_bytes()))
       asm volatile("prefetch.global.L2 [%0];" ::"l"(quad + threadIdx.x % 32 * 32));
   }
@@ -133,16 +111,12 @@ __device__ void encode_values(const StoreCodesParams& p, int index, const Place<
   Quad<kDim, kBits> quad;
   quad.load(place.quad);
   for (int n = 0; n < place.n_rows; ++n) {
-    const RowOnDevice row = n == 0 ? place.row : p.rows[index + n];
+    const RowOnDevice row = n == 0 ? place.row : p.rope.rows[index + n];
     Vector<kDim> x;
-    load<kDim>(p.qkv.data + row.row * p.qkv.stride + int64_t{place.head} * kDim, x);
+    load<kDim>(p.rope.qkv.data + row.row * p.rope.qkv.stride + int64_t{place.head} * kDim, x);
     centre_and_rotate<kDim>(place, n == 0 ? place.exact : exact_slot<kDim>(p, row, 1, place.kv_head), x);
-    uint32_t codes[kDim / 32];
-    uint16_t scale;
-    if (!encode_rotated<kDim, kBits>(x, codes, scale)) report(p, row, 1, place.kv_head);
-    quad.put(row.position % tq::kQuad, codes);
-    if (threadIdx.x % 32 == 0)
-      reinterpret_cast<uint16_t*>(place.page + p.shape.value_scales_at())[row.position % kPageTokens] = scale;
+    if (!encode_value<kDim, kBits>(p.shape, x, row.position % kPageTokens, quad, place.page))
+      report({row.position, place.kv_head, 1}, p.fault, p.fault_seen);
   }
   quad.store(place.quad);
 }
@@ -153,12 +127,12 @@ __device__ __forceinline__ void norm_and_turn(const StoreCodesParams& p, const R
                                               Vector<kDim>& x) {
   constexpr int kHalf = kDim / 64;
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  if (const void* norm = is_query ? p.q_norm : p.k_norm) {
-    const bool is_bf16 = is_query ? p.q_norm_bf16 : p.k_norm_bf16;
+  if (const void* norm = is_query ? p.rope.q_norm : p.rope.k_norm) {
+    const bool is_bf16 = is_query ? p.rope.q_norm_bf16 : p.rope.k_norm_bf16;
     float squares = 0;
 #pragma unroll
     for (int j = 0; j < kDim / 32; ++j) squares = __fmaf_rn(x[j], x[j], squares);
-    const float scale = rsqrtf(warp_sum(squares) / static_cast<float>(kDim) + p.eps);
+    const float scale = rsqrtf(warp_sum(squares) / static_cast<float>(kDim) + p.rope.eps);
 #pragma unroll
     for (int j = 0; j < kDim / 32; ++j) {
       const int i = 32 * j + lane;
@@ -168,22 +142,10 @@ __device__ __forceinline__ void norm_and_turn(const StoreCodesParams& p, const R
   }
 #pragma unroll
   for (int j = 0; j < kHalf; ++j) {
-    const float2 turned = cuda::rotate(x[j], x[j + kHalf], p.angles[int64_t{row.angle} * (kDim / 2) + 32 * j + lane]);
+    const float2 turned =
+        cuda::rotate(x[j], x[j + kHalf], p.rope.angles[int64_t{row.angle} * (kDim / 2) + 32 * j + lane]);
     x[j] = turned.x;
     x[j + kHalf] = turned.y;
-  }
-}
-
-/// Row `index`'s query, as attention wants it. Destroys x.
-template <int kDim>
-__device__ __forceinline__ void pass_query_on(const StoreCodesParams& p, int index, const Place<kDim>& place,
-                                              Vector<kDim>& x) {
-  if constexpr (kDim <= 128) {
-    const int group = p.n_heads / p.kv.n_kv_heads;
-    const HeadPlace at(place.head, group);
-    const int head_blocks = p.kv.n_kv_heads * ((group + kHeadsAtOnce - 1) / kHeadsAtOnce);
-    make_ready<kDim>(place.flips, at.in_block, x,
-                     static_cast<ReadyQueries<kDim>*>(p.queries)[int64_t{index} * head_blocks + at.head_block]);
   }
 }
 
@@ -192,13 +154,13 @@ __global__ void rope_and_store_codes_kernel(const __grid_constant__ StoreCodesPa
   let_successor_start();
   // Keys and values, which take longest, come first.
   const unsigned item = (blockIdx.x * blockDim.x + threadIdx.x) / 32,
-                 stored = 2 * static_cast<unsigned>(p.kv.n_kv_heads),
-                 n_stored = static_cast<unsigned>(p.n_rows) * stored,
-                 heads = item < n_stored ? stored : static_cast<unsigned>(p.n_heads),
+                 stored = 2 * static_cast<unsigned>(p.rope.kv.n_kv_heads),
+                 n_stored = static_cast<unsigned>(p.rope.n_rows) * stored,
+                 heads = item < n_stored ? stored : static_cast<unsigned>(p.rope.n_heads),
                  at = item < n_stored ? item : item - n_stored;
   const int index = static_cast<int>(at / heads);
-  if (index >= p.n_rows) return wait_for_predecessor();
-  const Place<kDim> place(p, index, static_cast<int>(at % heads) + (item < n_stored ? p.n_heads : 0));
+  if (index >= p.rope.n_rows) return wait_for_predecessor();
+  const Place<kDim> place(p, index, static_cast<int>(at % heads) + (item < n_stored ? p.rope.n_heads : 0));
   wait_for_predecessor();
   if (place.side == 1) {
     if (place.n_rows == 0) return;
@@ -208,27 +170,26 @@ __global__ void rope_and_store_codes_kernel(const __grid_constant__ StoreCodesPa
     return encode_values<kDim, 2>(p, index, place);
   }
   const RowOnDevice& row = place.row;
-  float* head = p.qkv.data + row.row * p.qkv.stride + int64_t{place.head} * kDim;
+  float* head = p.rope.qkv.data + row.row * p.rope.qkv.stride + int64_t{place.head} * kDim;
   Vector<kDim> x;
   load<kDim>(head, x);
   norm_and_turn<kDim>(p, row, place.side < 0, x);
 #pragma unroll
   for (int j = 0; j < kDim / 32; ++j) head[32 * j + threadIdx.x % 32] = x[j];
-  if (place.side < 0) {
-    if (p.queries) pass_query_on<kDim>(p, index, place, x);
-    return;
-  }
+  if (place.side < 0) return;
   centre_and_rotate<kDim>(place, place.exact, x);
-  if (p.shape.key_bits == 4) return encode_key<kDim, 4>(p, row, place.kv_head, place.page, x);
-  if (p.shape.key_bits == 8) return encode_key<kDim, 8>(p, row, place.kv_head, place.page, x);
-  encode_key<kDim, 3>(p, row, place.kv_head, place.page, x);
+  const int slot = row.position % kPageTokens;
+  const bool finite = p.shape.key_bits == 4   ? encode_key<kDim, 4>(p.shape, x, slot, place.page)
+                      : p.shape.key_bits == 8 ? encode_key<kDim, 8>(p.shape, x, slot, place.page)
+                                              : encode_key<kDim, 3>(p.shape, x, slot, place.page);
+  if (!finite) report({row.position, place.kv_head, 0}, p.fault, p.fault_seen);
 }
 
 }  // namespace
 
 void rope_and_store_codes(const StoreCodesParams& p, cudaStream_t stream) {
-  const int64_t items = int64_t{p.n_rows} * (p.n_heads + 2 * p.kv.n_kv_heads);
-  const int d = p.kv.head_dim, warps = items <= kSpreadItems ? 1 : kWarps;
+  const int64_t items = int64_t{p.rope.n_rows} * (p.rope.n_heads + 2 * p.rope.kv.n_kv_heads);
+  const int d = p.rope.kv.head_dim, warps = items <= kSpreadItems ? 1 : kWarps;
   launch("rope_and_store of codes",
          d == 64    ? rope_and_store_codes_kernel<64>
          : d == 128 ? rope_and_store_codes_kernel<128>

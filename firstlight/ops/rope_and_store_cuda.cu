@@ -29,24 +29,12 @@ __global__ void angles_kernel(const cuda::RowOnDevice* rows, int64_t n, int half
   angles[i] = make_float2(static_cast<float>(cosine), static_cast<float>(sine));
 }
 
-struct RopeParams {
-  Matrix<float> qkv;
-  int n_rows, n_heads;
-  const void *q_norm, *k_norm;
-  bool q_norm_bf16, k_norm_bf16;
-  float eps;
-  const float2* angles;
-  const cuda::RowOnDevice* rows;
-  const int32_t* pages;
-  KvLayer kv;
-};
-
 __device__ float norm_weight(const void* weights, bool is_bf16, int i) {
   return is_bf16 ? cuda::widen(static_cast<const __nv_bfloat16*>(weights)[i]) : static_cast<const float*>(weights)[i];
 }
 
 template <class T>
-__global__ void rope_and_store_kernel(const __grid_constant__ RopeParams p) {
+__global__ void rope_and_store_kernel(const __grid_constant__ cuda::RopeParams p) {
   cuda::let_successor_start();
   cuda::wait_for_predecessor();
   const int d = p.kv.head_dim, half = d / 2, lane = static_cast<int>(threadIdx.x) % 32;
@@ -96,26 +84,26 @@ __global__ void rope_and_store_kernel(const __grid_constant__ RopeParams p) {
 
 const float2* CudaOps::angles(std::span<const double> inverse_frequencies, const cuda::RowSet& set) {
   const size_t which = &set == &pass_.all() ? 0 : 1;
-  const bool same =
-      std::equal(inverse_frequencies.begin(), inverse_frequencies.end(), frequencies_.begin(), frequencies_.end());
-  cuda::DeviceScratch& memory = angle_memory_[which];
-  if (same && has_angles_[which]) return memory.as<float2>();
+  const bool same = std::equal(inverse_frequencies.begin(), inverse_frequencies.end(), rope_.frequencies.begin(),
+                               rope_.frequencies.end());
+  cuda::DeviceScratch& memory = rope_.angle_memory[which];
+  if (same && rope_.has_angles[which]) return memory.as<float2>();
   const int half = static_cast<int>(inverse_frequencies.size());
   const int64_t n = int64_t{set.n_rows} * half;
   if (!same) {
     if (state_ == State::recording) throw Error(ErrorKind::bug, "the frequencies of a pass that is recorded are new");
-    has_angles_[0] = has_angles_[1] = false;
-    frequencies_.assign(inverse_frequencies.begin(), inverse_frequencies.end());
-    reserve(frequency_memory_, half * 8);
+    rope_.has_angles[0] = rope_.has_angles[1] = false;
+    rope_.frequencies.assign(inverse_frequencies.begin(), inverse_frequencies.end());
+    reserve(rope_.frequency_memory, half * 8);
     forget_recordings();
-    cuda::check(cudaMemcpyAsync(frequency_memory_.as<double>(), frequencies_.data(), frequencies_.size() * 8,
-                                cudaMemcpyHostToDevice, stream_),
+    cuda::check(cudaMemcpyAsync(rope_.frequency_memory.as<double>(), rope_.frequencies.data(),
+                                rope_.frequencies.size() * 8, cudaMemcpyHostToDevice, stream_),
                 "send frequencies");
   }
   reserve(memory, n * 8);
   cuda::launch("angles", angles_kernel, dim3(static_cast<unsigned>((n + 127) / 128)), 128, 0, stream_, set.rows, n,
-               half, frequency_memory_.as<double>(), memory.as<float2>());
-  has_angles_[which] = true;
+               half, rope_.frequency_memory.as<double>(), memory.as<float2>());
+  rope_.has_angles[which] = true;
   return memory.as<float2>();
 }
 
@@ -132,54 +120,70 @@ void CudaOps::rope_and_store(Matrix<float> qkv, int n_heads, const Weight* q_nor
   if (set.n_rows == 0) return;
   const auto data = [](const Weight* weight) { return weight ? weight->data : nullptr; };
   const auto is_bf16 = [](const Weight* weight) { return weight && weight->dtype == DType::bf16; };
-  const float2* angles_of_rows = angles(inverse_frequencies, set);
+  if (rope_.waiting) launch_waiting();  // its angles' memory may be reserved anew
+  cuda::RopeParams params{.qkv = qkv,
+                          .n_rows = set.n_rows,
+                          .n_heads = n_heads,
+                          .q_norm = data(q_norm),
+                          .k_norm = data(k_norm),
+                          .q_norm_bf16 = is_bf16(q_norm),
+                          .k_norm_bf16 = is_bf16(k_norm),
+                          .eps = eps,
+                          .angles = angles(inverse_frequencies, set),
+                          .rows = set.rows,
+                          .pages = pass_.pages(),
+                          .kv = kv};
   if (is_compressed(kv.kind)) {
     never_resident("it reads no codes");
-    close_program();
-    cuda::StoreCodesParams params{.qkv = qkv,
-                                  .n_rows = set.n_rows,
-                                  .n_heads = n_heads,
-                                  .q_norm = data(q_norm),
-                                  .k_norm = data(k_norm),
-                                  .q_norm_bf16 = is_bf16(q_norm),
-                                  .k_norm_bf16 = is_bf16(k_norm),
-                                  .eps = eps,
-                                  .angles = angles_of_rows,
-                                  .rows = set.rows,
-                                  .pages = pass_.pages(),
-                                  .exact = pass_.exact(),
-                                  .kv = kv};
-    codes_.prepare(params, state_ == State::recording, stream_);
-    const bool is_ready = make_ready(params, set);
-    cuda::rope_and_store_codes(params, stream_);
-    written(qkv);
-    if (is_ready) codes_.ready = {qkv.data, qkv.stride, n_heads, set.singles, set.n_single, params.signs};
-    return;
-  }
-  if (kv.means) throw Error(ErrorKind::bug, str("means of ", to_string(kv.kind), " pages: a GPU centres codes alone"));
-  if (q_norm || k_norm || !cuda::ResidentProgram::takes(kv)) never_resident();
-  if (!q_norm && !k_norm && set.in_place && set.n_rows == qkv.rows && program() &&
-      program()->rope(qkv, n_heads, angles_of_rows, set.rows, pass_.pages(), kv)) {
-    return;
+  } else {
+    if (kv.means)
+      throw Error(ErrorKind::bug, str("means of ", to_string(kv.kind), " pages: a GPU centres codes alone"));
+    if (q_norm || k_norm || !cuda::ResidentProgram::takes(kv)) never_resident();
+    if (!q_norm && !k_norm && set.in_place && set.n_rows == qkv.rows && program() &&
+        program()->rope(qkv, n_heads, params.angles, set.rows, pass_.pages(), kv)) {
+      return;
+    }
   }
   close_program();
-  const RopeParams params{qkv,
-                          set.n_rows,
-                          n_heads,
-                          data(q_norm),
-                          data(k_norm),
-                          is_bf16(q_norm),
-                          is_bf16(k_norm),
-                          eps,
-                          angles_of_rows,
-                          set.rows,
-                          pass_.pages(),
-                          kv};
-  const int64_t items = int64_t{set.n_rows} * (n_heads + 2 * kv.n_kv_heads);
+  written(qkv);
+  rope_.waiting = params;
+  if (!set.alone || q_norm || k_norm) launch_waiting();
+}
+
+void CudaOps::launch_rope(const cuda::RopeParams& params) {
+  const KvLayer& kv = params.kv;
+  if (is_compressed(kv.kind)) {
+    const auto [first, seen] = codes_.fault_place(kv.kind, stream_);
+    return cuda::rope_and_store_codes({.rope = params,
+                                       .exact = pass_.exact(),
+                                       .shape = cuda::page_shape(kv),
+                                       .signs = codes_.signs(kv, state_ == State::recording, stream_),
+                                       .fault = first,
+                                       .fault_seen = seen},
+                                      stream_);
+  }
+  const int64_t items = int64_t{params.n_rows} * (params.n_heads + 2 * kv.n_kv_heads);
   cuda::launch("rope_and_store",
                kv.kind == KvKind::bf16 ? rope_and_store_kernel<__nv_bfloat16> : rope_and_store_kernel<float>,
                dim3(static_cast<unsigned>((items + kWarps - 1) / kWarps)), kWarps * 32, 0, stream_, params);
-  written(qkv);
+}
+
+const float2* CudaOps::take_rope(const cuda::AttendParams& attend, const cuda::RowSet& set) {
+  if (!rope_.waiting) return nullptr;
+  const cuda::RopeParams& rope = *rope_.waiting;
+  const KvLayer &kv = attend.kv, &stored = rope.kv;
+  const bool same = attend.q.data == rope.qkv.data && attend.q.stride == rope.qkv.stride &&
+                    attend.n_heads == rope.n_heads && set.rows == rope.rows && set.n_rows == rope.n_rows &&
+                    kv.data == stored.data && kv.page_stride == stored.page_stride && kv.kind == stored.kind &&
+                    kv.n_kv_heads == stored.n_kv_heads && kv.head_dim == stored.head_dim && kv.exact == stored.exact &&
+                    kv.exact_stride == stored.exact_stride && kv.signs == stored.signs && kv.means == stored.means;
+  if (!same) {
+    launch_waiting();
+    return nullptr;
+  }
+  const float2* angles_of_rows = rope.angles;
+  rope_.waiting.reset();
+  return angles_of_rows;
 }
 
 }  // namespace firstlight

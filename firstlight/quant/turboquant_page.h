@@ -18,6 +18,7 @@ inline constexpr int kQuad = 4;        ///< tokens whose values are interleaved
 /// Sizes in bytes of one head's page. head_dim is 64, 128 or 256, bits 2, 3, 4 or 8.
 struct PageShape {
   int head_dim, key_bits, value_bits;
+  bool operator==(const PageShape&) const = default;
   FIRSTLIGHT_HD constexpr int key_bytes() const { return head_dim * key_bits / 8; }     ///< of one token
   FIRSTLIGHT_HD constexpr int quad_bytes() const { return head_dim * value_bits / 2; }  ///< values of four tokens
   FIRSTLIGHT_HD constexpr int values_at() const { return kPageSlots * key_bytes(); }
