@@ -63,11 +63,7 @@ uint64_t tail_staging_bytes(const ManifestRank& rank) {
   return bytes;
 }
 
-uint64_t padding_bytes(const ManifestRank& rank) {
-  uint64_t bytes = 0;
-  for (const ManifestPart& part : rank.parts) bytes += kDataBegin - part.header_bytes;
-  return bytes;
-}
+uint64_t padding_bytes(const ManifestRank& rank) { return rank.parts.size() * kDataBegin; }
 
 std::vector<LoadJob> plan_load_jobs(std::span<const RankFiles> ranks, uint64_t request_bytes, bool with_padding,
                                     const LoadSpread& spread) {
@@ -76,7 +72,7 @@ std::vector<LoadJob> plan_load_jobs(std::span<const RankFiles> ranks, uint64_t r
   std::vector<std::vector<LoadJob>> bodies(ranks.size());
   for (size_t r = 0; r < ranks.size(); ++r) {
     const std::vector<ManifestPart>& parts = ranks[r].manifest->parts;
-    uint64_t tail_at = ranks[r].tails_begin, padding_at = 0;
+    uint64_t tail_at = ranks[r].tails_begin;
     for (size_t p = 0; p < parts.size(); ++p) {
       const ManifestPart& part = parts[p];
       const uint64_t end = body_end(part);
@@ -87,8 +83,7 @@ std::vector<LoadJob> plan_load_jobs(std::span<const RankFiles> ranks, uint64_t r
         bodies[r].push_back({r, p, at, std::min(at + request_bytes, end), Kind::body, to});
       }
       if (with_padding && part.header_bytes < kDataBegin)
-        paddings.push_back({r, p, part.header_bytes, kDataBegin, Kind::padding, padding_at});
-      padding_at += kDataBegin - part.header_bytes;
+        paddings.push_back({r, p, part.header_bytes, kDataBegin, Kind::padding, p * kDataBegin + part.header_bytes});
     }
   }
   std::vector<std::vector<int>> targets(ranks.size());

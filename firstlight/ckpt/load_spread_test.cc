@@ -61,5 +61,29 @@ TEST_F(LoadSpreadTest, RequestsInARowAreOnDifferentTargets) {
   EXPECT_EQ(spread_out, plain);
 }
 
+TEST_F(LoadSpreadTest, PaddingsAreReadToWhereTheyCanComePastThePageCache) {
+  ManifestRank rank;
+  ManifestPart part;
+  part.data_bytes = part.tail_begin = 1u << 20;
+  for (const uint64_t header : {23'949u, 4096u, 1'000'001u}) {
+    part.header_bytes = header;
+    rank.parts.push_back(part);
+  }
+  RankFiles files;
+  files.manifest = &rank;
+  files.region_begin = {0, 1u << 20, 2u << 20};
+  files.parts.assign(3, File::open(out_ / "config.json"));
+  uint64_t end = 0, n = 0;
+  for (const LoadJob& job : plan_load_jobs({&files, 1}, kRequestBytes, true)) {
+    if (job.kind != LoadJob::Kind::padding) continue;
+    ++n;
+    EXPECT_EQ(job.at % kPageBytes, job.file_begin() % kPageBytes) << "memory and file are aligned at the same places";
+    EXPECT_GE(job.at, end) << "behind the padding of the part before";
+    end = job.at + job.size();
+  }
+  EXPECT_EQ(n, 3u);
+  EXPECT_LE(end, padding_bytes(rank));
+}
+
 }  // namespace
 }  // namespace firstlight

@@ -35,6 +35,7 @@ struct Benched {
   BenchLoadReport report;
   std::unique_ptr<ReadBench> whole;  ///< all bytes of the tp
   std::unique_ptr<ReadBench> part;   ///< the first of them
+  std::optional<Peers> peers = std::nullopt;
   bool has_uring = false, has_cold = false;
 };
 
@@ -48,10 +49,10 @@ std::vector<std::shared_ptr<const File>> part_files(const fs::path& out, const M
   return files;
 }
 
-double load_once(const Benched& bench, ReaderKind kind, Verify verify, bool is_cold) {
+double load_once(const Benched& bench, ReaderKind kind, const std::string& verify, bool is_cold) {
   LoadOptions options;
   options.tp = bench.report.tp;
-  options.verify = verify;
+  options.verify = verify == "full" ? Verify::full : Verify::off;
   options.n_threads = bench.report.threads;
   options.stop = bench.context.stop;
   options.make_reader = [kind, is_cold](int n_threads) {
@@ -77,19 +78,9 @@ std::string floor_name(std::string_view call, int threads) {
 }
 
 /// Whole loads and their floors, which read as a load does: pieces of the same size into memory that is as new.
-void bench_loads(Benched& bench) {
+void add_warm_series(Benched& bench) {
   BenchLoadReport& report = bench.report;
   ReadBench& whole = *bench.whole;
-  const uint64_t bytes = whole.bytes();
-  ReadPattern pattern;
-  pattern.threads = report.threads;
-  const auto cold = [&whole](const std::function<double()>& run) {
-    return [&whole, run] {
-      whole.make_cold();
-      whole.stir_memory();
-      return run();
-    };
-  };
   const auto warm = [&whole](const std::function<double()>& run) {
     return [&whole, run] {
       whole.make_warm();
@@ -98,44 +89,58 @@ void bench_loads(Benched& bench) {
     };
   };
   for (const int threads : floor_threads(report.threads)) {
-    ReadPattern floor = pattern;
-    floor.threads = threads;
-    report.loads.push_back({floor_name("pread(2)", threads), "warm", "", true, bytes,
+    const ReadPattern floor{.threads = threads};
+    report.loads.push_back({floor_name("pread(2)", threads), "warm", "", true, whole.bytes(),
                             warm([&whole, floor] { return whole.by_system_calls(false, true, floor); })});
   }
-  for (const Verify verify : {Verify::full, Verify::off}) {
-    const std::string verified = verify == Verify::full ? "full" : "off";
-    report.loads.push_back({"load by pread", "warm", verified, false, bytes,
+  for (const std::string& verify : bench.options.verify) {
+    report.loads.push_back({"load by pread", "warm", verify, false, whole.bytes(),
                             warm([&bench, verify] { return load_once(bench, ReaderKind::pread, verify, false); })});
   }
-  if (bench.has_cold) {
-    for (const int threads : {8, 16, 32}) {  // a thread for each request under way
-      ReadPattern floor = pattern;
-      floor.in_flight = threads;
-      report.loads.push_back({floor_name("pread(2) with O_DIRECT", threads), "cold", "", true, bytes,
-                              cold([&whole, floor] { return whole.by_system_calls(true, true, floor); })});
+  if (!bench.options.peers) return;
+  bench.peers.emplace(bench.context, bench.options.model, bench.manifest, bench.options.python, report.tp,
+                      /*gpu=*/false);
+  for (const BenchSeries& peer : bench.peers->series()) {
+    report.loads.push_back(peer);
+    report.loads.back().run = warm(peer.run);
+  }
+  report.note += bench.peers->note();
+}
+
+void add_cold_series(Benched& bench) {
+  BenchLoadReport& report = bench.report;
+  ReadBench& whole = *bench.whole;
+  const auto cold = [&whole](const std::function<double()>& run) {
+    return [&whole, run] {
+      whole.make_cold();
+      whole.stir_memory();
+      return run();
+    };
+  };
+  for (const int threads : {8, 16, 32}) {  // a thread for each request under way
+    const ReadPattern floor{.in_flight = threads};
+    report.loads.push_back({floor_name("pread(2) with O_DIRECT", threads), "cold", "", true, whole.bytes(),
+                            cold([&whole, floor] { return whole.by_system_calls(true, true, floor); })});
+  }
+  for (const std::string& reader : bench.options.readers) {
+    const ReaderKind kind = reader == "io_uring"   ? ReaderKind::io_uring
+                            : reader == "buffered" ? ReaderKind::pread
+                                                   : ReaderKind::pread_direct;
+    if (kind == ReaderKind::io_uring && !bench.has_uring) continue;
+    const char* how = reader == "buffered" ? ", through the page cache" : reader == "pread" ? " with O_DIRECT" : "";
+    const std::string name = str("load by ", reader == "buffered" ? "pread" : reader, how);
+    for (const std::string& verify : bench.options.verify) {
+      report.loads.push_back({name, "cold", verify, false, whole.bytes(),
+                              cold([&bench, kind, verify] { return load_once(bench, kind, verify, true); })});
     }
   }
-  for (const auto& [kind, name] : {std::pair{ReaderKind::pread, "load by pread, through the page cache"},
-                                   {ReaderKind::pread_direct, "load by pread with O_DIRECT"},
-                                   {ReaderKind::io_uring, "load by io_uring"}}) {
-    if (!bench.has_cold || (kind == ReaderKind::io_uring && !bench.has_uring)) continue;
-    for (const Verify verify : {Verify::full, Verify::off}) {
-      if (kind == ReaderKind::pread && verify == Verify::off) continue;  // such pairs of the others say enough
-      report.loads.push_back({name, "cold", verify == Verify::full ? "full" : "off", false, bytes,
-                              cold([&bench, kind = kind, verify] { return load_once(bench, kind, verify, true); })});
-    }
-  }
-  std::optional<Peers> peers;
-  if (bench.options.peers) {
-    peers.emplace(bench.context, bench.options.model, bench.manifest, bench.options.python, report.tp, /*gpu=*/false);
-    for (const BenchSeries& peer : peers->series()) {
-      report.loads.push_back(peer);
-      report.loads.back().run = warm(peer.run);
-    }
-    report.note += peers->note();
-  }
-  measure_in_turn(report.loads, bench.options.n, bench.context.stop);
+}
+
+void bench_loads(Benched& bench) {
+  const std::vector<std::string>& states = bench.options.states;
+  if (std::find(states.begin(), states.end(), "warm") != states.end()) add_warm_series(bench);
+  if (bench.has_cold && std::find(states.begin(), states.end(), "cold") != states.end()) add_cold_series(bench);
+  measure_in_turn(bench.report.loads, bench.options.n, bench.context.stop);
 }
 
 double read_part(Benched& bench, ReaderKind kind, const ReadPattern& pattern, uint64_t bytes) {
@@ -312,6 +317,12 @@ void add_bench_load(CLI::App& bench, Action& chosen) {
       ->check(whole_number(1, 4096));
   command->add_option("--read", options->read, "Bytes of one read in the sweep of a GPU's loads: a slot takes several")
       ->capture_default_str();
+  const auto add_choice = [command](const char* name, std::vector<std::string>& into, const char* help) {
+    command->add_option(name, into, help)->delimiter(',')->check(one_of(into))->capture_default_str();
+  };
+  add_choice("--states", options->states, "Of the page cache, for loads into host memory");
+  add_choice("--readers", options->readers, "Of cold loads into host memory; warm ones are by pread");
+  add_choice("--verify", options->verify, "Loads that are measured: every leaf hashed, or none");
   command->add_flag_callback(
       "--no-sweep", [options] { options->sweep = false; }, "Whole loads only");
   command->add_flag(

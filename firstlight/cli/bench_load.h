@@ -19,6 +19,7 @@ struct BenchLoadOptions {
   std::string read = "512KiB";      ///< that one read takes, in the sweep of loads into GPUs
   std::vector<std::string> pieces{"1MiB", "4MiB", "16MiB"};
   std::vector<int> in_flight{4, 16, 32}, sweep_threads;
+  std::vector<std::string> states{"warm", "cold"}, readers{"pread", "buffered", "io_uring"}, verify{"full", "off"};
   std::string python = "python3";
   bool sweep = true, peers = false, json = false;
 };

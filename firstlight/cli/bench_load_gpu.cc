@@ -199,8 +199,9 @@ void measure(GpuBench& bench, const Manifest& manifest) {
   const std::string gpus_text = bench.distinct.size() == 1 ? "the GPU" : str(bench.distinct.size(), " GPUs at once");
   report.loads.push_back({str("floor: pinned memory to ", gpus_text), "warm", "", true, bench.bytes,
                           [&bench] { return floor_once(bench); }});
-  for (const Verify verify : {Verify::full, Verify::off}) {
-    report.loads.push_back({"load by pread", "warm", verify == Verify::full ? "full" : "off", false, bench.bytes,
+  for (const std::string& name : bench.options.verify) {
+    const Verify verify = name == "full" ? Verify::full : Verify::off;
+    report.loads.push_back({"load by pread", "warm", name, false, bench.bytes,
                             [&bench, verify] { return load_once(bench, load_options(bench, verify)); }});
   }
   std::optional<Peers> peers;

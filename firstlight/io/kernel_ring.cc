@@ -100,6 +100,7 @@ class KernelRing final : public Ring {
     entry.addr = reinterpret_cast<uint64_t>(read.into);
     entry.len = read.size;
     entry.user_data = read.id;
+    submit();
   }
 
   void cancel(uint64_t id) override {
@@ -112,15 +113,16 @@ class KernelRing final : public Ring {
   }
 
   std::span<const RingDone> wait(Clock::time_point until) override {
-    done_.clear();
     for (;;) {
       submit();
       reap();
-      if (!done_.empty()) return done_;
+      if (!done_.empty()) break;
       const auto left = until == Clock::time_point::max() ? Clock::duration::max() : until - Clock::now();
-      if (left <= Clock::duration::zero()) return done_;
-      if (sleep(left)) return done_;
+      if (left <= Clock::duration::zero() || sleep(left)) break;
     }
+    given_.clear();
+    std::swap(given_, done_);
+    return given_;
   }
 
   void wake() override {
@@ -198,14 +200,16 @@ class KernelRing final : public Ring {
     return entry;
   }
 
-  /// What the kernel does not take comes back as done, with the reason.
+  /// What the kernel does not take comes back as done, with the reason. One call a read: of more than two at once the
+  /// kernel holds the first back from the disk until it has the pages of all, which a load's memory, being new, gets
+  /// only then (0.89 GB, cold, two cores, unverified, 5 rounds twice: 93.7 and 95.7 % of the floor; one by one 97.9 and
+  /// 98.9).
   void submit() {
     const auto kernel_tail = shared(submissions_, params_.sq_off.tail);
     const auto head = shared(submissions_, params_.sq_off.head);
     kernel_tail.store(tail_, std::memory_order_release);
     while (head.load(std::memory_order_acquire) != tail_) {
-      const uint32_t n = tail_ - head.load(std::memory_order_relaxed);
-      if (syscall(__NR_io_uring_enter, fd_.get(), n, 0, 0, nullptr, 0) > 0) continue;
+      if (syscall(__NR_io_uring_enter, fd_.get(), 1, 0, 0, nullptr, 0) > 0) continue;
       const int error = errno;
       if (error == EINTR) continue;
       if (error == EAGAIN || error == EBUSY) {  // the kernel is short of memory, or completions must be taken first
@@ -255,7 +259,7 @@ class KernelRing final : public Ring {
   Descriptor fd_, wakes_;
   Mapping submissions_, completions_, entries_;
   uint32_t tail_ = 0;
-  std::vector<RingDone> done_;
+  std::vector<RingDone> done_, given_;
   bool files_ = false;
   std::array<int, kFixedFiles> fixed_{};  // registered slot → descriptor, −1: free
   std::vector<std::span<std::byte>> buffers_;

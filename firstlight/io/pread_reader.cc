@@ -163,6 +163,20 @@ struct PreadReader::Impl {
     work.wait(lock, [&] { return has_work(); });
   }
 
+  /// Each thread starts two more, so that whoever makes a reader waits for one alone: 28 for two GPUs, one after the
+  /// other and beside threads that touch rings, took 2 to 4 ms of a load of 150.
+  void start_thread_of(size_t i) {
+    threads[i] = start_thread("reading", [this, i] {
+      try {
+        for (const size_t next : {2 * i + 1, 2 * i + 2}) {
+          if (next < threads.size()) start_thread_of(next);
+        }
+      } catch (const Error&) {  // fewer than wanted will do
+      }
+      run(slots[i]);
+    });
+  }
+
   void run(Slot& slot) {
     std::unique_lock lock(mutex);
     for (;;) {
@@ -236,7 +250,9 @@ struct PreadReader::Impl {
     }
     work.notify_all();
     keep.notify_all();
-    for (std::thread& thread : threads) thread.join();
+    for (std::thread& thread : threads) {  // who has started it comes before
+      if (thread.joinable()) thread.join();
+    }
     if (keeper.joinable()) keeper.join();
   }
 };
@@ -249,13 +265,8 @@ PreadReader::PreadReader(int n_threads, std::shared_ptr<RawRead> raw, std::strin
   impl_->why = std::move(why);
   impl_->direct_from = direct_from;
   impl_->slots.resize(static_cast<size_t>(std::max(1, n_threads)));
-  try {
-    for (Slot& slot : impl_->slots) {
-      impl_->threads.push_back(start_thread("reading", [this, &slot] { impl_->run(slot); }));
-    }
-  } catch (const Error&) {
-    if (impl_->threads.empty()) throw;  // fewer than wanted will do
-  }
+  impl_->threads.resize(impl_->slots.size());
+  impl_->start_thread_of(0);
 }
 
 PreadReader::~PreadReader() { impl_->stop(); }

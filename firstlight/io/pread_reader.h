@@ -20,13 +20,15 @@ struct RawRead {
   virtual ssize_t pread(int fd, void* into, size_t size, off_t offset);  ///< the kernel's
 };
 
-/// First come, first served: requests start in the order of submission. Threads are started by the constructor.
+/// First come, first served: requests start in the order of submission. The constructor starts one thread, and that the
+/// others.
 class PreadReader final : public Reader {
  public:
   static constexpr const char* kDirectName = "pread (O_DIRECT)";  ///< for name(), of one that reads past the page cache
   static constexpr uint64_t kNeverDirect = std::numeric_limits<uint64_t>::max();
-  /// At least one thread. `raw` null: the kernel's pread. Requests of `direct_from` bytes and more go past the page
-  /// cache (O_DIRECT) wherever offset and address allow it, and why() ends with how many bytes went which way.
+  /// At least one thread, and fewer than asked for where the system gives no more. `raw` null: the kernel's pread.
+  /// Requests of `direct_from` bytes and more go past the page cache (O_DIRECT) wherever offset and address allow it,
+  /// and why() ends with how many bytes went which way.
   explicit PreadReader(int n_threads, std::shared_ptr<RawRead> raw = nullptr, std::string name = "pread",
                        std::string why = "the default", uint64_t direct_from = kNeverDirect);
   ~PreadReader() override;

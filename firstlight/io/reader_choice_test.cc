@@ -188,19 +188,21 @@ TEST_F(ReaderChoiceTest, PreadOfColdFilesHasAThreadForEachRequestUnderWay) {
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
     before = std::min(before, n_threads_now());
   }
-  const auto n_threads = [&](int n_readers) {
+  const auto n_threads = [&](int n_readers, int wanted) {
     // A thread that has been joined may be listed a moment longer.
     for (int i = 0; i < 5000 && n_threads_now() > before; ++i)
       std::this_thread::sleep_for(std::chrono::milliseconds(1));
     const std::unique_ptr<Reader> reader = make_reader(choose(), 2, n_readers);
     why_ = reader->why();
+    for (int i = 0; i < 5000 && n_threads_now() - before < wanted; ++i)  // they start one another
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
     return n_threads_now() - before;
   };
-  EXPECT_EQ(n_threads(1), 32);
+  EXPECT_EQ(n_threads(1, 32), 32);
   EXPECT_THAT(why_, HasSubstr("32 threads wait for storage"));
-  EXPECT_EQ(n_threads(4), 8);
+  EXPECT_EQ(n_threads(4, 8), 8);
   residency_->cached = 0.95;
-  EXPECT_EQ(n_threads(1), 2);
+  EXPECT_EQ(n_threads(1, 2), 2);
   EXPECT_THAT(why_, Not(HasSubstr("wait for storage")));
 }
 

@@ -31,12 +31,13 @@ class Ring {
  public:
   using Clock = std::chrono::steady_clock;
   virtual ~Ring() = default;
-  /// Queues a read; it begins with the next wait(). At most as many at once as the ring was made for.
+  /// Begins a read. At most as many at once as the ring was made for.
   virtual void read(const RingRead& read) = 0;
-  /// Asks for an early end of a read that has begun. It comes back in any case, with what it gave or −ECANCELED.
+  /// Asks for an early end of a read that has begun, with the next wait(). It comes back in any case, with what it gave
+  /// or −ECANCELED.
   virtual void cancel(uint64_t id) = 0;
-  /// Begins what is queued and blocks until something is done, wake() was called, or `until`. The answer is valid until
-  /// the next call, and may be empty.
+  /// Blocks until something is done, wake() was called, or `until`. The answer is valid until the next call, and may be
+  /// empty.
   virtual std::span<const RingDone> wait(Clock::time_point until) = 0;
   /// Ends a wait(), this one or the next. From any thread.
   virtual void wake() = 0;

@@ -39,7 +39,7 @@ StagingSize staging_size(int n_devices) {
   const uint64_t cache = l3 > 0 ? static_cast<uint64_t>(l3) : kUnknown;
   // What is read passes through the cache, too. Two GPUs before 300 MiB of it, 10 and 13 threads each: 3 slots of 16
   // MiB 95.6 and 95.8 GB/s, 4 of 8 MiB 95.7 and 93.3, 4 of 16 MiB 92.0 and 92.5, 6 of 16 MiB 75.4 and 73.9.
-  const uint64_t share = cache / 3 / static_cast<uint64_t>(std::max(1, n_devices));
+  const uint64_t share = cache / 4 / static_cast<uint64_t>(std::max(1, n_devices));
   StagingSize size;
   while (size.slot_bytes * static_cast<uint64_t>(size.n_slots) > share) {
     if (size.n_slots > 3) {

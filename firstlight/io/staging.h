@@ -31,8 +31,8 @@ class Staging {
   virtual uint64_t slot_bytes() const = 0;
   virtual uint64_t read_bytes() const = 0;  ///< the most that one read should take
   virtual std::byte* slot(int i) = 0;
-  /// To be called for each slot in turn before its first start() or fetch(), by one thread: pins it. The first call
-  /// makes the device's context. Throws Error{out_of_memory, device, not_found}.
+  /// To be called for each slot in turn before its first start() or fetch(), by one thread: pins it, if the call for
+  /// one before has not. The first call makes the device's context. Throws Error{out_of_memory, device, not_found}.
   virtual void prepare(int /*i*/) {}
   /// Begins the copy of the slot's first `bytes` bytes to `into` on the device. Throws Error{device}.
   virtual void start(int i, std::byte* into, uint64_t bytes) = 0;

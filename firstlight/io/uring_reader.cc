@@ -38,6 +38,7 @@ struct Worker {
   std::unique_ptr<Ring> ring;
   std::vector<Place> places;
   size_t n_live = 0, n_lost = 0;
+  ReadItems ended;                                           // with their results, to be delivered
   std::map<const File*, std::shared_ptr<DirectFile>> files;  // those named since the worker was last idle
   uint64_t memory_version = 0;
   std::thread thread;
@@ -45,8 +46,9 @@ struct Worker {
 
 }  // namespace
 
-// Every request is in exactly one of: queue → a worker's place (live) → done; queue → dropped → done. A live one that
-// the deadline overtakes is done at once, its place stays lost until the kernel gives it back.
+// Every request is in exactly one of: queue → a worker's place (live) → ended → done; queue → dropped → done. A live
+// one that the deadline overtakes is done at once, its place stays lost until the kernel gives it back. Who has read
+// takes what it gets as a chance to hash, which is long: the place goes to the next request before.
 class UringReader final : public Reader {
  public:
   explicit UringReader(const UringOptions& options);
@@ -71,6 +73,7 @@ class UringReader final : public Reader {
   void close_files(Worker& worker);
   void take_memory(Worker& worker, std::unique_lock<std::mutex>& lock);
   void deliver(ReadItems item, int64_t result);
+  void deliver_first(ReadItems& from, std::unique_lock<std::mutex>& lock);
   bool is_stopping();
   void wake_all();
   void stop();
@@ -128,13 +131,20 @@ void UringReader::deliver(ReadItems item, int64_t result) {
   if (--outstanding_ == 0) all_done_.notify_all();
 }
 
+void UringReader::deliver_first(ReadItems& from, std::unique_lock<std::mutex>& lock) {
+  ReadItems item = take_first(from);
+  lock.unlock();
+  const int64_t result = item.front().result;
+  deliver(std::move(item), result);
+  lock.lock();
+}
+
 void UringReader::complete(Worker& worker, Place& place, int64_t result) {
-  ReadItems item = std::move(place.item);
-  place.item.clear();
+  place.item.front().result = result;
+  worker.ended.splice(worker.ended.end(), place.item);
   place.state = Place::State::free;
   place.file.reset();
   --worker.n_live;
-  deliver(std::move(item), result);
 }
 
 /// A request gets its place; what needs no I/O is done at once.
@@ -234,7 +244,8 @@ void UringReader::take_memory(Worker& worker, std::unique_lock<std::mutex>& lock
   if (why_not_pinned_.empty()) why_not_pinned_ = why_not;
 }
 
-/// All that can be done without the kernel; false when the worker is to end.
+/// All that can be done without waiting for the kernel; of several that have ended one alone. False when the worker is
+/// to end.
 bool UringReader::turn(Worker& worker, std::unique_lock<std::mutex>& lock) {
   for (;;) {
     const bool late = Clock::now() >= deadline_;
@@ -244,11 +255,7 @@ bool UringReader::turn(Worker& worker, std::unique_lock<std::mutex>& lock) {
       give_up(worker);
       lock.lock();
     } else if (!dropped_.empty()) {
-      ReadItems next = take_first(dropped_);
-      lock.unlock();
-      const int64_t result = next.front().result;
-      deliver(std::move(next), result);
-      lock.lock();
+      deliver_first(dropped_, lock);
     } else if (worker.memory_version != memory_version_ && worker.n_live + worker.n_lost == 0) {
       take_memory(worker, lock);
     } else if (!queue_.empty() && worker.n_live + worker.n_lost < worker.places.size()) {
@@ -256,6 +263,9 @@ bool UringReader::turn(Worker& worker, std::unique_lock<std::mutex>& lock) {
       lock.unlock();
       begin(worker, std::move(next));
       lock.lock();
+    } else if (!worker.ended.empty()) {
+      deliver_first(worker.ended, lock);
+      if (!worker.ended.empty()) return true;
     } else if (worker.n_live == 0 && queue_.empty() && !worker.files.empty()) {
       lock.unlock();
       close_files(worker);
@@ -270,7 +280,9 @@ void UringReader::run(Worker& worker) {
   std::unique_lock lock(mutex_);
   while (turn(worker, lock)) {
     const bool has_work = worker.n_live > 0 || !queue_.empty();
-    const Clock::time_point until = has_work ? deadline_ : Clock::time_point::max();
+    const Clock::time_point until = !worker.ended.empty() ? Clock::now()
+                                    : has_work            ? deadline_
+                                                          : Clock::time_point::max();
     lock.unlock();
     for (const RingDone& done : worker.ring->wait(until)) finish_step(worker, done);
     lock.lock();

@@ -9,9 +9,11 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cerrno>
 #include <fstream>
+#include <future>
 #include <map>
 #include <mutex>
 #include <numeric>
@@ -199,6 +201,39 @@ TEST(UringReader, ARingThatCannotBeHadIsAnErrorInWords) {
     throw Error(ErrorKind::unsupported, "io_uring: forbidden");
   };
   EXPECT_THROW(make_uring_reader(options), Error);
+}
+
+/// Tells when the second read has begun.
+class SecondRead final : public RawRead {
+ public:
+  ssize_t pread(int fd, void* into, size_t size, off_t offset) override {
+    if (++n_begun_ == 2) begun.set_value();
+    return RawRead::pread(fd, into, size, offset);
+  }
+  std::promise<void> begun;
+
+ private:
+  std::atomic<int> n_begun_ = 0;
+};
+
+TEST(UringReader, AReadBeginsBeforeTheOneInWhosePlaceItComesIsHashed) {
+  const auto file = File::open("/proc/self/exe");
+  const auto raw = std::make_shared<SecondRead>();
+  UringOptions options;
+  options.n_threads = options.depth = 1;
+  options.make_ring = [&](unsigned) { return std::make_unique<RawRing>(raw); };
+  const std::unique_ptr<Reader> reader = make_uring_reader(options);
+  std::array<std::byte, 32> into;
+  const std::vector<ReadRequest> requests{{0, file, 0, 16, into.data()}, {1, file, 16, 16, into.data() + 16}};
+  std::future<void> begun = raw->begun.get_future();
+  int n_done = 0;
+  reader->submit(requests, [&](const ReadCompletion& done) {
+    EXPECT_EQ(done.result, 16);
+    if (n_done++ > 0) return;
+    EXPECT_EQ(begun.wait_for(std::chrono::seconds(20)), std::future_status::ready);
+  });
+  reader->wait();
+  EXPECT_EQ(n_done, 2);
 }
 
 /// A direct read is refused although it is aligned as statx() asked: as file systems do that know better.

@@ -459,6 +459,10 @@ def bench_load(suite):
     assert any(row["is_floor"] for row in got["loads"]) and all(row["gb_per_s"] > 0 for row in got["loads"]), got["loads"]
     assert {point["reader"] for point in got["sweep"]} >= {"pread"} and got["time_against_bytes"], got
     assert "share of the floor" in suite.run("bench", "load", out, "-n", 1, "--no-sweep").out
+    few = suite.run("bench", "load", out, "-n", 1, "--no-sweep", "--states", "cold", "--readers", "pread", "--verify", "full", "--json").json()
+    assert {(load["state"], load["what"], load["verify"]) for load in few["loads"] if not load["is_floor"]} <= {
+        ("cold", "load by pread with O_DIRECT", "full")}, few["loads"]
+    suite.run("bench", "load", out, "--states", "hot", code=2), suite.run("bench", "load", out, "--readers", "cufile", code=2)
     suite.run("bench", "load", out, "--tp", 64, code=3), suite.run("bench", "load", out, "--pieces", "1000", code=2)
     report.write_text(json.dumps(got))
     try:
