@@ -104,7 +104,8 @@ __device__ __forceinline__ void fetch_tiles(const SkinnyParams& p, const SkinnyS
   for (int i = 0; i < n_ahead; ++i) fetch_w(tile_of(i), step_of(i), i);
   wait_for_predecessor();
   let_successor_start();
-  asm volatile("fence.proxy.async;" ::: "memory");  // x was written by ordinary stores
+  // x was written by ordinary stores. Without `.global` this is a fence of the whole GPU besides.
+  asm volatile("fence.proxy.async.global;" ::: "memory");
   for (int i = 0; i < n_ahead; ++i) fetch_x(step_of(i), i);
   int stage = 0;
   unsigned parity = 0;
