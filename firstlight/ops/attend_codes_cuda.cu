@@ -147,10 +147,11 @@ __device__ __forceinline__ void join_codes(const RowPart& part, bool has_any, co
 }
 
 template <int kDim, int kKeyBits, int kValueBits, int kSets, class Shared>
-__device__ __forceinline__ void take_part(const CodeSinglesParams& p, const RowPart& part, uint32_t flips,
+__device__ __forceinline__ void take_part(const CodeSinglesParams& p, const RowPart& part,
+                                          const QueryPlace<kDim>& place,
                                           CodeRing<kDim, kKeyBits, kValueBits, kSets>& ring, Shared& shared) {
   constexpr int kWarps = CodeRing<kDim, kKeyBits, kValueBits, kSets>::kWarps;
-  take_queries<kDim, kWarps>(p, part, flips, shared);
+  take_queries<kDim, kWarps>(p, part, place, shared);
   float unit[kSets];
 #pragma unroll
   for (int set = 0; set < kSets; ++set) unit[set] = shared.units[kSetHeads * set + threadIdx.x % 4];
@@ -190,16 +191,18 @@ __global__ void __launch_bounds__(CodeRing<kDim, kKeyBits, kValueBits, kSets>::k
     __syncthreads();
     for (n = 0; n < kPartsKnown && shared.is_there[n];) ++n;
     ring.begin(shared.parts, n);
-    uint32_t flips = key_flips<kDim>(p, shared.parts[0]);
     // Where rows are turned here no kernel of this pass has written what they read.
-    if (!has_waited) ring.ask_first(p.codes.attend.angles != nullptr);
-    if (!has_waited) wait_for_predecessor();
-    asm volatile("fence.proxy.async;" ::: "memory");
-    ring.ask_first(true);
-    has_waited = true;
+    const bool turns = p.codes.attend.angles != nullptr;
+    if (!has_waited) ring.ask_first(turns);
     for (int k = 0; k < n; ++k) {
-      if (k > 0) flips = key_flips<kDim>(p, shared.parts[k]);
-      take_part<kDim, kKeyBits, kValueBits, kSets>(p, shared.parts[k], flips, ring, shared);
+      const QueryPlace<kDim> place(p, shared.parts[k]);
+      if (k == 0) {
+        if (!has_waited) wait_for_predecessor();
+        has_waited = true;
+        if (!turns) asm volatile("fence.proxy.async.global;" ::: "memory");
+        ring.ask_first(true);
+      }
+      take_part<kDim, kKeyBits, kValueBits, kSets>(p, shared.parts[k], place, ring, shared);
     }
     __syncthreads();
   }

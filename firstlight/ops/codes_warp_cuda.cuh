@@ -25,13 +25,13 @@ __device__ __forceinline__ void hadamard(float (&x)[kDim / 32]) {
       x[j + h] = __fsub_rn(a, b);
     }
   }
-#pragma unroll
-  for (int h = 16; h >= 1; h /= 2) {
-    const bool upper = (threadIdx.x & static_cast<unsigned>(h)) != 0;
+#pragma unroll 1  // short code: its instructions are fetched anew at every launch, by all multiprocessors at once
+  for (unsigned h = 16; h >= 1; h /= 2) {
+    const uint32_t flip = (threadIdx.x & h) != 0 ? 1u << 31 : 0;
 #pragma unroll
     for (int j = 0; j < kDim / 32; ++j) {
-      const float other = __shfl_xor_sync(kWholeWarp, x[j], h);
-      x[j] = upper ? __fsub_rn(other, x[j]) : __fadd_rn(x[j], other);
+      const float other = __shfl_xor_sync(kWholeWarp, x[j], static_cast<int>(h));
+      x[j] = __fadd_rn(other, __uint_as_float(__float_as_uint(x[j]) ^ flip));
     }
   }
 }
