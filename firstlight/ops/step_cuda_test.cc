@@ -95,11 +95,12 @@ TEST_F(StepCuda, RowsOfOneSequenceAreStoredBeforeAnyIsRead) {
   const NumberStep step = step_of(batch, *ops_, false), in_front = step_of(batch, *ops_, true);
   reference::expect_same(step.out, in_front.out, "attention");
   EXPECT_NE(step.qkv, batch.q.f32);
-  batch.spans[2].pages = batch.spans[0].pages;  // two spans of one sequence
-  batch.spans[2].position = batch.spans[0].position + 1;
-  const NumberStep twice = step_of(batch, *ops_, false), twice_in_front = step_of(batch, *ops_, true);
+  Batch two({{1, 71}, {1, 5}}, KvKind::bf16, 4, 2, 64, 1);
+  two.spans[1].pages = two.spans[0].pages;  // two spans of one sequence
+  two.spans[1].position = two.spans[0].position - 1;
+  const NumberStep twice = step_of(two, *ops_, false), twice_in_front = step_of(two, *ops_, true);
   reference::expect_same(twice.out, twice_in_front.out, "attention");
-  EXPECT_NE(twice.qkv, batch.q.f32);
+  EXPECT_NE(twice.qkv, two.q.f32);
   ops_->begin({}, false);
 }
 
