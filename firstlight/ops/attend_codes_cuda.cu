@@ -190,7 +190,7 @@ __global__ void __launch_bounds__(CodeRing<kDim, kKeyBits, kValueBits, kSets>::k
     if (warp < kPartsKnown) shared.is_there[warp] = find_part(p, number + warp * step, shared.parts[warp]);
     __syncthreads();
     for (n = 0; n < kPartsKnown && shared.is_there[n];) ++n;
-    ring.begin(shared.parts, n);
+    ring.begin(n);
     // Where rows are turned here no kernel of this pass has written what they read.
     const bool turns = p.codes.attend.angles != nullptr;
     if (!has_waited) ring.ask_first(turns);

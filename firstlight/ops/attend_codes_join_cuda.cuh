@@ -8,18 +8,9 @@
 
 namespace firstlight::cuda {
 
-/// What a warp has still to ask for; lane 0's.
-struct AskedPages {
-  const RowPart *next, *end;  ///< of the block, behind the one whose pages are asked for
-  const uint8_t* head;        ///< page 0 of its kind
-  uint64_t stride;            ///< to page 1
-  const uint8_t* values;      ///< where halves come: of the page whose keys were asked for last, or null
-  const int32_t* numbers;     ///< of its pages of codes, behind the one whose number is known; `left` of them
-  int left, piece, n_pieces;  ///< piece: of its exact pages, the next
-  int to_values;              ///< of the page whose number is known: bytes from keys to values if it is exact, else 0
-  uint16_t values_bytes;
-  uint8_t n_begun;  ///< slots that were asked for before any was released
-  bool is_old;      ///< this pass does not write the page whose number is known
+/// How far a warp has prepared: of the block's parts that are known which, and of that one's items how many.
+struct AskedItems {
+  int part, n_parts, item;
 };
 
 /// Shared memory of a block, beside the ring's slots.
@@ -29,7 +20,7 @@ struct CodeShared {
   alignas(16) int8_t query[kHeads][2 * kDim];  ///< of 4 dimensions: high bytes, then low ones
   float maxima[kWarps][kHeads], divisors[kWarps][kHeads], units[kHeads];
   MemoryBarrier full[kWarps][kDeep];
-  AskedPages asked[kWarps];
+  AskedItems asked[kWarps];
   alignas(16) RowPart parts[kPartsKnown];  ///< of the block
   bool is_there[kPartsKnown];
   union {

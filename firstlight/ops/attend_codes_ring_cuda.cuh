@@ -25,26 +25,30 @@ class CodeRing {
   template <class Shared>
   __device__ CodeRing(const CodeSinglesParams& p, Shared& shared, uint8_t* slots)
       : p_(p),
-        barriers_(shared.full[threadIdx.x / 32]),
+        parts_(shared.parts),
         asked_(shared.asked[threadIdx.x / 32]),
+        barriers_(shared.full[threadIdx.x / 32]),
         slots_(slots + threadIdx.x / 32 * (kDeep * kPitch)) {
     if (threadIdx.x % 32 < kDeep) barriers_[threadIdx.x % 32].init(1);
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     __syncwarp();
   }
 
-  /// Goes on with the block's `n` parts; all before have been released.
-  __device__ void begin(const RowPart* parts, int n) {
-    if (threadIdx.x % 32 != 0) return;
-    asked_.next = parts, asked_.end = parts + n, asked_.left = asked_.piece = asked_.n_pieces = asked_.n_begun = 0;
-    fetch_number();
+  /// Goes on with the block's first `n` parts that are known; all before have been released. One item is prepared: the
+  /// number of the next is on its way while that is asked for, so that all warps' first pages come before any second
+  /// one.
+  __device__ void begin(int n) {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) asked_ = {0, n, 0};
+    __syncwarp();
+    n_begun_ = 0;
+    prepare(1);
   }
   /// The first pages on their way, up to one that this pass may write unless these are written.
   __device__ void ask_first(bool all_are_written) {
-    if (threadIdx.x % 32 != 0) return;
-    for (int i = asked_.n_begun; i < kDeep && (all_are_written || asked_.is_old || (!kWhole && i % 2 == 1)); ++i) {
-      ask((slot_ + i) % kDeep, i % 2);
-      asked_.n_begun = i + 1;
+    for (; n_begun_ < kDeep && at_ < n_; ++n_begun_) {
+      if (!all_are_written && (kWhole || n_begun_ % 2 == 0) && !__shfl_sync(kWholeWarp, is_old_, at_)) break;
+      ask((slot_ + n_begun_) % kDeep, kWhole ? 0 : n_begun_ % 2);
     }
   }
   /// Pages of codes of the warp in a part.
@@ -75,75 +79,70 @@ class CodeRing {
   static constexpr int kNever = 0x7fffffff;
 
  private:
-  /// Lane 0: the number of the page behind the one that is asked for.
-  __device__ __forceinline__ void fetch_number() {
-    number_ = -1;
-    asked_.is_old = true;
-    while (asked_.left == 0) {
-      if (asked_.piece < asked_.n_pieces) return fetch_piece();
-      if (asked_.next == asked_.end) return;
-      enter(*asked_.next++);
+  /// The warp's next items, up to `most` (32) of a part: one a lane, whose page's number is known by the time it is
+  /// asked for.
+  __device__ __forceinline__ void prepare(int most) {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    AskedItems now = asked_;
+    int n_codes = 0, first = 0;
+    for (n_ = at_ = 0; now.part < now.n_parts; ++now.part, now.item = 0) {
+      const RowPart& part = parts_[now.part];
+      n_codes = n_of(part), first = first_piece(part);
+      n_ = min(most, n_codes + max(0, (part.n_pieces - first + kWarps - 1) / kWarps) - now.item);
+      if (n_ > 0) break;
     }
-    --asked_.left;
-    number_ = __ldg(asked_.numbers);
-    asked_.numbers += kWarps;
+    if ((n_ = max(0, n_)) == 0) return;
+    const RowPart& part = parts_[now.part];
+    const int item = now.item + lane;
+    is_old_ = true;
+    if (item < n_codes) {
+      number_ = __ldg(p_.codes.attend.pages + part.row.pages + part.begin + threadIdx.x / 32 + item * kWarps);
+      offset_ = part.kv_head * kShape.bytes();
+    } else if (lane < n_) {
+      prepare_piece(part, first + (item - n_codes) * kWarps);
+    }
+    __syncwarp();
+    if (lane == 0) asked_.part = now.part, asked_.item = now.item + n_;
+    __syncwarp();
   }
-  __device__ __forceinline__ void enter(const RowPart& part) {
-    asked_.left = n_of(part);
-    asked_.numbers = p_.codes.attend.pages + part.row.pages + part.begin + threadIdx.x / 32;
-    asked_.head = reinterpret_cast<const uint8_t*>(p_.codes.attend.kv.data) + int64_t{part.kv_head} * kShape.bytes();
-    asked_.stride = p_.codes.attend.kv.page_stride;
-    asked_.to_values = 0;
-    asked_.piece = first_piece(part), asked_.n_pieces = part.n_pieces;
-  }
-  __device__ __forceinline__ void fetch_piece() {
-    const RowPart& part = asked_.next[-1];
-    const KvLayer& kv = p_.codes.attend.kv;
-    const int page =
-        RowCut(p_.exact_units, part.row.position).exact_page(part.exact_begin + asked_.piece / kPagePieces);
-    number_ = __ldg(p_.codes.exact + part.row.pages + page);
-    asked_.head = reinterpret_cast<const uint8_t*>(kv.exact) +
-                  (int64_t{part.kv_head} * kPagePieces + asked_.piece % kPagePieces) * kPiece;
-    asked_.stride = kv.exact_stride;
-    asked_.to_values = kv.n_kv_heads * kPagePieces * kPiece;
-    asked_.piece += kWarps;
-    asked_.is_old = (page + 1) * kPageTokens + kTiledRows <= part.row.position;
+  __device__ __forceinline__ void prepare_piece(const RowPart& part, int piece) {
+    const int page = RowCut(p_.exact_units, part.row.position).exact_page(part.exact_begin + piece / kPagePieces);
+    number_ = ~__ldg(p_.codes.exact + part.row.pages + page);
+    offset_ = (part.kv_head * kPagePieces + piece % kPagePieces) * kPiece;
+    is_old_ = (page + 1) * kPageTokens + kTiledRows <= part.row.position;
   }
   __device__ __forceinline__ void ask(int slot, int which) {
-    if (threadIdx.x % 32 != 0) return;
-    MemoryBarrier& barrier = barriers_[slot];
-    const uint32_t to = shared_address(slots_ + slot * kPitch);
-    if (kWhole || which == 0) {
-      if (number_ < 0) {
-        asked_.values = nullptr;
-        return;
-      }
-      const uint8_t* keys = asked_.head + static_cast<uint64_t>(number_) * asked_.stride;
-      const int to_values = asked_.to_values;
-      if constexpr (kWhole) {
-        barrier.arrive_and_expect(to_values == 0 ? kShape.bytes() : 2 * kPiece);
-        copy_bulk(to, keys, to_values == 0 ? kShape.bytes() : kPiece, barrier, policy_read_once());
-        if (to_values != 0) copy_bulk(to + kKeys, keys + to_values, kPiece, barrier, policy_read_once());
-      } else {
-        const unsigned bytes = to_values == 0 ? kKeys : kPiece;
-        asked_.values = keys + (to_values == 0 ? kKeys : to_values);
-        asked_.values_bytes = to_values == 0 ? kRest : kPiece;
-        barrier.arrive_and_expect(bytes);
-        copy_bulk(to, keys, bytes, barrier, policy_read_once());
-      }
-      fetch_number();
-    } else if (asked_.values) {
-      barrier.arrive_and_expect(asked_.values_bytes);
-      copy_bulk(to, asked_.values, asked_.values_bytes, barrier, policy_read_once());
-    }
+    if (at_ == n_) return;
+    if (static_cast<int>(threadIdx.x) % 32 == at_) number_ < 0 ? ask_exact(slot, which) : ask_codes(slot, which);
+    if ((kWhole || which == 1) && ++at_ == n_) prepare(32);
+  }
+  __device__ __forceinline__ void ask_codes(int slot, int which) {
+    const KvLayer& kv = p_.codes.attend.kv;
+    const unsigned bytes = kWhole ? kShape.bytes() : which == 0 ? kKeys : kRest;
+    const auto* from = reinterpret_cast<const uint8_t*>(kv.data) + static_cast<uint64_t>(number_) * kv.page_stride;
+    barriers_[slot].arrive_and_expect(bytes);
+    copy_bulk(shared_address(slots_ + slot * kPitch), from + offset_ + (which == 0 ? 0 : kKeys), bytes, barriers_[slot],
+              policy_read_once());
+  }
+  __device__ __forceinline__ void ask_exact(int slot, int which) {
+    const KvLayer& kv = p_.codes.attend.kv;
+    const uint32_t to = shared_address(slots_ + slot * kPitch), to_values = kv.n_kv_heads * kPagePieces * kPiece;
+    const auto* from = reinterpret_cast<const uint8_t*>(kv.exact) + static_cast<uint64_t>(~number_) * kv.exact_stride;
+    barriers_[slot].arrive_and_expect(kWhole ? 2 * kPiece : kPiece);
+    copy_bulk(to, from + offset_ + (which == 0 ? 0 : to_values), kPiece, barriers_[slot], policy_read_once());
+    if (kWhole) copy_bulk(to + kKeys, from + offset_ + to_values, kPiece, barriers_[slot], policy_read_once());
   }
 
   const CodeSinglesParams& p_;
+  const RowPart* parts_;
+  AskedItems& asked_;
   MemoryBarrier* barriers_;
-  AskedPages& asked_;
   uint8_t* slots_;
-  int number_ = -1, slot_ = 0;
+  int number_ = 0, offset_ = 0;  ///< of the lane's item: its page's number, or ~ of an exact page's; where in the page
+  int at_ = 0, n_ = 0;           ///< the item to ask for next; how many lanes have one
+  int slot_ = 0, n_begun_ = 0;   ///< n_begun_: slots that were asked for before any was released
   unsigned parity_ = 0;
+  bool is_old_ = true;  ///< this pass does not write the lane's item
 };
 
 }  // namespace firstlight::cuda

@@ -2,6 +2,7 @@
 // TurboQuant codes on a GPU: pages of the same bytes as the CPU's, and attention as the oracle has it over them.
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "firstlight/base/error.h"
 #include "firstlight/base/str.h"
@@ -12,6 +13,7 @@ namespace {
 
 using reference::BatchOnGpu;
 using reference::CodeBatch;
+using reference::kGpu;
 using reference::OnGpu;
 using reference::Sequence;
 
@@ -183,6 +185,18 @@ TEST_F(CodesCuda, PartsOfMorePagesThanSharedMemoryHoldsAreReadWhole) {
       reference::expect_same(attend(batch), out, "attention");
     }
   }
+}
+
+/// A block for itself: its warps have more pages of a part than they prepare at a time.
+TEST_F(CodesCuda, OneBlockReadsAllOfALongRow) {
+  const auto cpu_ops = cpu();
+  const auto ops = make_cuda_ops(kGpu, {.n_sharing = 1000});
+  Ops* const of_suite = std::exchange(ops_, ops.get());
+  ops_->begin({}, false);
+  CodeBatch batch({{1, 13'000}}, KvKind::tq4, 4, 1, 128, 1, *cpu_ops);
+  compare(batch, attend(batch));
+  ops_->end();
+  ops_ = of_suite;
 }
 
 /// Rows of exact pages alone, more of them than blocks: then a few more than a block knows at a time. They share pages.
