@@ -151,7 +151,16 @@ __device__ __forceinline__ void take_part(const CodeSinglesParams& p, const RowP
                                           const QueryPlace<kDim>& place,
                                           CodeRing<kDim, kKeyBits, kValueBits, kSets>& ring, Shared& shared) {
   constexpr int kWarps = CodeRing<kDim, kKeyBits, kValueBits, kSets>::kWarps;
+  // Asked for before the queries are waited for, and put down when all have left the last part.
+  constexpr int kSigns = tq::rounds(kDim) * (kDim / 64);
+  const int thread = static_cast<int>(threadIdx.x);
+  const tq::Signs& signs = p.codes.signs[2 * part.kv_head + 1];
+  unsigned long long signs_of_thread = 0;
+  if (thread < kSigns)
+    signs_of_thread =
+        __ldg(reinterpret_cast<const unsigned long long*>(&signs.bits[thread / (kDim / 64)][thread % (kDim / 64)]));
   take_queries<kDim, kWarps>(p, part, place, shared);
+  if (thread < kSigns) shared.signs[thread / (kDim / 64)][thread % (kDim / 64)] = signs_of_thread;
   float unit[kSets];
 #pragma unroll
   for (int set = 0; set < kSets; ++set) unit[set] = shared.units[kSetHeads * set + threadIdx.x % 4];
@@ -164,7 +173,7 @@ __device__ __forceinline__ void take_part(const CodeSinglesParams& p, const RowP
   CodePieces<kDim, kSets, kWarps> pieces;
   if (part.has_codes()) {
     join_codes<kDim, kValueBits>(part, n > 0, unit, sums, shared, pieces);
-    unrotate_pieces(p.codes.signs[2 * part.kv_head + 1], part.n_heads, shared, pieces);
+    unrotate_pieces(shared, pieces);
   }
   if (part.has_exact()) join_exact(part, exact, shared, pieces);
   pass_on(p, part, pieces, shared);

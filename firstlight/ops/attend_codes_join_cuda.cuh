@@ -23,6 +23,7 @@ struct CodeShared {
   AskedItems asked[kWarps];
   alignas(16) RowPart parts[kPartsKnown];  ///< of the block
   bool is_there[kPartsKnown];
+  uint64_t signs[tq::rounds(kDim)][kDim / 64];  ///< of the part's values
   union {
     struct {
       ExpandTables tables[4];            ///< the same
@@ -30,7 +31,6 @@ struct CodeShared {
       __nv_bfloat16 own[2][kDim];        ///< of the row itself, key and value, where nobody has stored them
     } start;                             ///< until sums are put down
     float sums[kWarps][kSetHeads][kDim];
-    float joined[kHeads][kDim];
     struct {
       float4 sums[kWarps][kDim / 4];
       float2 shares[kWarps][kDim / 4];
@@ -76,27 +76,29 @@ __device__ __forceinline__ void join_warps(int set, int n_heads, const Shared& s
   __syncthreads();
 }
 
-/// Pieces of sums over codes are rotated back, a warp a head. All threads call.
+/// Pieces of sums over codes are rotated back: those of a head lie in neighbouring lanes. All threads call.
 template <int kDim, int kSets, int kWarps, class Shared>
-__device__ __forceinline__ void unrotate_pieces(const tq::Signs& signs, int n_heads, Shared& shared,
-                                                CodePieces<kDim, kSets, kWarps>& pieces) {
-  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  const uint32_t flips = lane_signs<kDim>(signs);
-  pieces.each(n_heads,
-              [&](Running& piece, int g, int i) { *reinterpret_cast<float4*>(&shared.joined[g][i]) = piece.sums; });
-  __syncthreads();
-  for (int g = warp; g < n_heads; g += kWarps) {
-    float x[kDim / 32];
+__device__ __forceinline__ void unrotate_pieces(const Shared& shared, CodePieces<kDim, kSets, kWarps>& pieces) {
+  static_assert(kWarps * 32 % (kDim / 4) == 0);
+  const int lane = static_cast<int>(threadIdx.x) % 32, at = lane * 4 % kDim;
 #pragma unroll
-    for (int j = 0; j < kDim / 32; ++j) x[j] = shared.joined[g][32 * j + lane];
-    unrotate<kDim>(flips, x);
+  for (Running& piece : pieces.of) {
+    float4& x = piece.sums;
+#pragma unroll 1
+    for (int round = tq::rounds(kDim) - 1; round >= 0; --round) {
+      const float4 y = make_float4(x.x + x.y, x.x - x.y, x.z + x.w, x.z - x.w);
+      x = make_float4(y.x + y.z, y.y + y.w, y.x - y.z, y.y - y.w);
 #pragma unroll
-    for (int j = 0; j < kDim / 32; ++j) shared.joined[g][32 * j + lane] = x[j];
+      for (int h = kDim / 8; h >= 1; h /= 2) {
+        const float sign = lane & h ? -1.0f : 1.0f;
+        for (float* each : {&x.x, &x.y, &x.z, &x.w}) *each = fmaf(*each, sign, __shfl_xor_sync(kWholeWarp, *each, h));
+      }
+      const auto flips = static_cast<uint32_t>(shared.signs[round][at / 64] >> (at % 64));
+      const auto flipped = [&](float each, int j) { return __uint_as_float(__float_as_uint(each) ^ flips >> j << 31); };
+      x = make_float4(flipped(x.x, 0), flipped(x.y, 1), flipped(x.z, 2), flipped(x.w, 3));
+    }
+    x = scaled_sum(float4{}, tq::rotation_scale(kDim), x);
   }
-  __syncthreads();
-  pieces.each(n_heads,
-              [&](Running& piece, int g, int i) { piece.sums = *reinterpret_cast<float4*>(&shared.joined[g][i]); });
-  __syncthreads();
 }
 
 }  // namespace firstlight::cuda
