@@ -140,6 +140,9 @@ void bench_loads(Benched& bench) {
   const std::vector<std::string>& states = bench.options.states;
   if (std::find(states.begin(), states.end(), "warm") != states.end()) add_warm_series(bench);
   if (bench.has_cold && std::find(states.begin(), states.end(), "cold") != states.end()) add_cold_series(bench);
+  const auto is_floor = [](const BenchSeries& series) { return series.is_floor; };
+  if (std::all_of(bench.report.loads.begin(), bench.report.loads.end(), is_floor))
+    throw Error(ErrorKind::unsupported, "no load is left to measure. " + bench.report.note);
   measure_in_turn(bench.report.loads, bench.options.n, bench.context.stop);
 }
 
@@ -234,6 +237,9 @@ int run_bench_load(Context& context, const BenchLoadOptions& given) {
   if (options.device != "cpu") {
     if (options.sweep_threads.empty()) options.sweep_threads = {8, 12, 16};
     return print_report(bench_load_gpu(context, options), options.json);
+  }
+  if (options.peers && std::find(options.states.begin(), options.states.end(), "warm") == options.states.end()) {
+    throw Error(ErrorKind::bad_input, "--peers: other loaders read from a warm page cache, which --states leaves out");
   }
   const Manifest manifest = read_manifest(options.model);
   Benched bench{options, context, manifest, {}, nullptr, nullptr};

@@ -237,7 +237,7 @@ Session::Session(Context& context, const SessionOptions& options, bool with_text
   extra_bytes_ =
       static_cast<uint64_t>(options.logit_rows - 1) * static_cast<uint64_t>(config.vocab_size) * sizeof(float);
   // What a GPU's arithmetic keeps for itself: cuBLASLt's workspace, logits of 64 rows and those that ranks draw from,
-  // inputs rounded to bf16. Inboxes of ranks that exchange sums.
+  // inputs rounded to bf16, keys and values that are yet to become codes. Inboxes of ranks that exchange sums.
   if (device_.kind == Device::Kind::cuda)
     extra_bytes_ += (uint64_t{256} << 20) * static_cast<uint64_t>(tp_);
   else if (processes != nullptr)

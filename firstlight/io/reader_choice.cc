@@ -155,7 +155,10 @@ ReaderChoice ReaderChooser::choose_cold(std::span<const std::shared_ptr<const Fi
         str("measured on ", where, " on ", date(before->unix_s), " ('", memory.native(), "')", about_uring);
     ReaderSpeeds& speeds = before->speeds;
     if (!direct) speeds.cufile = kNotMeasured;
-    if (!candidates.io_uring) speeds.io_uring = kNotMeasured;
+    if (!candidates.io_uring) {
+      if (speeds.uring_is_faster()) speeds.deep = speeds.latency_s = 0;  // these were its own
+      speeds.io_uring = kNotMeasured;
+    }
     if (!candidates.pread_direct) speeds.pread_direct = kNotMeasured;
     const ReaderChoice choice = decide(speeds, cached, found, basis);
     if (choice.kind != ReaderKind::cufile) return choice;

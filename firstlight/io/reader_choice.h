@@ -48,9 +48,9 @@ struct ReaderChooser {
   /// their file system, now or before: pread through the page cache, pread past it, io_uring. Not measured, because
   /// there are too few bytes (below 1.5 GiB): past it if more than two thirds are cold, by io_uring where there is one;
   /// because there was no answer: pread. cufile is taken only where its speed was measured, and only if its driver
-  /// opens now. Takes 0.1 ms without a probe, 0.1 s with one on a disk of 2 GB/s, at most 0.7, and with `direct` as
-  /// long as the device's start and the driver's take. `why` says what each candidate gave and why there are no others.
-  /// Throws Interrupted.
+  /// opens now. Takes 0.1 ms without a probe, 0.1 s with one on a disk of 2 GB/s, at most 0.7 (1.1 behind a
+  /// network), and with `direct` 0.2 more and as long as the device's start and the driver's take. `why` says what each
+  /// candidate gave and why there are no others. Throws Interrupted.
   ReaderChoice choose(std::span<const std::shared_ptr<const File>> files) const;
 
  private:

@@ -175,6 +175,9 @@ TEST_F(ReaderChoiceTest, BehindANetworkLittlesLawSaysHowManyReadsAreUnderWay) {
     EXPECT_THAT(choice.why, HasSubstr("32 reads under way 50.0 GB/s"));
     EXPECT_THAT(choice.why, HasSubstr("a read takes 3.50 ms: 84 under way"));
   }
+  why_no_uring_ = "not now";  // what was measured with it says nothing of pread
+  EXPECT_THAT(choose().why, Not(HasSubstr("under way")));
+  EXPECT_EQ(n_measured_, 2);
 }
 
 int64_t n_threads_now() { return std::distance(fs::directory_iterator("/proc/self/task"), fs::directory_iterator()); }

@@ -14,6 +14,7 @@
 #include <map>
 #include <sstream>
 #include <system_error>
+#include <thread>
 
 #include "firstlight/base/error.h"
 #include "firstlight/base/str.h"
@@ -55,6 +56,9 @@ std::vector<Extent> cold_extents(std::span<const std::shared_ptr<const File>> fi
   return found;
 }
 
+/// Until pread's threads, which start one another, are there: as in a load, whose first bytes they wait for.
+constexpr std::chrono::milliseconds kThreadsStart{2};
+
 /// Bytes that came within the time, and the seconds they took.
 struct Turn {
   uint64_t bytes = 0;
@@ -80,8 +84,9 @@ Turn read_once(Reader& reader, const Extent& extent, uint64_t size, const Buffer
 /// A reader each turn: what one has given up at its deadline is nobody else's burden.
 Turn take_turn(ReaderKind kind, const ReaderCandidates& candidates, const Extent& extent, const Buffer& into) {
   if (kind != ReaderKind::cufile) {
-    return read_once(*make_reader({.kind = kind, .why = "measured", .cold = true}, candidates.n_threads), extent,
-                     kTurnBytes, into, kind == ReaderKind::io_uring ? kPieceBytes : kPreadBytes);
+    const auto reader = make_reader({.kind = kind, .why = "measured", .cold = true}, candidates.n_threads);
+    std::this_thread::sleep_for(kThreadsStart);
+    return read_once(*reader, extent, kTurnBytes, into, kind == ReaderKind::io_uring ? kPieceBytes : kPreadBytes);
   }
   const std::unique_ptr<DeviceReader> reader = candidates.direct->make();
   reader->wait_until_ready();

@@ -107,6 +107,8 @@ TEST(Runner, ADrawingPassDrawsFromTheLogitsOfAnOrdinaryOne) {
     }
     EXPECT_GT(all.size(), 5u);
     EXPECT_THROW(fixture.runner->forward_drawn(batch, {}, *std::make_unique<std::vector<int>>()), Error);
+    const std::vector<SequenceChunk> twice{batch[0], batch[1], {others, 30, &pages, 1}};
+    EXPECT_THROW(fixture.runner->forward(twice, logits), Error) << "one row would read what another has yet to store";
   }
 }
 

@@ -43,6 +43,7 @@ class ProcessRankRunner {
     try {
       batch.logits = {};
       rank_.forward(batch, {.draws = draws, .drawn = drawn});
+      comm_.barrier();  // a rank that failed behind its last sum is heard of in this pass
     } catch (...) {
       fail();
     }

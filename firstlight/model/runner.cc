@@ -93,18 +93,24 @@ class LlamaRunner final : public Runner {
     batch_.ids.clear();
     batch_.spans.clear();
     batch_.wanted.clear();
+    tables_.clear();
     int64_t n_wanted = 0;
     for (const SequenceChunk& chunk : chunks) {
       check_chunk(chunk, config_, pool_.n_pages());
       if (chunk.tokens.empty()) continue;
       const auto begin = static_cast<int64_t>(batch_.ids.size()), n = static_cast<int64_t>(chunk.tokens.size());
       batch_.ids.insert(batch_.ids.end(), chunk.tokens.begin(), chunk.tokens.end());
+      tables_.push_back(chunk.pages);
       const AttentionSpan span{begin, n, chunk.position, chunk.pages->pages().data(), hold_exact(chunk)};
       batch_.spans.push_back(span);
       if (chunk.n_logits == 0) continue;
       const int64_t skipped = n - chunk.n_logits;
       batch_.wanted.push_back({begin + skipped, chunk.n_logits, chunk.position + skipped, span.pages, span.exact});
       n_wanted += chunk.n_logits;
+    }
+    std::sort(tables_.begin(), tables_.end());
+    if (std::adjacent_find(tables_.begin(), tables_.end()) != tables_.end()) {
+      throw Error(ErrorKind::bug, "two chunks of one sequence in a batch");
     }
     if (static_cast<int64_t>(batch_.ids.size()) > max_batch_tokens_) {
       throw Error(ErrorKind::bug,
@@ -126,6 +132,7 @@ class LlamaRunner final : public Runner {
   PagePool pool_, exact_pool_;
   const bool compressed_;
   Batch batch_;
+  std::vector<const PageTable*> tables_;  // of its chunks
   const std::unique_ptr<RankCrew> crew_;
 };
 

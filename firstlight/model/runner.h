@@ -20,7 +20,7 @@ namespace firstlight {
 class ProcessComm;
 enum class SumsBy : int;
 
-/// Some consecutive tokens of one sequence.
+/// Some consecutive tokens of one sequence, of which a batch has no others.
 struct SequenceChunk {
   std::span<const int> tokens;  ///< at positions [position, position + tokens.size())
   int64_t position = 0;         ///< tokens already in the KV pages
@@ -59,8 +59,8 @@ class Runner {
   /// The same pass, but of each wanted row the likeliest token alone, the lowest id among equals: all that greedy
   /// sampling needs, and all that a GPU then has to send.
   virtual void forward_greedy(std::span<const SequenceChunk> batch, std::vector<Likeliest>& likeliest);
-  /// The same pass, but of each wanted row what its draw says (−1: not a row to draw from). A single rank draws on its
-  /// device; ranks of a cut vocabulary bring the logits together on the host.
+  /// The same pass, but of each wanted row what its draw says (−1: not a row to draw from). GPUs draw
+  /// themselves, also where each has a part of the vocabulary; of several ranks on the CPU the caller's thread does.
   virtual void forward_drawn(std::span<const SequenceChunk> batch, std::span<const Draw> draws, std::vector<int>& ids);
   /// Adds up what an f32 cache on the CPU holds of a sequence's tokens [begin, end), which have been computed: sums
   /// [n_layers][k, v][n_kv_heads][head_dim] of keys as rotated and of values. Error{unsupported} for any other cache.

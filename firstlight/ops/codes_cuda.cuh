@@ -39,6 +39,7 @@ void rope_and_store_codes(const StoreCodesParams& params, cudaStream_t stream);
 
 /// Layers whose own tokens become codes in one launch.
 inline constexpr int kOwnLayers = 32;
+inline constexpr int64_t kOwnFloats = 4 << 20;  ///< and the most memory for them, 16.8 MB, but of a layer at least
 /// Rows, each its sequence's only one, whose keys and values attention has stored exactly, in several layers of one
 /// shape. Nobody reads their codes before the next pass.
 struct StoreOwnsParams {
@@ -46,12 +47,13 @@ struct StoreOwnsParams {
     std::byte* data = nullptr;
     const turboquant::Signs* signs = nullptr;  ///< on the GPU
   } layers[kOwnLayers];
+  int most_layers = 0;  ///< that `own` has room for
   int n_layers = 0, n_rows = 0, n_kv_heads = 0;
   uint64_t page_stride = 0;
   turboquant::PageShape shape{};
   const RowOnDevice* rows = nullptr;
   const int32_t* pages = nullptr;
-  const float* own = nullptr;  ///< [kOwnLayers][layer_floats]: [n_rows, k and v, n_kv_heads, head_dim]
+  const float* own = nullptr;  ///< [most_layers][layer_floats]: [n_rows, k and v, n_kv_heads, head_dim]
   int64_t layer_floats = 0;
   unsigned long long* fault = nullptr;  ///< as in StoreCodesParams
   uint32_t* fault_seen = nullptr;

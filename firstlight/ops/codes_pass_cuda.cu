@@ -68,15 +68,19 @@ void CodesOfPass::require_finite(cudaStream_t stream) {
 
 bool CodesOfPass::provide_for_owns(const AttendParams& attend, const RowSet& set, cudaStream_t stream) {
   const KvLayer& kv = attend.kv;
-  const bool fits = owns_.n_layers < kOwnLayers && owns_.page_stride == kv.page_stride && owns_.rows == set.rows &&
-                    owns_.n_rows == set.n_rows && owns_.n_kv_heads == kv.n_kv_heads && owns_.shape == page_shape(kv);
+  const bool fits = owns_.n_layers < owns_.most_layers && owns_.page_stride == kv.page_stride &&
+                    owns_.rows == set.rows && owns_.n_rows == set.n_rows && owns_.n_kv_heads == kv.n_kv_heads &&
+                    owns_.shape == page_shape(kv);
   if (fits && owns_.n_layers > 0) return false;
   store_owns(stream);
   const auto rows = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(set.n_rows)));
   const int64_t floats = rows * 2 * kv.n_kv_heads * kv.head_dim;
-  const bool moved = own_memory_.reserve(static_cast<uint64_t>(kOwnLayers * floats) * sizeof(float), stream);
+  // 32 layers of 8B's shapes are 16.8 MB at 64 rows; more rows have fewer layers a launch.
+  const auto layers = static_cast<int>(std::clamp<int64_t>(kOwnFloats / floats, 1, kOwnLayers));
+  const bool moved = own_memory_.reserve(static_cast<uint64_t>(layers * floats) * sizeof(float), stream);
   const auto [first, seen] = fault_place(kv.kind, stream);
   owns_ = {.layers = {},
+           .most_layers = layers,
            .n_rows = set.n_rows,
            .n_kv_heads = kv.n_kv_heads,
            .page_stride = kv.page_stride,

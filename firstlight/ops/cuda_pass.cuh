@@ -57,7 +57,7 @@ class PassTables {
   const RowSet& all() const { return sets_[0]; }
   const RowSet& wanted() const { return sets_[1]; }
   /// Single rows alone, all of them wanted: the two sets are one on the device, so that what was worked out for one
-  /// (how rows are cut, their queries) is known of the other.
+  /// (how rows are cut) is known of the other.
   bool wants_all() const { return sets_[0].n_rows > 0 && sets_[1].rows == sets_[0].rows; }
 
  private:
