@@ -259,7 +259,7 @@ bool UringReader::turn(Worker& worker, std::unique_lock<std::mutex>& lock) {
     } else if (worker.memory_version != memory_version_ && worker.n_live + worker.n_lost == 0) {
       take_memory(worker, lock);
     } else if (!queue_.empty() && worker.n_live + worker.n_lost < worker.places.size() &&
-               worker.ended.size() < worker.places.size()) {
+               worker.ended.size() <= worker.places.size()) {
       ReadItems next = take_first(queue_);
       lock.unlock();
       begin(worker, std::move(next));
