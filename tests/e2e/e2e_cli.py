@@ -462,7 +462,7 @@ def bench_load(suite):
     few = suite.run("bench", "load", out, "-n", 1, "--no-sweep", "--states", "cold", "--readers", "pread", "--verify", "full", "--json").json()
     assert {(load["state"], load["what"], load["verify"]) for load in few["loads"] if not load["is_floor"]} <= {
         ("cold", "load by pread with O_DIRECT", "full")}, few["loads"]
-    assert "--states" in suite.run("bench", "load", out, "--states", "cold", "--peers", code=2).stderr
+    assert "--states" in suite.run("bench", "load", out, "--states", "cold", "--peers", code=2).err
     suite.run("bench", "load", out, "--states", "hot", code=2), suite.run("bench", "load", out, "--readers", "cufile", code=2)
     suite.run("bench", "load", out, "--tp", 64, code=3), suite.run("bench", "load", out, "--pieces", "1000", code=2)
     report.write_text(json.dumps(got))
