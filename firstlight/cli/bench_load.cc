@@ -12,6 +12,7 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <sstream>
+#include <utility>
 
 #include "firstlight/base/error.h"
 #include "firstlight/base/str.h"
@@ -77,17 +78,28 @@ std::string floor_name(std::string_view call, int threads) {
   return str("floor: ", call, " into new memory, ", threads, threads == 1 ? " thread" : " threads");
 }
 
+bool measures(const BenchLoadOptions& options, std::string_view state) {
+  return std::find(options.states.begin(), options.states.end(), state) != options.states.end();
+}
+
+/// run() with the files in that state, and memory as new as a load's.
+std::function<double()> in_state(ReadBench& whole, bool is_cold, std::function<double()> run) {
+  return [&whole, is_cold, run = std::move(run)] {
+    if (is_cold) {
+      whole.make_cold();
+    } else {
+      whole.make_warm();
+    }
+    whole.stir_memory();
+    return run();
+  };
+}
+
 /// Whole loads and their floors, which read as a load does: pieces of the same size into memory that is as new.
 void add_warm_series(Benched& bench) {
   BenchLoadReport& report = bench.report;
   ReadBench& whole = *bench.whole;
-  const auto warm = [&whole](const std::function<double()>& run) {
-    return [&whole, run] {
-      whole.make_warm();
-      whole.stir_memory();
-      return run();
-    };
-  };
+  const auto warm = [&whole](std::function<double()> run) { return in_state(whole, false, std::move(run)); };
   for (const int threads : floor_threads(report.threads)) {
     const ReadPattern floor{.threads = threads};
     report.loads.push_back({floor_name("pread(2)", threads), "warm", "", true, whole.bytes(),
@@ -110,13 +122,7 @@ void add_warm_series(Benched& bench) {
 void add_cold_series(Benched& bench) {
   BenchLoadReport& report = bench.report;
   ReadBench& whole = *bench.whole;
-  const auto cold = [&whole](const std::function<double()>& run) {
-    return [&whole, run] {
-      whole.make_cold();
-      whole.stir_memory();
-      return run();
-    };
-  };
+  const auto cold = [&whole](std::function<double()> run) { return in_state(whole, true, std::move(run)); };
   for (const int threads : {8, 16, 32}) {  // a thread for each request under way
     const ReadPattern floor{.in_flight = threads};
     report.loads.push_back({floor_name("pread(2) with O_DIRECT", threads), "cold", "", true, whole.bytes(),
@@ -137,9 +143,8 @@ void add_cold_series(Benched& bench) {
 }
 
 void bench_loads(Benched& bench) {
-  const std::vector<std::string>& states = bench.options.states;
-  if (std::find(states.begin(), states.end(), "warm") != states.end()) add_warm_series(bench);
-  if (bench.has_cold && std::find(states.begin(), states.end(), "cold") != states.end()) add_cold_series(bench);
+  if (measures(bench.options, "warm")) add_warm_series(bench);
+  if (bench.has_cold && measures(bench.options, "cold")) add_cold_series(bench);
   const auto is_floor = [](const BenchSeries& series) { return series.is_floor; };
   if (std::all_of(bench.report.loads.begin(), bench.report.loads.end(), is_floor))
     throw Error(ErrorKind::unsupported, "no load is left to measure. " + bench.report.note);
@@ -238,7 +243,7 @@ int run_bench_load(Context& context, const BenchLoadOptions& given) {
     if (options.sweep_threads.empty()) options.sweep_threads = {8, 12, 16};
     return print_report(bench_load_gpu(context, options), options.json);
   }
-  if (options.peers && std::find(options.states.begin(), options.states.end(), "warm") == options.states.end()) {
+  if (options.peers && !measures(options, "warm")) {
     throw Error(ErrorKind::bad_input, "--peers: other loaders read from a warm page cache, which --states leaves out");
   }
   const Manifest manifest = read_manifest(options.model);
