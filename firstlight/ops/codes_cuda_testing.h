@@ -5,6 +5,7 @@
 #include <memory>
 #include <vector>
 
+#include "firstlight/base/error.h"
 #include "firstlight/ops/codes_testing.h"
 #include "firstlight/ops/test_cuda.h"
 
@@ -25,6 +26,19 @@ struct BatchOnGpu {
 
 class CodesOnGpu : public WithGpu {
  protected:
+  /// Ends the pass: well, or, with `where`, by an error for what cannot become codes that names it.
+  void expect_end(const std::string& where) {
+    try {
+      ops_->end();
+      EXPECT_EQ(where, "");
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), ErrorKind::bad_input);
+      EXPECT_NE(where, "");
+      EXPECT_NE(std::string(error.what()).find(where), std::string::npos) << error.what();
+    }
+    ops_->begin({}, false);
+  }
+
   std::unique_ptr<Ops> cpu() { return make_cpu_ops(pool_, CpuLevel::baseline); }
 
   std::vector<float> attend(CodeBatch& batch) {

@@ -114,8 +114,7 @@ bool CudaOps::begin(const PassRows& rows, bool weights_ready) {
                         : rows.logits.data        ? Result::logits
                                                   : Result::none;
   const bool alike = options_.graphs && weights_ready && result != Result::none && all.n_rows > 0 &&
-                     all.n_single == all.n_rows && all.n_spans == static_cast<size_t>(all.n_rows) && all.in_place &&
-                     all.alone && pass_.wants_all();
+                     all.n_single == all.n_rows && all.alone && all.in_place && pass_.wants_all();
   if (!alike) {
     agree(rows, 0);
     return false;

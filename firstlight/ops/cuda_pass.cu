@@ -55,12 +55,10 @@ void PassTables::list(std::span<const AttentionSpan> spans, int which) {
   RowOnDevice* singles = reinterpret_cast<RowOnDevice*>(host_.as<std::byte>() + singles_at);
   TileOnDevice* tiles = reinterpret_cast<TileOnDevice*>(host_.as<std::byte>() + tiles_at);
   set.in_place = true;
-  std::vector<const int32_t*> sequences;
   for (const AttentionSpan& span : spans) {
     const auto known = std::find_if(known_pages_.begin(), known_pages_.end(),
                                     [&](const auto& each) { return each.first == span.pages; });
     const int32_t pages = known->second;
-    sequences.push_back(span.pages);
     for (int64_t i = 0; i < span.n_rows; ++i) {
       const RowOnDevice row{static_cast<int32_t>(span.row_begin + i), static_cast<int32_t>(span.position + i), pages,
                             set.n_rows};
@@ -77,9 +75,7 @@ void PassTables::list(std::span<const AttentionSpan> spans, int which) {
                               static_cast<int32_t>(span.position + i), pages};
     }
   }
-  std::sort(sequences.begin(), sequences.end());
-  set.alone = static_cast<size_t>(set.n_rows) == spans.size() &&
-              std::adjacent_find(sequences.begin(), sequences.end()) == sequences.end();
+  set.alone = static_cast<size_t>(set.n_rows) == spans.size() && known_pages_.size() == sets_[0].n_spans;
   std::stable_sort(tiles, tiles + set.n_tiles,
                    [](const TileOnDevice& a, const TileOnDevice& b) { return a.position > b.position; });
   set.rows = reinterpret_cast<const RowOnDevice*>(device_.as<std::byte>() + rows_at);

@@ -31,6 +31,10 @@ inline constexpr int64_t kTiledRows = 8;
 inline constexpr int64_t kTileRows = 64;
 
 /// One set of spans (all of the pass, or the wanted ones).
+/// Rows whose logits are computed at once: 33 MB of a vocabulary of 128,256. As many whatever is made of them, so that
+/// a product's bits do not depend on that.
+inline constexpr int64_t kLogitRows = 64;
+
 struct RowSet {
   const AttentionSpan* spans = nullptr;  ///< the caller's: how the set is told from others
   size_t n_spans = 0;

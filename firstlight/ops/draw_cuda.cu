@@ -205,7 +205,6 @@ bool DrawTables::send(std::span<const Draw> draws, cudaStream_t stream) {
 
 void CudaOps::draw(Matrix<const float> x, const Weight& w, std::span<const Draw> draws, std::span<int> out,
                    const LogitsOfRanks* ranks) {
-  constexpr int64_t kRowsAtOnce = 64;  // 33 MB of logits of a vocabulary of 128,256; as logits(), so the same bits
   if (static_cast<int64_t>(out.size()) != x.rows || draws.size() != out.size() ||
       draw_tables_.n_draws() != out.size()) {
     throw Error(ErrorKind::bug, str(draws.size(), " draws, ", draw_tables_.n_draws(), " of them the pass's, from ",
@@ -213,15 +212,15 @@ void CudaOps::draw(Matrix<const float> x, const Weight& w, std::span<const Draw>
   }
   if (x.rows == 0) return;
   store_owns();
-  reserve(logits_, std::min(x.rows, kRowsAtOnce) * w.rows * 4);
+  reserve(logits_, std::min(x.rows, cuda::kLogitRows) * w.rows * 4);
   reserve(picks_, static_cast<int64_t>(out.size_bytes()));
   if (pick_staging_.reserve(out.size_bytes(), stream_)) forget_recordings();
   const auto draw_rows = [&](Matrix<float> logits, int64_t row) {
     cuda::draw_rows(logits.data, static_cast<int>(logits.cols), static_cast<int>(logits.rows),
                     draw_tables_.draws() + row, draw_tables_.history(), picks_.as<int>() + row, stream_);
   };
-  for (int64_t row = 0; row < x.rows; row += kRowsAtOnce) {
-    const int64_t n = std::min(kRowsAtOnce, x.rows - row);
+  for (int64_t row = 0; row < x.rows; row += cuda::kLogitRows) {
+    const int64_t n = std::min(cuda::kLogitRows, x.rows - row);
     const Matrix<float> logits{logits_.as<float>(), n, w.rows, w.rows};
     if (w.rows > 0) matmul({x.data + row * x.stride, n, x.cols, x.stride}, w, nullptr, logits);
     close_program();

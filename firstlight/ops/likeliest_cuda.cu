@@ -12,8 +12,7 @@ namespace firstlight {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kParts = 64;           // blocks a row: 2,004 of 128,256 logits each
-constexpr int64_t kRowsAtOnce = 64;  // 33 MB of such logits
+constexpr int kParts = 64;  // blocks a row: 2,004 of 128,256 logits each
 
 /// Not a number beats all, so that it is seen at the end.
 __device__ __forceinline__ bool beats(const Likeliest& a, const Likeliest& b) {
@@ -66,12 +65,12 @@ void CudaOps::likeliest(Matrix<const float> x, const Weight& w, int first_id, st
   }
   if (x.rows == 0) return;
   store_owns();
-  reserve(logits_, std::min(x.rows, kRowsAtOnce) * w.rows * 4);
-  reserve(picks_, (x.rows + kRowsAtOnce * kParts) * static_cast<int64_t>(sizeof(Likeliest)));
+  reserve(logits_, std::min(x.rows, cuda::kLogitRows) * w.rows * 4);
+  reserve(picks_, (x.rows + cuda::kLogitRows * kParts) * static_cast<int64_t>(sizeof(Likeliest)));
   if (pick_staging_.reserve(out.size_bytes(), stream_)) forget_recordings();
   Likeliest *picks = picks_.as<Likeliest>(), *parts = picks + x.rows;
-  for (int64_t row = 0; row < x.rows; row += kRowsAtOnce) {
-    const int64_t n = std::min(kRowsAtOnce, x.rows - row);
+  for (int64_t row = 0; row < x.rows; row += cuda::kLogitRows) {
+    const int64_t n = std::min(cuda::kLogitRows, x.rows - row);
     const Matrix<float> logits{logits_.as<float>(), n, w.rows, w.rows};
     if (w.rows > 0) matmul({x.data + row * x.stride, n, x.cols, x.stride}, w, nullptr, logits);
     close_program();

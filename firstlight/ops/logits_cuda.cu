@@ -6,24 +6,18 @@
 
 namespace firstlight {
 
-namespace {
-
-constexpr int64_t kRowsAtOnce = 64;  // 33 MB of a vocabulary of 128,256
-
-}  // namespace
-
 void CudaOps::logits(Matrix<const float> x, const Weight& w, Matrix<float> out) {
   if (x.rows == 0 || w.rows == 0) return;
   store_owns();
-  const int64_t rows_at_once = std::min(x.rows, kRowsAtOnce), floats = rows_at_once * w.rows;
+  const int64_t rows_at_once = std::min(x.rows, cuda::kLogitRows), floats = rows_at_once * w.rows;
   reserve(logits_, floats * 4);
-  const bool staged = x.rows <= kRowsAtOnce;
+  const bool staged = x.rows <= cuda::kLogitRows;
   if (staged) {
     if (!deliveries_.empty() && state_ == State::plain) deliver();  // staging may be about to move
     if (staging_.reserve(static_cast<uint64_t>(staged_floats_ + floats) * 4, stream_)) forget_recordings();
   }
-  for (int64_t row = 0; row < x.rows; row += kRowsAtOnce) {
-    const int64_t n = std::min(kRowsAtOnce, x.rows - row);
+  for (int64_t row = 0; row < x.rows; row += cuda::kLogitRows) {
+    const int64_t n = std::min(cuda::kLogitRows, x.rows - row);
     const Matrix<float> part{logits_.as<float>(), n, w.rows, w.rows};
     matmul({x.data + row * x.stride, n, x.cols, x.stride}, w, nullptr, part);
     close_program();
