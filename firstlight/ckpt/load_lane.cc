@@ -29,8 +29,7 @@ void start(Device device, Timeline* timeline) {
 void fill(LoadLane& lane, const LoadOptions& options, int n_threads, int n_lanes) {
   const bool is_staged = lane.device.kind != Device::Kind::cpu || options.make_staging;
   // One more thread waits for copies, another for hashes. Nine cores read what a link takes (6.2 GB/s each). Two GPUs
-  // and 32 cores, verified, ring made in the time / kept: 14 each 90.0 / 91.9 % of the floor, 13 90.8 / 93.1, 12 91.4 /
-  // 92.4.
+  // and 32 cores, verified: 14 each 90.0 % of the floor, 13 90.8, 12 91.4.
   const int most_readers = n_lanes > 1 ? 13 : 14;
   if (is_staged && options.n_threads == 0) n_threads = std::clamp(n_threads - 2, 1, most_readers);
   lane.reader = options.make_reader ? options.make_reader(n_threads) : std::make_unique<PreadReader>(n_threads);

@@ -56,7 +56,7 @@ std::vector<Extent> cold_extents(std::span<const std::shared_ptr<const File>> fi
   return found;
 }
 
-/// Until pread's threads, which start one another, are there: as in a load, whose first bytes they wait for.
+/// Until pread's threads, which start one another, are there: a turn takes 6 to 8 ms, and a load has them once.
 constexpr std::chrono::milliseconds kThreadsStart{2};
 
 /// Bytes that came within the time, and the seconds they took.

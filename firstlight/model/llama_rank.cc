@@ -123,7 +123,6 @@ LlamaRank::LlamaRank(const ModelConfig& config, RankWeights& weights, const Runn
                        static_cast<uint64_t>(options.n_exact_pages) * shape_.page_bytes(KvKind::bf16))),
       signs_(signs_of_rank(config, weights, options.kv)),
       means_(means_of_rank(weights.arena.device(), shape_, first_kv_head_, options.means.get())),
-      max_batch_tokens_(options.max_batch_tokens),
       vocab_size_(config.vocab_size),
       scratch_(weights.arena.device(), shape_.scratch_bytes(options.max_batch_tokens) +
                                            drawn_bytes(weights.tp, weights.arena.device(), config.vocab_size)) {}
@@ -212,7 +211,8 @@ void LlamaRank::draw(const Activations& a, const Picks& picks) {
   if (comm_.size() == 1) {
     return ops_->draw(constant(a.normed), weights_.lm_head(), picks.draws, picks.drawn, nullptr);
   }
-  std::byte* const behind = scratch_.data() + shape_.scratch_bytes(max_batch_tokens_);
+  std::byte* const behind =
+      scratch_.data() + scratch_.size() - drawn_bytes(comm_.size(), scratch_.device(), vocab_size_);
   const LogitsOfRanks ranks{weights_.vocab_begin(),
                             {reinterpret_cast<float*>(behind), kDrawnAtOnce, vocab_size_, vocab_size_},
                             [this](Matrix<float> whole) { comm_.all_reduce_sum(flat(whole), stream_); }};

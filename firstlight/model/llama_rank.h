@@ -102,7 +102,7 @@ class LlamaRank {
   Buffer exact_;  ///< beside codes: [exact page][layer][k, v][n_kv_heads][64][head_dim] bf16
   std::vector<turboquant::Signs> signs_;  ///< of codes: [layer][n_kv_heads][key, value]
   Buffer means_;                          ///< of centred codes: f32 [layer][k, v][n_kv_heads][head_dim]; else empty
-  const int64_t max_batch_tokens_, vocab_size_;
+  const int64_t vocab_size_;
   Buffer scratch_;  ///< activations; behind them, of several ranks on GPUs, rows of logits of the whole vocabulary
 };
 

@@ -53,9 +53,8 @@ class ProcessRankRunner {
   const std::vector<std::byte>& run(PassKind kind, Batch& batch, int64_t n_wanted) {
     if (kind == PassKind::drawn) {  // what rank 0 draws counts, the others only bring their logits
       const auto n = static_cast<size_t>(n_wanted);
-      draws_.assign(n, {});
-      drawn_.assign(n, -1);
-      draw(batch, draws_, drawn_);
+      std::vector<int> drawn(n);
+      draw(batch, std::vector<Draw>(n), drawn);
       return all_;
     }
     try {
@@ -105,8 +104,6 @@ class ProcessRankRunner {
   LlamaRank rank_;
   std::vector<float> slice_;  // [wanted rows, vocab_rows]: this rank's columns of the logits, padding included
   std::vector<Likeliest> picks_;
-  std::vector<Draw> draws_;
-  std::vector<int> drawn_;
   std::vector<std::byte> all_;
 };
 

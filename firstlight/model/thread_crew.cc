@@ -31,7 +31,6 @@ class ThreadCrew final : public RankCrew {
     });
     picks_.resize(weights.size());
     drawn_.resize(weights.size());
-    draws_ = tp == 1 || !on_cpu;
   }
 
   void run(Batch& batch, const PassResult& result) override {
@@ -67,7 +66,7 @@ class ThreadCrew final : public RankCrew {
       if (r * n_kv_heads_ % tp == 0) ranks_[static_cast<size_t>(r)]->sum_keys_and_values(pages, begin, end, sums);
     }
   }
-  bool draws() const override { return draws_; }
+  bool draws() const override { return ranks_.size() == 1 || ranks_[0]->pages().device.kind != Device::Kind::cpu; }
   std::string_view ops_name() const override { return ranks_[0]->ops_name(); }
   std::string_view comm_path() const override { return comms_[0]->path(); }
 
@@ -87,8 +86,7 @@ class ThreadCrew final : public RankCrew {
   std::vector<std::unique_ptr<LlamaRank>> ranks_;
   std::vector<std::vector<Likeliest>> picks_;  // of each rank, in a greedy pass
   std::vector<std::vector<int>> drawn_;        // of each rank, in one that draws: all the same
-  bool draws_ = false;
-  ThreadPool crew_;  // one thread a rank, rank 0 on the caller's
+  ThreadPool crew_;                            // one thread a rank, rank 0 on the caller's
 };
 
 }  // namespace
