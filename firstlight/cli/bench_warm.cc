@@ -22,6 +22,7 @@ WarmStart start_once(const Context& outer, const SessionOptions& options, const 
   const ModelText& text = session.text();
   EngineOptions engine_options;
   engine_options.max_context = session.max_context();
+  engine_options.prefill_alone = session.pass_tokens();
   Engine engine(session.runner(), text.tokenizer.get(), engine_options);
   GenerateOptions generation;
   generation.max_new_tokens = 1;

@@ -180,6 +180,7 @@ int chat(Context& context, const ChatOptions& options) {
   if (text.chat == nullptr) throw Error(ErrorKind::unsupported, "chat: the model has no chat template; use run --raw");
   EngineOptions engine_options;
   engine_options.max_context = session.max_context();
+  engine_options.prefill_alone = session.pass_tokens();
   engine_options.stop_ids = text.stop_ids;
   engine_options.share_prefixes = true;  // a turn's prompt begins with the one before
   Chat chat(context, options, session, engine_options);

@@ -126,6 +126,7 @@ int run(Context& context, const RunOptions& options) {
   ModelText& text = session.text();
   EngineOptions engine_options;
   engine_options.max_context = session.max_context();
+  engine_options.prefill_alone = session.pass_tokens();
   engine_options.stop_ids = text.stop_ids;
   Engine engine(session.runner(), text.tokenizer.get(), engine_options);
   Request request =

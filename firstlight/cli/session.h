@@ -81,6 +81,8 @@ class Session {
   void follow();
   /// Tokens a sequence may have, and why it is not the model's own maximum ("" if it is).
   int64_t max_context() const { return max_context_; }
+  /// Tokens of a prompt that one pass takes where nothing decodes beside them: EngineOptions::prefill_alone.
+  int pass_tokens() const { return runner_options_.max_batch_tokens; }
   int tp() const { return tp_; }
   /// Null unless MODEL is a rank checkpoint.
   const Manifest* manifest() const { return manifest_ ? &*manifest_ : nullptr; }
@@ -97,6 +99,7 @@ class Session {
 
  private:
   void read_means(const ModelConfig& config, const std::string& path, KvKind kv);
+  int pass_tokens_for(const ModelConfig& config, KvKind kv, int64_t context) const;
   void choose_context(const ModelConfig& config, uint64_t arena_bytes, const SessionOptions& options, KvKind kv);
   LoadOptions load_options(const SessionOptions& options, ReaderChoice reader, OpenCufile open_direct);
   void start_text(TextFiles files);

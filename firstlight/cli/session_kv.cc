@@ -30,6 +30,23 @@ void Session::read_means(const ModelConfig& config, const std::string& path, KvK
   runner_options_.means = std::make_shared<KvMeans>(read_kv_calibration(path, config, fingerprint()).means);
 }
 
+/// On a GPU a prompt that one pass takes is computed layer by layer as the weights land, and products of 2,048 rows are
+/// a tenth faster than of 512. As many rows as the context needs and 384 MiB a rank hold, with exact pages beside
+/// codes: 2,048 of Llama-3.1-8B's shapes over bf16 pages, 1,024 over codes.
+int Session::pass_tokens_for(const ModelConfig& config, KvKind kv, int64_t context) const {
+  constexpr uint64_t kMostBytes = uint64_t{384} << 20;
+  RunnerOptions options = runner_options_;
+  if (device_.kind == Device::Kind::cpu) return options.max_batch_tokens;
+  options.kv = kv;
+  for (const int rows : {2048, 1024}) {
+    options.max_batch_tokens = rows;
+    if (is_compressed(kv)) options.n_exact_pages = exact_pages_for(1, rows, std::numeric_limits<int64_t>::max());
+    const uint64_t bytes = scratch_bytes(config, tp_, options) + exact_bytes(config, tp_, options);
+    if (context > rows / 2 && bytes <= kMostBytes * static_cast<uint64_t>(tp_)) return rows;
+  }
+  return runner_options_.max_batch_tokens;
+}
+
 void Session::choose_context(const ModelConfig& config, uint64_t arena_bytes, const SessionOptions& options,
                              KvKind kv) {
   const auto pages_for = [](int64_t tokens) { return (tokens + kPageTokens - 1) / kPageTokens; };
@@ -54,6 +71,7 @@ void Session::choose_context(const ModelConfig& config, uint64_t arena_bytes, co
   const int64_t most = options.most_context > 0 ? options.most_context : config.max_context;
   const int64_t wanted = options.max_context > 0 ? options.max_context : std::min<int64_t>(most, config.max_context);
   max_context_ = wanted;
+  runner_options_.max_batch_tokens = pass_tokens_for(config, kv, wanted);
   runner_options_.n_pages = pages_for(wanted);
   if (!options.kv_memory.empty()) {
     const uint64_t memory = parse_size(options.kv_memory, "--kv-memory");

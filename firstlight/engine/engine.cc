@@ -63,6 +63,10 @@ Engine::Impl::Impl(Runner& r, const Tokenizer* t, EngineOptions o) : runner(r), 
   }
   if (options.prefill_chunk < 1)
     throw Error(ErrorKind::bad_input, str("prefill chunk: ", options.prefill_chunk, ", expected at least 1"));
+  if (options.prefill_alone == 0) options.prefill_alone = options.prefill_chunk;
+  if (options.prefill_alone < options.prefill_chunk)
+    throw Error(ErrorKind::bad_input, str("prefill alone: ", options.prefill_alone, " tokens, fewer than the ",
+                                          options.prefill_chunk, " beside others"));
   if (options.max_batch < 1)
     throw Error(ErrorKind::bad_input, str("batch: ", options.max_batch, " sequences, expected at least 1"));
   const int64_t context = options.max_context == 0 ? model_context : options.max_context;
@@ -74,11 +78,11 @@ Engine::Impl::Impl(Runner& r, const Tokenizer* t, EngineOptions o) : runner(r), 
     const int64_t pages_each = (max_tokens + kPageTokens - 1) / kPageTokens;
     const auto needed = [&](size_t n_sequences) {
       const auto n = static_cast<int64_t>(n_sequences);
-      return exact_pages_for(n, options.prefill_chunk, std::min(n * pages_each, runner.pool().n_pages()));
+      return exact_pages_for(n, options.prefill_alone, std::min(n * pages_each, runner.pool().n_pages()));
     };
     while (max_running > 0 && needed(max_running) > exact->n_pages()) --max_running;
     if (max_running == 0) {
-      throw Error(ErrorKind::bad_input, str("prefill chunk: ", options.prefill_chunk, " tokens beside ",
+      throw Error(ErrorKind::bad_input, str("prefill chunk: ", options.prefill_alone, " tokens beside ",
                                             exact->n_pages(), " exact KV pages; a smaller one would do"));
     }
   }
@@ -214,7 +218,8 @@ static int64_t chunk_of(int64_t n_left, int64_t budget) {
 
 std::vector<Engine::Impl::Work> Engine::Impl::plan() {
   std::vector<Work> work;
-  int64_t budget = options.prefill_chunk;
+  const bool decodes = std::ranges::any_of(running, [](const SequencePtr& each) { return each->is_decoding(); });
+  int64_t budget = decodes ? options.prefill_chunk : options.prefill_alone;
   for (size_t i = 0; i < running.size(); ++i) {  // oldest first: those put back to make room are not planned yet
     const SequencePtr sequence = running[i];
     if (!sequence->is_decoding()) continue;

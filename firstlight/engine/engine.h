@@ -50,7 +50,8 @@ using TokenFn = std::function<void(const TokenEvent&)>;
 
 struct EngineOptions {
   int64_t max_context = 0;    ///< tokens a sequence may have; 0: the model's
-  int prefill_chunk = 512;    ///< prompt tokens in one step
+  int prefill_chunk = 512;    ///< prompt tokens in one step, beside a token of each sequence that decodes
+  int prefill_alone = 0;      ///< the same where none decodes and so none waits; 0: prefill_chunk
   int max_batch = 256;        ///< sequences in one step
   std::vector<int> stop_ids;  ///< the model's
   /// Full pages of prompts stay known until their memory is needed, and a request that begins with their tokens takes

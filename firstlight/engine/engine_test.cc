@@ -110,6 +110,29 @@ TEST(Engine, DecodesFirstThenPromptsUpToTheBudget) {
   expect(batches[3][1], 1, 30, 1);
 }
 
+TEST(Engine, APromptAloneTakesMoreTokensAStepThanOneBesideADecodingSequence) {
+  FakeRunner runner(40, kVocab, 4096, 64);
+  EngineOptions options = engine_options(16);
+  options.prefill_alone = 64;
+  Harness harness(runner, options);
+  harness.submit(request_of(prompt_of(100, 1), 8));
+  harness.engine.step();
+  harness.engine.step();  // the first prompt ends, so from here on one decodes
+  harness.submit(request_of(prompt_of(100, 2), 2));
+  harness.run();
+  const auto& batches = runner.batches;
+  ASSERT_GE(batches.size(), 3u);
+  ASSERT_EQ(batches[0].size(), 1u);
+  EXPECT_EQ(batches[0][0].n_tokens, 64u);
+  EXPECT_EQ(batches[1][0].n_tokens, 36u);
+  ASSERT_EQ(batches[2].size(), 2u);
+  EXPECT_EQ(batches[2][0].n_tokens + batches[2][1].n_tokens, 16u);
+  const auto& last = batches.back();
+  EXPECT_EQ(last.size(), 1u) << "the second ends alone";
+  options.prefill_alone = 8;
+  EXPECT_THROW(Engine(runner, nullptr, options), Error) << "fewer than beside others";
+}
+
 TEST(Engine, AStopTokenEndsTheTextAndIsReported) {
   FakeRunner runner(8, kVocab, 512, 512);
   const Request request = request_of({5}, 50);
