@@ -51,8 +51,8 @@ double step(Model& model, int n, int64_t context, bool as_run) {
   Pass pass(n, 1, context - 1, kv.pages(model.memory), is_compressed(kv.kind));
   std::vector<float> logits;
   CudaOpsOptions options{.load_cublaslt = false, .least_weight = Model::kDim * Model::kDim};
-  if (!as_run && n > 3) options.least_weight = 0;
-  if (!as_run && n <= 3) options.resident = false;
+  if (!as_run && n > 2) options.least_weight = 0;
+  if (!as_run && n <= 2) options.resident = false;
   const auto ops = make_cuda_ops(kGpu, options);
   const auto forward = [&](std::span<const int> ids) { model.forward(*ops, ids, pass, logits, true); };
   double s = 0;
@@ -63,7 +63,7 @@ double step(Model& model, int n, int64_t context, bool as_run) {
     return 0;
   }
   const double bytes = kWeightBytes + n * read_bytes(kv, context);
-  const bool is_resident = ops->name().find("one resident kernel") != std::string_view::npos && as_run == (n <= 3);
+  const bool is_resident = ops->name().find("one resident kernel") != std::string_view::npos && as_run == (n <= 2);
   std::printf("step of %2d x %5ld, %-4s, %s: %7.3f ms, %6.1f tokens/s, %5.1f %% of the read rate\n", n, context,
               name_of(kv.kind), is_resident ? "resident" : "graph   ", s * 1e3, n / s, bytes / plain_rate / 1e7 / s);
   const bool is_number = std::all_of(pass.picked.begin(), pass.picked.end(), [](const auto& p) { return p.id >= 0; });

@@ -27,7 +27,7 @@ CudaOps::CudaOps(Device device, const CudaOpsOptions& options)
   skinny_.emplace(gpu_);
   hopper_attention_.emplace(gpu_);
   gpu_name_ = properties.name;
-  if (options.least_weight * 2 >= cuda::kSkinnyBytes && skinny_->why_not().empty()) resident_rows_ = 3;
+  if (options.least_weight * 2 >= cuda::kSkinnyBytes && skinny_->why_not().empty()) resident_rows_ = 2;
   if (!options.graphs || !options.resident) why_not_resident_ = options.why_not_resident;
   compose_name();
 }

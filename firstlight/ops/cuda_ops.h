@@ -24,9 +24,9 @@ struct CudaOpsOptions {
   bool resident = true;
   std::string why_not_resident = "not asked for";  ///< for name(), where `resident` is false
   /// Elements of the smallest weight that a layer multiplies with. Where even that one is large (24 MiB of bf16) and
-  /// the GPU has kernels for it, a resident kernel takes 3 rows at most: Llama-3.1-8B's shapes, 4 / 8 x 512
-  /// tokens: 4.24 / 5.03 ms as a resident kernel, 4.15 / 4.23 as a graph of kernels that use tensor cores (H200; 2 x
-  /// 512: 4.01, 4.14).
+  /// the GPU has kernels for it, a resident kernel takes 2 rows at most: Llama-3.1-8B's shapes, 2 / 3 / 4 /
+  /// 8 x 512 tokens: 3.95 / 4.11 / 4.19 / 5.00 ms as a resident kernel, 4.01 / 4.00 / 3.91 / 3.98 as a graph of kernels
+  /// that use tensor cores (H200).
   int64_t least_weight = 0;
   /// Ops, this one among them, whose passes may run on the GPU at the same time. Attention's blocks wait for one
   /// another, so each launches only its share of what the GPU holds: grids that were half there would wait for ever.
