@@ -15,6 +15,7 @@
 #include "firstlight/ckpt/shard_files.h"
 #include "firstlight/ckpt/shard_job.h"
 #include "firstlight/ckpt/shard_state.h"
+#include "firstlight/io/mount.h"
 
 namespace firstlight {
 
@@ -126,12 +127,8 @@ class Conversion {
 
   /// Hashes what an earlier run left and clears `live` for what is whole.
   void keep_whole_parts() {
-    struct Candidate {
-      std::string name;
-      char* live;
-    };
-    std::vector<Candidate> candidates;
-    uint64_t total = 0;
+    std::vector<char*> candidates;  // their `live`
+    std::vector<std::string> names;
     size_t n_parts = 0;
     each_part([&](const CutTp&, const PartLayout& part, const std::string& name, char& live) {
       ++n_parts;
@@ -140,30 +137,39 @@ class Conversion {
       if (noted == found_.candidates.end() || noted->second.size != part.file_bytes()) return;
       if (!fs::is_regular_file(fs::symlink_status(out_ / name, error))) return;
       if (fs::file_size(out_ / name, error) != part.file_bytes()) return;
-      candidates.push_back({name, &live});
-      total += part.file_bytes();
+      candidates.push_back(&live);
+      names.push_back(name);
     });
+    read_parts(names, [&](size_t i, PartDigest digest) {
+      const JournalPart& noted = found_.candidates.at(names[i]);
+      const bool whole = digest.xxh3_128 == noted.xxh3_128 &&
+                         (noted.leaves.empty() || noted.leaves == listing(leaf_bytes(digest.leaves)).xxh3_128);
+      if (!whole) return note(str("'", names[i], "' is not what was written: it is written anew"));
+      *candidates[i] = 0;
+      report_.bytes_kept += digest.size - kDataBegin;
+      digests_[names[i]] = std::move(digest);
+    });
+    if (!digests_.empty()) note(str("resumed: ", digests_.size(), " of ", n_parts, " parts are there"));
+  }
+
+  /// Hashes parts from storage, past the page cache where that is possible, and calls fn(i, digest), one at a time.
+  template <class Fn>
+  void read_parts(const std::vector<std::string>& names, Fn&& fn) const {
+    uint64_t total = 0;
+    for (const std::string& name : names) total += fs::file_size(out_ / name);
     std::atomic<uint64_t> done{0};
     std::mutex mutex;
     for_each_file(
-        candidates.size(), options_.n_threads,
+        names.size(), options_.n_threads,
         [&](size_t i, std::span<std::byte> buffer) {
-          const std::string& name = candidates[i].name;
-          PartDigest digest = digest_file(*File::open(out_ / name, FileRole::checkpoint), buffer, options_.stop, done);
-          const JournalPart& noted = found_.candidates.at(name);
-          const std::string leaves = leaf_bytes(digest.leaves);
-          const bool whole =
-              digest.xxh3_128 == noted.xxh3_128 && (noted.leaves.empty() || noted.leaves == listing(leaves).xxh3_128);
+          PartDigest digest =
+              digest_file(*File::open(out_ / names[i], FileRole::checkpoint), buffer, options_.stop, done);
           const std::lock_guard lock(mutex);
-          if (!whole) return note(str("'", name, "' is not what was written: it is written anew"));
-          *candidates[i].live = 0;
-          report_.bytes_kept += digest.size - kDataBegin;
-          digests_[name] = std::move(digest);
+          fn(i, std::move(digest));
         },
         [&] {
           if (options_.progress) options_.progress({"verifying", done.load(), total});
         });
-    if (!digests_.empty()) note(str("resumed: ", digests_.size(), " of ", n_parts, " parts are there"));
   }
 
   /// Calls fn(cut, part, name, live) for every part of every rank that is not taken over.
@@ -233,6 +239,7 @@ class Conversion {
         fs::create_directories(out_ / rank_directory(cut.layout.tp, rank));
     }
     if (to_write_ == 0) return;
+    std::vector<std::string> written;
     const CutJob job{source_,
                      tensors_,
                      cuts_,
@@ -242,6 +249,7 @@ class Conversion {
                      hook_,
                      [&](const std::string& name, PartDigest digest) {
                        noted.add(name, digest);
+                       written.push_back(name);
                        report_.bytes_written += digest.size - kDataBegin;
                        digests_[name] = std::move(digest);
                      },
@@ -250,6 +258,28 @@ class Conversion {
                      }};
     run_pipeline(job);
     if (options_.progress) options_.progress({"writing", to_write_, to_write_});
+    read_back(written);
+  }
+
+  /// Servers can lose what they have acknowledged and synced: GlusterFS pieces of a file whose brick was full a moment
+  /// before (gluster/glusterfs#4686). So what lies on them is read back before READY vouches for it. A part that
+  /// differs stays in the journal, and the next call writes it anew.
+  void read_back(const std::vector<std::string>& written) const {
+    const Mount mount = mount_of(out_);
+    if (!options_.read_back && !is_network(mount)) return;
+    note(str("reading back what was written", options_.read_back ? "" : str(": it lies on ", mount.type)));
+    for (const std::string& name : written) {
+      if (hook_) hook_("read back", (out_ / name).native());
+    }
+    read_parts(written, [&](size_t i, const PartDigest& digest) {
+      const PartDigest& sent = digests_.at(written[i]);
+      if (digest.xxh3_128 == sent.xxh3_128) return;
+      const auto wrong = std::ranges::mismatch(digest.leaves, sent.leaves).in1 - digest.leaves.begin();
+      const uint64_t begin = kDataBegin + static_cast<uint64_t>(wrong) * kLeafBytes;
+      throw Error(ErrorKind::io,
+                  str("'", (out_ / written[i]).string(), "': ", mount.type, " took what was written, and ",
+                      "gives other bytes back from ", begin, " on; the same call again writes that part anew"));
+    });
   }
 
   void remove_and_sync(const char* name) const {

@@ -27,6 +27,7 @@ struct ShardOptions {
   uint64_t memory_bytes = 2ull << 30;  ///< bound of all buffers together
   uint64_t part_bytes = 4ull << 30;    ///< wanted size of a part, 2–8 GiB (tests: smaller)
   bool force = false;                  ///< start anew: what shard wrote in `out` before, any model, is removed first
+  bool read_back = false;  ///< each written part before the checkpoint is READY; on a network's file system always
   int n_threads = 0;
   std::map<std::string, std::string> derived;  ///< files to stand in OUT beside the source's, worked out from them
   std::stop_token stop;

@@ -16,6 +16,7 @@ namespace firstlight {
 namespace {
 
 using namespace testing_shard;
+using ::testing::AllOf;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 
@@ -147,6 +148,28 @@ TEST(ShardResume, FinishedPartsAreKeptAndDamagedOnesAreNot) {
   EXPECT_THAT(notes, ::testing::Contains(HasSubstr("model-00001-of-00002.safetensors' is not what was written")));
   EXPECT_THAT(notes, ::testing::Contains(HasSubstr("resumed: ")));
   EXPECT_THAT(differences(s.want, tree(s.out())), IsEmpty());
+}
+
+TEST(ShardResume, WhatReadsBackOtherwiseIsNoCheckpointAndIsWrittenAnew) {
+  Case s;
+  s.options.read_back = true;
+  const std::string lost = "tp2/rank-01/model-00001-of-";
+  const StepHook lose = [&](std::string_view step, const std::string& path) {
+    if (step != "read back" || path.find(lost) == std::string::npos) return;
+    std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
+    file.seekp(static_cast<std::streamoff>(kDataBegin) + 5);
+    file.put('\x5a').put('\xa5');
+  };
+  try {
+    shard_with_hook(s.source, s.out(), s.options, lose);
+    FAIL() << "a lost byte was not seen";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), ErrorKind::io);
+    EXPECT_THAT(error.what(), AllOf(HasSubstr(lost), HasSubstr(std::to_string(kDataBegin) + " on")));
+  }
+  EXPECT_FALSE(fs::exists(s.out() / "READY"));
+  EXPECT_GT(shard(s.source, s.out(), s.options).bytes_kept, 0u);
+  EXPECT_EQ(tree(s.out()), s.want);
 }
 
 TEST(ShardResume, AnotherPartSizeAfterACrashStartsAnew) {

@@ -19,7 +19,7 @@ struct ShardCommand {
   std::string model, out, dtype, memory = "2GiB", part_size = "4GiB";
   std::vector<int> tps;
   int threads = 0;
-  bool force = false, json = false;
+  bool force = false, read_back = false, json = false;
 };
 
 /// What a start need not work out anew: the tokenizer's image.
@@ -58,6 +58,7 @@ int run_shard(Context& context, const ShardCommand& options) {
   shard_options.memory_bytes = parse_size(options.memory, "--memory");
   shard_options.part_bytes = parse_size(options.part_size, "--part-size");
   shard_options.force = options.force;
+  shard_options.read_back = options.read_back;
   shard_options.n_threads = options.threads;
   shard_options.stop = context.stop;
   ProgressBar bar(context);
@@ -172,6 +173,8 @@ void add_shard(CLI::App& app, Action& chosen) {
       ->capture_default_str();
   command->add_option("--part-size", options->part_size, "Wanted size of a part")->capture_default_str();
   command->add_option("--threads", options->threads, "Threads (default: usable cores)")->check(whole_number(1, 4096));
+  command->add_flag("--read-back", options->read_back,
+                    "Read each written part back before OUT is ready; on a file system of servers always");
   command->add_flag("--force", options->force,
                     "Start anew: what shard wrote in OUT before, any model, is removed first");
   command->add_flag("--json", options->json, "One JSON object on stdout");
