@@ -242,10 +242,10 @@ TEST_F(ResidentCuda, AProductOfANormIsWithinTheContractOfItsExactValue) {
                  w = random_tensor(n, k, DType::bf16, 3);
     GpuTensor x_gpu(x), norm_gpu(norm), w_gpu(w), normed(unwritten(rows, k));
     const auto ops = make_cuda_ops(kGpu);
-    const std::vector<int32_t> pages{0};
+    const std::vector<int32_t> pages(3);  // a table of one page for each row: attention is not computed
     const std::vector<int> ids{1, 2, 3};
     std::vector<AttentionSpan> spans;
-    for (int i = 0; i < rows; ++i) spans.push_back({i, 1, 0, pages.data()});
+    for (int i = 0; i < rows; ++i) spans.push_back({i, 1, 0, &pages[static_cast<size_t>(i)]});
     std::vector<float> out;
     bool replayed = false;
     for (int run = 0; run < 3; ++run) {

@@ -35,9 +35,9 @@ struct Chain {
   /// x = heads oᵀ; y = x; y += down(mlp(norm(x))); logits of norm(y). True if the pass was a replay.
   bool step(Ops& ops, int64_t n, std::vector<float>& logits) {
     const std::vector<int> ids(static_cast<size_t>(n), 1);
-    const std::vector<int32_t> pages{0};
+    const std::vector<int32_t> pages(32);  // a table of one page for each row: attention is not computed
     std::vector<AttentionSpan> spans;
-    for (int64_t i = 0; i < n; ++i) spans.push_back({i, 1, 0, pages.data()});
+    for (int64_t i = 0; i < n; ++i) spans.push_back({i, 1, 0, &pages[static_cast<size_t>(i)]});
     logits.assign(static_cast<size_t>(n * kVocab), std::nanf(""));
     const Matrix<float> out{logits.data(), n, kVocab, kVocab};
     const bool replayed = ops.begin({ids, spans, spans, out}, true);
@@ -139,9 +139,9 @@ TEST_F(SkinnyCuda, ANormIsWrittenAfterAllForWhoCannotDivideIt) {
   GpuTensor small(unwritten(n, n_out));
   const auto ops = make_cuda_ops(kGpu);
   const std::vector<int> ids(static_cast<size_t>(n), 1);
-  const std::vector<int32_t> pages{0};
+  const std::vector<int32_t> pages(32);
   std::vector<AttentionSpan> spans;
-  for (int64_t i = 0; i < n; ++i) spans.push_back({i, 1, 0, pages.data()});
+  for (int64_t i = 0; i < n; ++i) spans.push_back({i, 1, 0, &pages[static_cast<size_t>(i)]});
   std::vector<float> logits(static_cast<size_t>(n * Chain::kVocab));
   const Matrix<float> out{logits.data(), n, Chain::kVocab, Chain::kVocab};
   ASSERT_FALSE(ops->begin({ids, spans, spans, out}, true));
