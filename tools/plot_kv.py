@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Draws what `build/cpu/bench/kv_quality … --json` measured: divergence by position in the window, and bytes against mean
-divergence. Needs matplotlib. Example: tools/plot_kv.py quality.json -o quality.svg"""
+"""Draws the quality that `firstlight bench kv MODEL --text FILE --json` or `build/cpu/bench/kv_quality … --json` measured:
+divergence by position in the window, and bytes against mean divergence. Needs matplotlib. Example: tools/plot_kv.py kv.json -o kv.svg"""
 import argparse
 import json
 import pathlib
@@ -35,11 +35,14 @@ def draw_bytes(axes, report, kinds):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("report", type=pathlib.Path, help="what `kv_quality --json` wrote")
+    parser.add_argument("report", type=pathlib.Path, help="what `bench kv --json` or `kv_quality --json` wrote")
     parser.add_argument("-o", "--out", type=pathlib.Path, required=True, help="picture to write: .svg, .png or .pdf")
     parser.add_argument("--kv", action="append", help="draw this kind or variant (repeatable; default: all)")
     arguments = parser.parse_args()
     report = json.loads(arguments.report.read_text(encoding="utf-8"))
+    report = report.get("quality", report)
+    if "kinds" not in report:
+        sys.exit(f"{arguments.report}: no quality in it; bench kv measures it where it is given --text")
     kinds = [kind for kind in report["kinds"] if kind["mean_kld"] > 0 and (not arguments.kv or kind["kv"] in arguments.kv)]
     if not kinds:
         sys.exit(f"{arguments.report}: nothing to draw, it has {', '.join(kind['kv'] for kind in report['kinds'])}")

@@ -234,6 +234,7 @@ void add_bench(CLI::App& app, Action& chosen) {
   command->footer("Example:\n  firstlight bench start smollm2-ranks -n 15");
   bench->footer("Example:\n  firstlight bench start smollm2-ranks -n 15");
   add_bench_load(*bench, chosen);
+  add_bench_kv(*bench, chosen);
   command->callback(
       [options, &chosen] { chosen = [options](Context& context) { return run_bench_start(context, *options); }; });
 }

@@ -46,6 +46,7 @@ void add_tokenize(CLI::App& app, Action& chosen);
 void add_synth(CLI::App& app, Action& chosen);
 void add_bench(CLI::App& app, Action& chosen);
 void add_bench_load(CLI::App& bench, Action& chosen);
+void add_bench_kv(CLI::App& bench, Action& chosen);
 void add_doctor(CLI::App& app, Action& chosen);
 
 /// Parses and runs; returns the process's exit code and never throws.

@@ -16,7 +16,7 @@ import time
 
 from common import ROOT, TINY, Skip, Suite, assert_same_tree, files_of, gpus_said, tree_digest
 
-COMMANDS = ["shard", "plan", "verify", "inspect", "load", "run", "chat", "score", "calibrate", "tokenize", "synth", "doctor", "bench start", "bench load"]
+COMMANDS = ["shard", "plan", "verify", "inspect", "load", "run", "chat", "score", "calibrate", "tokenize", "synth", "doctor", "bench start", "bench load", "bench kv"]
 
 
 def helps(suite):
@@ -519,6 +519,38 @@ def calibration(suite):
     assert "too short" in short.err and not (suite.tmp / "none.kv").exists(), short.err
 
 
+def bench_kv(suite):
+    """Quality, times and room of kinds of KV cache; the model, its ids and its means are calibration's."""
+    model, ids, report = suite.tmp / "codes_model", suite.tmp / "calibration_ids.json", suite.tmp / "kv.json"
+    common = ["bench", "kv", model, "--device", "cpu"]
+    got = suite.run(*common, "--ids", ids, "--window", 320, "--skip", 64, "--kv", "bf16,tq4", "--contexts", "200,64", "--batches", "1,3", "--steps", 2,
+                    "--json").json()
+    quality = {kind["kv"]: kind for kind in got["quality"]["kinds"]}
+    assert list(quality) == ["f32", "bf16", "tq4"] and got["quality"]["positions"] == 2 * 255, got["quality"]
+    assert quality["f32"]["mean_kld"] == 0 < quality["bf16"]["mean_kld"] < quality["tq4"]["mean_kld"] < 0.1, quality
+    assert "gate" in quality["tq4"] and "gate" not in quality["bf16"], quality
+    assert [(s["kv"], s["sequences"], s["context"]) for s in got["steps"]] == [(k, n, c) for n in (1, 3) for c in (64, 200) for k in ("bf16", "tq4")]
+    assert all(s["least_s"] > 0 and s["beside_first"] > 0 for s in got["steps"]) and len(got["prompts"]) == 8, got
+    assert got["room"][0]["bytes_a_token"] == 2 * 2 * 64 * 2 and got["room"][1]["bytes_a_token"] < 0.3 * 512, got["room"]
+    centred = suite.run(*common, "--ids", ids, "--window", 320, "--skip", 64, "--kv", "tq4", "--no-speed", "--kv-calibration", suite.tmp / "means.kv", "--json")
+    assert [kind["kv"] for kind in centred.json()["quality"]["kinds"]] == ["f32", "tq4+centred"], centred.out
+    told = suite.run(*common, "--kv", "bf16,tq8", "--contexts", 64, "--steps", 1)
+    assert "| tq8 | 1 x 64 |" in told.out and "--text" in told.err, told.out + told.err
+    for words, code, options in (("--text", 2, ["--no-speed"]), ("more text", 2, ["--ids", ids]), ("f7", 2, ["--kv", "bf16,f7"]), ("--contexts 9000", 2, ["--contexts", 9000]),
+                                 ("positions for", 2, ["--ids", ids, "--window", 9000]), ("nowhere", 3, ["--text", suite.tmp / "nowhere"]),
+                                 ("--skip", 2, ["--ids", ids, "--window", 64, "--skip", 63]), ("wants --text", 2, ["--kv-calibration", suite.tmp / "means.kv"])):
+        done = suite.run(*common, *options, code=code)
+        assert words in done.err, (words, done.err)
+    report.write_text(json.dumps(got))
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise Skip("bench kv is right; its picture needs matplotlib") from None
+    picture = suite.tmp / "kv.svg"
+    subprocess.run([sys.executable, ROOT / "tools" / "plot_kv.py", report, "-o", picture], check=True)
+    assert picture.read_text().count("<path") > 20
+
+
 def centring_on_a_gpu(suite):
     """The CPU's log-probabilities, and a prefix without means is none with them; model, ids and means are calibration's."""
     gpus = gpus_said(suite)
@@ -545,6 +577,7 @@ def main():
     suite.check("--json gives one object", json_output, suite)
     suite.check("codes take the memory they say", codes_memory, suite)
     suite.check("keys and values are centred by a calibration", calibration, suite)
+    suite.check("bench kv measures and is drawn", bench_kv, suite)
     suite.check("codes centred on a GPU are the CPU's, and so are their prefixes", centring_on_a_gpu, suite)
     suite.check("a thread that cannot start is out of memory", limits_on_threads, suite)
     suite.check("score of one token, and of standard input", one_token, suite)
