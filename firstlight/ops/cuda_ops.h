@@ -41,8 +41,8 @@ struct CudaOpsOptions {
 /// about 2^-17 of each term; above, activations are rounded to bf16: own kernels to 32 rows where weights are large (24
 /// MiB; Hopper, k a multiple of 8), else cuBLASLt (f32 weights: own kernels, all in f32). Passes over codes, and all
 /// with `resident` false, multiply large weights so from the first row on, and a model of large weights alone
-/// (least_weight) from the fourth. Within 1–8 rows (there: 1–3) a row's bits depend on the row alone and on whether its
-/// pass is one that can be recorded; within 9–32 (4–32) those of own kernels' products on the row alone; over codes
+/// (least_weight) from the third. Within 1–8 rows (there: 1–2) a row's bits depend on the row alone and on whether its
+/// pass is one that can be recorded; within 9–32 (3–32) those of own kernels' products on the row alone; over codes
 /// also on how many parts the batch cuts it into. One thread at a time. Throws Error{unsupported} in a build without
 /// CUDA, Error{device} if the driver fails.
 std::unique_ptr<Ops> make_cuda_ops(Device device, const CudaOpsOptions& options = {});
