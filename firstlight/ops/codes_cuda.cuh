@@ -36,6 +36,10 @@ struct StoreCodesParams {
 };
 /// head_dim 64, 128 or 256.
 void rope_and_store_codes(const StoreCodesParams& params, cudaStream_t stream);
+/// The same bytes, sooner of many rows. takes_quads(): it is worth it, and codes have 4 or 8 bits, head_dim is 64 or
+/// 128, and q, k and v, pages and exact pages lie at multiples of 16 bytes.
+bool takes_quads(const StoreCodesParams& params);
+void rope_and_store_quads(const StoreCodesParams& params, cudaStream_t stream);
 
 /// Layers whose own tokens become codes in one launch.
 inline constexpr int kOwnLayers = 32;

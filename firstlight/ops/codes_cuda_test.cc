@@ -96,7 +96,7 @@ void CodesCuda::check_pages(KvKind kind, int d, bool centred) {
   std::vector<std::byte> codes(stride * kPages, std::byte{0xff}), numbers(exact_stride * kPages, std::byte{0xff});
   reference::Tensor copy = rows;
   fill(*cpu_ops, copy.f32.data(), codes.data(), numbers.data(), 64);
-  for (const int64_t chunk : {1, 3, 64, 210}) {
+  for (const int64_t chunk : {1, 3, 64, 75, 210}) {
     std::vector<std::byte> blank(codes.size(), std::byte{0xff}), found(codes.size()), found_exact(numbers.size());
     const reference::GpuTensor on_gpu(rows);
     const OnGpu gpu_codes(blank), gpu_exact(std::vector<std::byte>(numbers.size(), std::byte{0xff}));

@@ -154,13 +154,14 @@ void CudaOps::launch_rope(const cuda::RopeParams& params) {
   const KvLayer& kv = params.kv;
   if (is_compressed(kv.kind)) {
     const auto [first, seen] = codes_.fault_place(kv.kind, stream_);
-    return cuda::rope_and_store_codes({.rope = params,
+    const cuda::StoreCodesParams codes{.rope = params,
                                        .exact = pass_.exact(),
                                        .shape = cuda::page_shape(kv),
                                        .signs = codes_.signs(kv, state_ == State::recording, stream_),
                                        .fault = first,
-                                       .fault_seen = seen},
-                                      stream_);
+                                       .fault_seen = seen};
+    return cuda::takes_quads(codes) ? cuda::rope_and_store_quads(codes, stream_)
+                                    : cuda::rope_and_store_codes(codes, stream_);
   }
   const int64_t items = int64_t{params.n_rows} * (params.n_heads + 2 * kv.n_kv_heads);
   cuda::launch("rope_and_store",
