@@ -2,6 +2,7 @@
 // TurboQuant codes on a GPU: pages of the same bytes as the CPU's, and attention as the oracle has it over them.
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <utility>
 
 #include "firstlight/base/error.h"
@@ -117,6 +118,57 @@ TEST_F(CodesCuda, PagesHoldTheBytesOfTheCpu) {
         check_pages(kind, d, centred);
         if (HasFatalFailure()) return;
       }
+    }
+  }
+}
+
+/// Passes of many rows have a kernel of their own.
+TEST_F(CodesCuda, RowsBecomeTheSameBytesInPassesOfManyAndOfFew) {
+  constexpr int kHeads = 5, kKvHeads = 3;
+  const std::vector<Sequence> sequences{{30, 7}, {1, 62}, {5, 3}, {40, 129}, {13, 250}};
+  const std::vector<std::vector<int32_t>> pages{{0}, {1}, {2}, {9, 8, 3}, {10, 11, 12, 5, 4}};
+  for (const KvKind kind : {KvKind::tq4, KvKind::k8v4, KvKind::tq8}) {
+    for (const int d : {64, 128}) {
+      const uint64_t stride = kv_page_bytes(kind, kKvHeads, d) + 16;
+      const uint64_t exact_stride = kv_page_bytes(KvKind::bf16, kKvHeads, d) + 32;
+      std::vector<turboquant::Signs> signs;
+      for (int i = 0; i < 2 * kKvHeads; ++i)
+        signs.push_back(turboquant::signs_of(3, 2, i / 2, i % 2 ? turboquant::Side::value : turboquant::Side::key));
+      std::vector<AttentionSpan> spans;
+      int64_t n_rows = 0;
+      for (size_t s = 0; s < sequences.size(); ++s) {
+        spans.push_back({n_rows, sequences[s].n_rows, sequences[s].position, pages[s].data(), pages[s].data()});
+        n_rows += sequences[s].n_rows;
+      }
+      const reference::Tensor rows = hard_rows(n_rows, kHeads, kKvHeads, d);
+      const reference::GpuTensor q_norm(reference::random_tensor(1, d, DType::bf16, 2)),
+          k_norm(reference::random_tensor(1, d, DType::f32, 3));
+      const Weight qw = q_norm.weight(), kw = k_norm.weight();
+      const std::vector<double> frequencies(static_cast<size_t>(d / 2), 0.3);
+      std::vector<std::byte> found[2][2];
+      std::vector<float> turned[2];
+      for (const bool at_once : {false, true}) {
+        const reference::GpuTensor on_gpu(rows);
+        const OnGpu codes(std::vector<std::byte>(stride * 13, std::byte{0xff}));
+        const OnGpu exact(std::vector<std::byte>(exact_stride * 13, std::byte{0xff}));
+        for (size_t s = 0; s < (at_once ? 1 : spans.size()); ++s) {
+          const auto some = at_once ? std::span<const AttentionSpan>(spans) : std::span(spans).subspan(s, 1);
+          next({.ids = {}, .spans = some, .wanted = {}});
+          ops_->rope_and_store(on_gpu.matrix(), kHeads, &qw, &kw, 1e-6f, frequencies, some,
+                               {codes.data(), stride, kind, kKvHeads, d, exact.data(), exact_stride, signs.data()});
+          next();
+        }
+        found[at_once][0].resize(stride * 13);
+        found[at_once][1].resize(exact_stride * 13);
+        codes.fetch(found[at_once][0].data());
+        exact.fetch(found[at_once][1].data());
+        turned[at_once].resize(rows.f32.size());
+        on_gpu.memory.fetch(turned[at_once].data());
+      }
+      SCOPED_TRACE(testing::Message() << to_string(kind) << " d " << d);
+      ASSERT_TRUE(found[1][0] == found[0][0]);
+      ASSERT_TRUE(found[1][1] == found[0][1]);
+      ASSERT_EQ(std::memcmp(turned[1].data(), turned[0].data(), turned[0].size() * sizeof(float)), 0);
     }
   }
 }
