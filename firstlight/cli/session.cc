@@ -238,8 +238,9 @@ Session::Session(Context& context, const SessionOptions& options, bool with_text
       static_cast<uint64_t>(options.logit_rows - 1) * static_cast<uint64_t>(config.vocab_size) * sizeof(float);
   // What a GPU's arithmetic keeps for itself: cuBLASLt's workspace, logits of 64 rows and those that ranks draw from,
   // inputs rounded to bf16, keys and values that are yet to become codes. Inboxes of ranks that exchange sums.
+  // Of codes, pages that a prompt's attention expands: four for each multiprocessor, 17 MB for heads of 128.
   if (device_.kind == Device::Kind::cuda)
-    extra_bytes_ += (uint64_t{256} << 20) * static_cast<uint64_t>(tp_);
+    extra_bytes_ += ((uint64_t{256} << 20) + (is_compressed(kv) ? uint64_t{32} << 20 : 0)) * static_cast<uint64_t>(tp_);
   else if (processes != nullptr)
     extra_bytes_ *= 3;  // each rank's columns of the logits, and all ranks' at rank 0
   const uint64_t all_weights = weight_bytes(config, tp_, weights_dtype);

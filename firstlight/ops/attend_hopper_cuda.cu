@@ -20,7 +20,7 @@ __global__ void __launch_bounds__(kThreads, 1) attend_hopper_kernel(const __grid
   Ring<kDim>& ring = *reinterpret_cast<Ring<kDim>*>(memory);
   const uint32_t pages = (shared_address(dynamic) + 1023) & ~1023u;
   if (threadIdx.x == 0) {
-    ring.init(1);
+    ring.init();
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
   __syncthreads();

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Codes in shared memory become the bf16 operands of Hopper's attention, also there: a page at a time, by a warpgroup.
-// Keys as tensor copies leave bf16 pages; values as columns, the 64 tokens of a page in 128 bytes a coordinate, which
-// is how codes of four tokens lie together.
+// Codes in memory become the bf16 operands of Hopper's attention, also in memory: a share of a page at a time, by a
+// warp. Level times scale, rounded once. Rows lie as tensor copies leave them in shared memory, so that plain copies
+// bring them there.
 #pragma once
 #include "firstlight/ops/attend_hopper_levels_cuda.cuh"
 #include "firstlight/ops/attend_hopper_pages_cuda.cuh"
@@ -9,96 +9,104 @@
 
 namespace firstlight::cuda {
 
-inline constexpr int kExpanders = 128;
+/// Shares, of keys or of values, that a warp expands before it says so.
+inline constexpr int kSharesOfItem = 4;
 
-__device__ __forceinline__ uint4 load_shared(uint32_t at) {
-  uint4 x;
-  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "r"(at));
-  return x;
-}
-__device__ __forceinline__ void store_shared(uint32_t at, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
-  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
-}
-__device__ __forceinline__ float load_scale(uint32_t at) {
-  uint16_t stored;
-  asm volatile("ld.shared.u16 %0, [%1];" : "=h"(stored) : "r"(at));
-  return worth_of(stored);
-}
+/// An expanded page: [keys, values][64 numbers of each][64 tokens], swizzled by 128 bytes.
+template <int kDim>
+struct ExpandedPage {
+  static constexpr int kSideBytes = kPageTokens * kDim * 2, kBytes = 2 * kSideBytes;
+  static constexpr int kPieces = kDim / 8;  ///< of eight numbers, of a token
+  /// A share: keys or values of so many tokens, 32 pieces of four tokens.
+  static constexpr int kShareTokens = 128 / kPieces, kShares = 2 * kPageTokens / kShareTokens;
+  static constexpr int kItems = kShares / kSharesOfItem;
+  __device__ __forceinline__ static int at(int token, int piece) {
+    return piece / 8 * kPageBytes + token * 128 + ((piece ^ token) & 7) * 16;
+  }
+};
 
-/// A page's keys at `codes` to `to`, 16 bytes at a time. Which thread takes which: eight lanes next to one another meet
-/// no bank twice, neither here nor there.
-template <int kDim, int kBits>
-__device__ __forceinline__ void expand_keys(const ExpandTables& tables, uint32_t codes, uint32_t scales, uint32_t to) {
-  constexpr int kPieces = kDim * kBits / 128, kOf = 16 / kBits;  // 16 bytes of a key; of these, of levels
-  const int thread = static_cast<int>(threadIdx.x) % kExpanders;
-#pragma unroll 1
-  for (int i = 0; i < kPageTokens * kPieces / kExpanders; ++i) {
-    int slot = thread % kPageTokens, first;
-    if constexpr (kDim == 64) {
-      slot = (i * kExpanders + thread) / kPieces, first = thread % kPieces;
-    } else {
-      first = (2 * i + thread / kPageTokens + (kBits == 4 ? slot / 2 : slot)) % kPieces;
-    }
-    const uint4 piece = load_shared(codes + static_cast<uint32_t>(slot * (kDim * kBits / 8) + first * 16));
-    const float scale = load_scale(scales + static_cast<uint32_t>(slot * 2));
-    const ScalePair scaled = ScalePair::of(scale, scale);
-    const uint32_t words[4] = {piece.x, piece.y, piece.z, piece.w};
-    const int place = first * kOf;
-    const uint32_t at = to + static_cast<uint32_t>(slot * 128 + place / 8 * kBoxBytes + ((place ^ slot) & 7) * 16);
+/// What a lane has of a share's codes: keys, a piece of each of four tokens; or values, those of a quad's.
+template <int kDim, int kKeyBits, int kValueBits>
+struct Share {
+  using Page = ExpandedPage<kDim>;
+  static constexpr tq::PageShape kShape{kDim, kKeyBits, kValueBits};
+  static constexpr int kWords = kKeyBits > kValueBits ? kKeyBits : kValueBits;
+  uint32_t words[kWords];
+  uint16_t scale;  ///< of token lane % kShareTokens
+  __device__ __forceinline__ static int lane() { return static_cast<int>(threadIdx.x) % 32; }
+  __device__ __forceinline__ static bool is_of_keys(int share) { return share < Page::kShares / 2; }
+
+  __device__ __forceinline__ void load(const uint8_t* page, int share) {
+    if (is_of_keys(share)) {
+      const uint8_t* from = page + (share * 128 + lane()) * kKeyBits;
 #pragma unroll
-    for (int w = 0; w < kOf; ++w) {
-      uint32_t pairs[4];
-      if constexpr (kBits == 4) {
-        levels_of<4>(tables, words[w], pairs);
-      } else {
-        uint32_t two[2][2];
-        levels_of<8>(tables, words[2 * w], two[0]);
-        levels_of<8>(tables, words[2 * w + 1], two[1]);
-        pairs[0] = two[0][0], pairs[1] = two[0][1], pairs[2] = two[1][0], pairs[3] = two[1][1];
+      for (int i = 0; i < 4; ++i) {
+        if constexpr (kKeyBits == 4) {
+          words[i] = __ldg(reinterpret_cast<const uint32_t*>(from) + i * 32);
+        } else {
+          const uint2 x = __ldg(reinterpret_cast<const uint2*>(from) + i * 32);
+          words[2 * i] = x.x, words[2 * i + 1] = x.y;
+        }
       }
+    } else {
+      const uint8_t* from = page + kShape.values_at() + ((share - Page::kShares / 2) * 32 + lane()) * kValueBits * 4;
 #pragma unroll
-      for (uint32_t& pair : pairs) pair = scaled.times(pair);
-      store_shared(at ^ static_cast<uint32_t>(w * 16), pairs[0], pairs[1], pairs[2], pairs[3]);
+      for (int i = 0; i < kValueBits / 4; ++i) {
+        const uint4 x = __ldg(reinterpret_cast<const uint4*>(from) + i);
+        words[4 * i] = x.x, words[4 * i + 1] = x.y, words[4 * i + 2] = x.z, words[4 * i + 3] = x.w;
+      }
+    }
+    // Keys' scales and values' lie behind one another.
+    scale = __ldg(reinterpret_cast<const uint16_t*>(page + kShape.key_scales_at()) + share * Page::kShareTokens +
+                  lane() % Page::kShareTokens);
+  }
+
+  /// To the page at `to`.
+  __device__ __forceinline__ void expand_to(std::byte* to, int share, const ExpandTables& tables) const {
+    const float worth = worth_of(scale);
+    const ScalePair own = ScalePair::of(worth, worth);
+    const bool is_keys = is_of_keys(share);
+    const int piece = lane() % Page::kPieces, row = lane() / Page::kPieces * (is_keys ? 1 : tq::kQuad);
+    const int first = share * Page::kShareTokens % kPageTokens;
+    if (!is_keys) to += Page::kSideBytes;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int token = row + i * (is_keys ? 32 / Page::kPieces : 1);
+      const ScalePair scaled{__shfl_sync(kWholeWarp, own.high, token), __shfl_sync(kWholeWarp, own.low, token)};
+      uint32_t x[4];
+      is_keys ? levels_of_key(i, tables, x) : levels_of_token(i, tables, x);
+#pragma unroll
+      for (uint32_t& pair : x) pair = scaled.times(pair);
+      asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to + Page::at(first + token, piece)), "r"(x[0]),
+                   "r"(x[1]), "r"(x[2]), "r"(x[3])
+                   : "memory");
     }
   }
-}
 
-/// A page's values: of two quads of tokens, the same coordinates, so that eight tokens of each become 16 bytes.
-template <int kDim, int kBits>
-__device__ __forceinline__ void expand_values(const ExpandTables& tables, uint32_t codes, uint32_t scales,
-                                              uint32_t to) {
-  constexpr int kPairs = kPageTokens / tq::kQuad / 2, kPieces = kDim * kBits / 32, kOf = 8 / kBits;
-  const int thread = static_cast<int>(threadIdx.x) % kExpanders, pair = thread % kPairs;
-  ScalePair scaled[4];
-  const uint4 stored = load_shared(scales + static_cast<uint32_t>(pair * 16));
-  const uint32_t of_tokens[4] = {stored.x, stored.y, stored.z, stored.w};
+ private:
+  __device__ __forceinline__ void levels_of_key(int i, const ExpandTables& tables, uint32_t (&x)[4]) const {
+    if constexpr (kKeyBits == 4) {
+      levels_of<4>(tables, words[i], x);
+    } else {
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    scaled[i] = ScalePair::of(worth_of(static_cast<uint16_t>(of_tokens[i])),
-                              worth_of(static_cast<uint16_t>(of_tokens[i] >> 16)));
+      for (int j = 0; j < 2; ++j) {
+        uint32_t two[2];
+        levels_of<8>(tables, words[2 * i + j], two);
+        x[2 * j] = two[0], x[2 * j + 1] = two[1];
+      }
+    }
   }
-#pragma unroll 1
-  for (int i = thread / kPairs; i < kPieces; i += kExpanders / kPairs) {
-    const int piece = (pair + i) % kPieces, row = piece * 4 * kOf;
-    const uint32_t from = codes + static_cast<uint32_t>((2 * pair * kPieces + piece) * 16);
-    const uint4 a = load_shared(from), b = load_shared(from + kPieces * 16);
-    const uint32_t words[4][2] = {{a.x, b.x}, {a.y, b.y}, {a.z, b.z}, {a.w, b.w}};
-    const uint32_t at = to + static_cast<uint32_t>(row * 128 + ((pair ^ row) & 7) * 16);
+  __device__ __forceinline__ void levels_of_token(int i, const ExpandTables& tables, uint32_t (&x)[4]) const {
 #pragma unroll
     for (int w = 0; w < 4; ++w) {
-      uint32_t pairs[2][2 * kOf];
-      levels_of<kBits>(tables, words[w][0], pairs[0]);
-      levels_of<kBits>(tables, words[w][1], pairs[1]);
-#pragma unroll
-      for (int r = 0; r < kOf; ++r) {
-        uint32_t x[4] = {pairs[0][2 * r], pairs[0][2 * r + 1], pairs[1][2 * r], pairs[1][2 * r + 1]};
-#pragma unroll
-        for (int j = 0; j < 4; ++j) x[j] = scaled[j].times(x[j]);
-        const uint32_t further = static_cast<uint32_t>(w * kOf + r);  // fewer than 8 coordinates: no carry into these
-        store_shared((at ^ further * 16) + further * 128, x[0], x[1], x[2], x[3]);
+      if constexpr (kValueBits == 4) {
+        const Expanded two = expand(tables, words[w]);
+        x[w] = levels_across<4>(two.low, two.high, static_cast<uint32_t>(i));
+      } else {
+        x[w] = levels_across<8>(words[2 * w], words[2 * w + 1], static_cast<uint32_t>(i));
       }
     }
   }
-}
+};
 
 }  // namespace firstlight::cuda

@@ -33,9 +33,9 @@ __device__ __forceinline__ uint32_t whole_levels(uint32_t codes, uint32_t select
   const uint32_t x = permute(codes, 0x43434343u, selector);
   return minus(x & 0xff7fff7fu, x & 0xff80ff80u);
 }
+inline constexpr uint32_t kMiddle = 0x43004300u + (kOffset << 16 | kOffset);  // twice 128 + 64
 /// Two bytes 64 + level.
 __device__ __forceinline__ uint32_t small_levels(uint32_t bytes, uint32_t selector) {
-  constexpr uint32_t kMiddle = 0x43004300u + (kOffset << 16 | kOffset);  // twice 128 + 64
   return minus(permute(bytes, 0x43434343u, selector), kMiddle);
 }
 static_assert(kOffset == 64);
@@ -50,6 +50,14 @@ __device__ __forceinline__ void levels_of(const ExpandTables& tables, uint32_t w
   } else {
     pairs[0] = whole_levels(word, 0x4140), pairs[1] = whole_levels(word, 0x4342);
   }
+}
+
+/// Of byte i of two words: as levels_of() has them, expanded codes of 4 bits or codes of 8.
+template <int kBits>
+__device__ __forceinline__ uint32_t levels_across(uint32_t a, uint32_t b, uint32_t i) {
+  const uint32_t x = (permute(a, b, i | (4 + i) << 8) & 0x00ff00ffu) | 0x43004300u;
+  if constexpr (kBits == 8) return minus(x & 0xff7fff7fu, x & 0xff80ff80u);
+  return minus(x, kMiddle);
 }
 
 /// tq::scale_of() in two instructions.

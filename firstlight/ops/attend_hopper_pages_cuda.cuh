@@ -39,11 +39,11 @@ struct Ring {
   static constexpr int kStages = kDim == 128 ? 6 : 8;    ///< pages
   static_assert(kStages % kPages == 0);
   MemoryBarrier keys_full[kStages], keys_empty[kStages], values_full[kStages], values_empty[kStages];
-  /// One thread's, before all others'; `n_bringing`: arrivals that say that a page's keys, or its values, are there.
-  __device__ void init(unsigned n_bringing) {
+  /// One thread's, before all others'.
+  __device__ void init() {
     for (int s = 0; s < kStages; ++s) {
-      keys_full[s].init(n_bringing);
-      values_full[s].init(n_bringing);
+      keys_full[s].init(1);
+      values_full[s].init(1);
       keys_empty[s].init(kHeads * 4);
       values_empty[s].init(kHeads * 4);
     }
@@ -62,15 +62,10 @@ struct Place {
            static_cast<uint32_t>(stage / kPages * kPages * 2 * Ring<kDim>::kBytes + stage % kPages * kPageBytes);
   }
   __device__ __forceinline__ uint32_t values(uint32_t pages) const { return keys(pages) + kPages * Ring<kDim>::kBytes; }
-  /// As columns: a page behind the other.
-  __device__ __forceinline__ uint32_t values_of_page(uint32_t pages) const {
-    return pages + static_cast<uint32_t>((stage / kPages * 2 * kPages + kPages + stage % kPages) * Ring<kDim>::kBytes);
-  }
 };
 
 /// What a tile reads, in order, two pages a step.
 struct PageList {
-  static constexpr bool kIsCodes = false;
   static constexpr int first_item = 0;  ///< of the ring
   int last, n_steps;
   __device__ __forceinline__ explicit PageList(const TileOnDevice& tile)
@@ -84,17 +79,15 @@ struct PageList {
 /// place in the ring is free.
 template <int kDim>
 __device__ __forceinline__ void fetch_page(const CUtensorMap& map, int row, int to_values, int item, uint32_t pages,
-                                           Ring<kDim>& ring, int n_arrivals = 1) {
+                                           Ring<kDim>& ring) {
   const Place<kDim> place(item);
   if (item >= Ring<kDim>::kStages) ring.keys_empty[place.stage].wait(place.parity ^ 1);
   ring.keys_full[place.stage].arrive_and_expect(Ring<kDim>::kBytes);
-  for (int i = 1; i < n_arrivals; ++i) ring.keys_full[place.stage].arrive();
 #pragma unroll
   for (int i = 0; i < kDim / 64; ++i)
     copy_box(place.keys(pages) + i * kBoxBytes, map, i * 64, row, ring.keys_full[place.stage]);
   if (item >= Ring<kDim>::kStages) ring.values_empty[place.stage].wait(place.parity ^ 1);
   ring.values_full[place.stage].arrive_and_expect(Ring<kDim>::kBytes);
-  for (int i = 1; i < n_arrivals; ++i) ring.values_full[place.stage].arrive();
 #pragma unroll
   for (int i = 0; i < kDim / 64; ++i)
     copy_box(place.values(pages) + i * kBoxBytes, map, i * 64, row + to_values, ring.values_full[place.stage]);

@@ -49,17 +49,11 @@ struct Rows {
     for (int s = 0; s < kDim / 16; ++s)
       wgmma<false>(scores, q[s], matrix_in_shared(keys + s / 4 * kBoxBytes + s % 4 * 32), s > 0);
   }
-  /// sums += weights values, under way; values as tensor copies leave them, or as columns of a page's 64 tokens each.
-  template <bool kColumns>
+  /// sums += weights values, under way.
   __device__ __forceinline__ void start_mixing(uint32_t values) {
 #pragma unroll
-    for (int s = 0; s < kPages * kPageTokens / 16; ++s) {
-      if constexpr (kColumns) {
-        wgmma<false>(sums, weights[s], matrix_in_shared(values + s / 4 * kDim * 128 + s % 4 * 32), true);
-      } else {
-        wgmma<true>(sums, weights[s], columns_in_shared(values + s * 16 * 128, kBoxBytes), true);
-      }
-    }
+    for (int s = 0; s < kPages * kPageTokens / 16; ++s)
+      wgmma<true>(sums, weights[s], columns_in_shared(values + s * 16 * 128, kBoxBytes), true);
   }
 
   /// Scores become weights, as numbers; visible[half]: of a page's keys, for first_row() + 8 half.
@@ -108,6 +102,12 @@ struct Rows {
     }
   }
 
+  /// Where the results of first_row() + 8 half will be; null: the tile has no such row.
+  __device__ __forceinline__ static float* result(const AttendParams& p, const TileOnDevice& tile, int head, int half) {
+    const int within = first_row() + half * 8;
+    if (within >= tile.n_rows) return nullptr;
+    return p.out.data + (int64_t{tile.row} + within) * p.out.stride + head * kDim + lane() % 4 * 2;
+  }
   /// `means`: of the head's values, which lack them; or null.
   __device__ __forceinline__ void store(const AttendParams& p, const TileOnDevice& tile, int head,
                                         const float* means) const {
@@ -116,18 +116,17 @@ struct Rows {
       float divisor = divisors[half];
       divisor += __shfl_xor_sync(0xffffffffu, divisor, 1);
       divisor += __shfl_xor_sync(0xffffffffu, divisor, 2);
-      const int within = first_row() + half * 8;
-      if (within >= tile.n_rows) continue;
+      float* const to = result(p, tile, head, half);
+      if (!to) continue;
       const float scale = 1 / divisor;
-      const int64_t row = int64_t{tile.row} + within;
+      const int64_t row = int64_t{tile.row} + first_row() + half * 8;
 #pragma unroll
       for (int n = 0; n < kDim / 8; ++n) {
         const int at = n * 8 + lane() % 4 * 2;
         const float2 mean = means ? __ldg(reinterpret_cast<const float2*>(means + at)) : make_float2(0, 0);
         const float a = sums[4 * n + 2 * half] * scale + mean.x, b = sums[4 * n + 2 * half + 1] * scale + mean.y;
-        const int64_t column = int64_t{head} * kDim + at;
-        *reinterpret_cast<float2*>(p.out.data + row * p.out.stride + column) = make_float2(a, b);
-        if (p.twin) *reinterpret_cast<uint32_t*>(p.twin + row * p.out.cols + column) = pack(a, b);
+        *reinterpret_cast<float2*>(to + n * 8) = make_float2(a, b);
+        if (p.twin) *reinterpret_cast<uint32_t*>(p.twin + row * p.out.cols + head * kDim + at) = pack(a, b);
       }
     }
   }

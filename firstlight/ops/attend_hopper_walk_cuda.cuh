@@ -20,7 +20,7 @@ __device__ void clear_slots(uint32_t values, int n_slots) {
   asm volatile("bar.sync %0, %1;" ::"r"(static_cast<int>(threadIdx.x) / kConsumers + 1), "n"(kConsumers) : "memory");
 }
 
-/// A warpgroup's walk over the pages of a list (a PageList, or its like: kIsCodes says what lies in the ring).
+/// A warpgroup's walk over the pages of a list (a PageList, or its like).
 template <int kDim, class List>
 struct Walk {
   const float scale;
@@ -61,11 +61,11 @@ struct Walk {
       const int n_slots = n_keys - list.last * kPageTokens;
       const Place<kDim> at = place(step, i);
       ring.values_full[at.stage].wait(at.parity);
-      if (kLast && !List::kIsCodes && list.page(step * kPages + i) >= list.last && n_slots < kPageTokens)
+      if (kLast && list.page(step * kPages + i) >= list.last && n_slots < kPageTokens)
         clear_slots<kDim>(at.values(pages), n_slots);
     }
     wgmma_fence();
-    rows.template start_mixing<List::kIsCodes>(place(step, 0).values(pages));
+    rows.start_mixing(place(step, 0).values(pages));
     wgmma_commit();
   }
   __device__ __forceinline__ void weigh(int step) {

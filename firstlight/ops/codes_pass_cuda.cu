@@ -45,6 +45,14 @@ CodesOfPass::FaultPlace CodesOfPass::fault_place(KvKind kind, cudaStream_t strea
   return {fault_.as<unsigned long long>(), fault_seen_.as<uint32_t>()};
 }
 
+HopperAttention::SharedPages CodesOfPass::shared_pages(int held, int head_dim, cudaStream_t stream) {
+  shared_pages_.reserve(HopperAttention::shared_page_bytes(held, head_dim), stream);
+  const uint64_t bytes = HopperAttention::shared_counter_bytes(held);
+  if (counters_.reserve(bytes, stream))
+    check(cudaMemsetAsync(counters_.as<void>(), 0, bytes, stream), "clear attention's counters");
+  return {.held = held, .pages = shared_pages_.as<void>(), .counters = counters_.as<uint32_t>()};
+}
+
 void CodesOfPass::forget_fault(cudaStream_t stream) {
   if (uint32_t* seen = fault_seen_.as<uint32_t>(); seen && *seen != 0) {
     *seen = 0;
@@ -121,7 +129,10 @@ void CudaOps::attend_codes(const cuda::AttendParams& attend, const cuda::RowSet&
   close_program();
   if (!is_fast) return cuda::attend_codes_plain(codes, set.rows, set.n_rows, stream_);
   if (set.n_tiles > 0 && hopper_attention_->why_not().empty()) {
-    hopper_attention_->attend_codes(codes, set.tiles, set.n_tiles, stream_);
+    // A block of this kernel takes a multiprocessor.
+    const int held = std::max(1, gpu_.n_sms / options_.n_sharing);
+    hopper_attention_->attend_codes(codes, set.tiles, set.n_tiles, codes_.shared_pages(held, kv.head_dim, stream_),
+                                    stream_);
   } else if (set.n_tiles > 0) {
     cuda::attend_code_tiles(codes, set.tiles, set.n_tiles, stream_);
   }

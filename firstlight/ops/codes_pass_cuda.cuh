@@ -5,6 +5,7 @@
 #include <map>
 #include <vector>
 
+#include "firstlight/ops/attend_hopper_cuda.cuh"
 #include "firstlight/ops/codes_cuda.cuh"
 #include "firstlight/ops/cuda_memory.cuh"
 #include "firstlight/quant/turboquant.h"
@@ -45,6 +46,9 @@ class CodesOfPass {
   void store_owns(cudaStream_t stream);
   void forget_owns() { owns_.n_layers = 0; }
 
+  /// For prompts, `held` blocks at a time. Passes of prompts are not recorded, so it may move.
+  HopperAttention::SharedPages shared_pages(int held, int head_dim, cudaStream_t stream);
+
   DeviceScratch sums, parts;
 
  private:
@@ -54,7 +58,7 @@ class CodesOfPass {
   };
   std::map<const turboquant::Signs*, Rotations> rotations_;  // of a layer
   StoreOwnsParams owns_;                                     // of layers whose codes are yet to be made
-  DeviceScratch fault_, own_memory_;
+  DeviceScratch fault_, own_memory_, shared_pages_, counters_;
   PinnedScratch fault_seen_;
   bool fault_is_clear_ = false;  // both are there and hold none, until a kernel says otherwise
   KvKind kind_ = KvKind::tq4;

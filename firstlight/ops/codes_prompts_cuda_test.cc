@@ -74,5 +74,31 @@ TEST_F(CodePromptsCuda, LongOnesEqualSoftmax) {
   check({{130, 3001}}, KvKind::k8v4, 4, 1, 128);
 }
 
+/// Few rows of long sequences: what their blocks expand goes round the memory that they share many times.
+TEST_F(CodePromptsCuda, FewRowsOfLongOnesEqualSoftmax) {
+  check({{20, 6000}, {9, 1500}, {70, 4100}}, KvKind::tq4, 4, 1, 128);
+  check({{20, 3000}, {64, 4300}}, KvKind::k8v4, 1, 1, 64);
+}
+
+/// Blocks wait for one another, so a launch has no more than the GPU holds.
+TEST_F(CodePromptsCuda, AreTheSameBitsInHoweverManyLaunches) {
+  const auto cpu_ops = cpu();
+  for (const int d : {64, 128}) {
+    CodeBatch batch({{2200, 900}, {300, 3000}, {64, 0}, {8, 2000}}, KvKind::tq4, 6, 2, d, 1, *cpu_ops);
+    const std::vector<float> expected = attend(batch);
+    compare(batch, expected);
+    Ops* const whole = ops_;
+    for (const int n_sharing : {2, 9, 1000}) {
+      const auto few = make_cuda_ops(reference::kGpu, {.load_cublaslt = false, .n_sharing = n_sharing});
+      ops_ = few.get();
+      ops_->begin({}, false);
+      for (int again = 0; again < 2; ++again)
+        reference::expect_same(attend(batch), expected, "attention by few blocks at a time");
+      ops_->end();
+      ops_ = whole;
+    }
+  }
+}
+
 }  // namespace
 }  // namespace firstlight

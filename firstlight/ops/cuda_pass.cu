@@ -54,11 +54,14 @@ void PassTables::list(std::span<const AttentionSpan> spans, int which) {
   RowOnDevice* rows = reinterpret_cast<RowOnDevice*>(host_.as<std::byte>() + rows_at);
   RowOnDevice* singles = reinterpret_cast<RowOnDevice*>(host_.as<std::byte>() + singles_at);
   TileOnDevice* tiles = reinterpret_cast<TileOnDevice*>(host_.as<std::byte>() + tiles_at);
+  const auto pages_of = [&](const AttentionSpan& span) {
+    return std::find_if(known_pages_.begin(), known_pages_.end(),
+                        [&](const auto& each) { return each.first == span.pages; })
+        ->second;
+  };
   set.in_place = true;
   for (const AttentionSpan& span : spans) {
-    const auto known = std::find_if(known_pages_.begin(), known_pages_.end(),
-                                    [&](const auto& each) { return each.first == span.pages; });
-    const int32_t pages = known->second;
+    const int32_t pages = pages_of(span);
     for (int64_t i = 0; i < span.n_rows; ++i) {
       const RowOnDevice row{static_cast<int32_t>(span.row_begin + i), static_cast<int32_t>(span.position + i), pages,
                             set.n_rows};
@@ -68,16 +71,23 @@ void PassTables::list(std::span<const AttentionSpan> spans, int which) {
       singles[set.n_single++] = row;
       set.n_pages_single = std::max(set.n_pages_single, (span.position + i) / kPageTokens + 1);
     }
-    if (span.n_rows < kTiledRows) continue;
-    for (int64_t i = 0; i < span.n_rows; i += kTileRows) {
-      tiles[set.n_tiles++] = {static_cast<int32_t>(span.row_begin + i),
-                              static_cast<int32_t>(std::min(kTileRows, span.n_rows - i)),
-                              static_cast<int32_t>(span.position + i), pages};
+  }
+  // Of the spans that end last first, and each from its end on: the dearest first, and those of a sequence together.
+  std::vector<const AttentionSpan*> tiled;
+  for (const AttentionSpan& span : spans) {
+    if (span.n_rows >= kTiledRows) tiled.push_back(&span);
+  }
+  std::stable_sort(tiled.begin(), tiled.end(), [](const AttentionSpan* a, const AttentionSpan* b) {
+    return a->position + a->n_rows > b->position + b->n_rows;
+  });
+  for (const AttentionSpan* span : tiled) {
+    for (int64_t i = (span->n_rows - 1) / kTileRows * kTileRows; i >= 0; i -= kTileRows) {
+      tiles[set.n_tiles++] = {static_cast<int32_t>(span->row_begin + i),
+                              static_cast<int32_t>(std::min(kTileRows, span->n_rows - i)),
+                              static_cast<int32_t>(span->position + i), pages_of(*span)};
     }
   }
   set.alone = static_cast<size_t>(set.n_rows) == spans.size() && known_pages_.size() == sets_[0].n_spans;
-  std::stable_sort(tiles, tiles + set.n_tiles,
-                   [](const TileOnDevice& a, const TileOnDevice& b) { return a.position > b.position; });
   set.rows = reinterpret_cast<const RowOnDevice*>(device_.as<std::byte>() + rows_at);
   set.singles = reinterpret_cast<const RowOnDevice*>(device_.as<std::byte>() + singles_at);
   set.tiles = reinterpret_cast<const TileOnDevice*>(device_.as<std::byte>() + tiles_at);
