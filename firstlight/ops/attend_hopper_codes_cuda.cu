@@ -29,7 +29,6 @@ struct HopperCodesParams {
 
 /// A thread's. 232 and 40: 254 us behind 15,872 keys where these take 251; 240 and 24: 317, because expanding spills.
 inline constexpr int kConsumerRegisters = 224, kBringerRegisters = 56;
-inline constexpr int kExpandingWarps = 3;
 
 /// The third warpgroup's first warp: one thread brings pages to the ring.
 template <int kDim>
@@ -102,21 +101,20 @@ struct Bringer {
   }
 };
 
-/// The other warps: expand their shares, four at a time, and load the next one's codes before that.
+/// Of warp `warp` of those that expand: shares, four at a time, the next one's codes loaded before that.
 template <int kDim, int kKeyBits, int kValueBits>
 __device__ __forceinline__ void expand_shares(const AttendCodesParams& p, const TileOnDevice& tile, int kv_head,
-                                              const Team& team, const ExpandTables& tables) {
+                                              const Team& team, int warp, const ExpandTables& tables) {
   using Page = ExpandedPage<kDim>;
   using Of = Share<kDim, kKeyBits, kValueBits>;
-  const int warp = static_cast<int>(threadIdx.x - kHeads * kConsumers) / 32 - 1;
-  const int n = team.n * kExpandingWarps, end = team.n_pages * Page::kItems;
+  const int n = team.n_expanders, end = team.n_pages * Page::kItems;
   const auto codes_of = [&](int item) {
     const int number = __ldg(p.attend.pages + tile.pages + min(max(item / Page::kItems, 1), team.last));
     return reinterpret_cast<const uint8_t*>(p.attend.kv.data) +
            static_cast<uint64_t>(number) * p.attend.kv.page_stride + int64_t{kv_head} * Of::kShape.bytes();
   };
   const auto share_of = [](int item) { return item % Page::kItems * kSharesOfItem; };
-  int item = team.rank * kExpandingWarps + warp;
+  int item = team.rank + warp;
   const uint8_t *from = codes_of(item), *after = codes_of(item + n);
   Of next;
   if (item < end) next.load(from, share_of(item));
@@ -200,29 +198,31 @@ __global__ void __launch_bounds__(kThreads, 1)
   wait_for_predecessor();
   let_successor_start();
   const KvLayer& kv = params.codes.attend.kv;
-  const TileOnDevice tile = params.tiles[blockIdx.y];
+  const TileOnDevice tile = params.tiles[params.team.own_tile()];
   const int group = params.codes.attend.n_heads / kv.n_kv_heads,
             pair = params.first_pair + static_cast<int>(blockIdx.x), kv_head = pair / params.head_pairs;
   const int in_group = pair % params.head_pairs * kHeads + static_cast<int>(threadIdx.x) / kConsumers;
   const ExactList exact(tile);
   const CodeList codes(tile);
-  if (threadIdx.x >= kHeads * kConsumers) {
+  const bool helps = params.team.helps();
+  if (helps || threadIdx.x >= kHeads * kConsumers) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kBringerRegisters));
-    const bool is_first = threadIdx.x == kHeads * kConsumers;
+    const int first = helps ? 0 : kHeads * kConsumers, warp = (static_cast<int>(threadIdx.x) - first) / 32;
+    const bool is_first = static_cast<int>(threadIdx.x) == first;
     const Bringer<kDim> bringer{params, tile, kv_head, pages, shared.ring};
-    if (is_first) {
+    if (is_first && !helps) {
       asm volatile("fence.proxy.async.global;" ::: "memory");  // pages were written by ordinary stores
       bringer.bring_exact(exact);
     }
     __syncwarp();
     const Team team(params.team, params.tiles, params.team_pairs, ExpandedPage<kDim>::kBytes);
-    if (is_first) bringer.bring_codes(codes, exact.n_steps * kPages, team);
-    if (threadIdx.x >= kHeads * kConsumers + 32) {
+    if (is_first && !helps) bringer.bring_codes(codes, exact.n_steps * kPages, team);
+    if (helps || warp > 0) {
       const ExpandTables tables = shared.tables[threadIdx.x % 4];
-      expand_shares<kDim, kKeyBits, kValueBits>(params.codes, tile, kv_head, team, tables);
+      expand_shares<kDim, kKeyBits, kValueBits>(params.codes, tile, kv_head, team, helps ? warp : warp - 1, tables);
     }
     __syncwarp();
-    asm volatile("bar.sync 5, 128;" ::: "memory");
+    asm volatile("bar.sync 5, %0;" ::"r"(kThreads - first) : "memory");
     if (is_first && team.n_rounds > 0) team.leave();
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kConsumerRegisters));
@@ -241,6 +241,8 @@ void start(const HopperCodesParams& params, dim3 grid, cudaStream_t stream) {
   launch("attention of tiles over codes", kernel, grid, kThreads, kShared, stream, params);
 }
 
+/// Blocks without rows, of each with rows.
+constexpr int kMostHelpers = 2;
 /// Head pairs and tiles of a launch whose blocks the GPU holds at a time.
 struct LaunchShape {
   int pairs = 1, tiles = 1;
@@ -278,17 +280,19 @@ void HopperAttention::attend_codes(const AttendCodesParams& codes, const TileOnD
   const LaunchShape shape(head_pairs, p.kv.n_kv_heads, n_tiles, shared.held);
   for (int pair = 0; pair < p.kv.n_kv_heads * head_pairs; pair += shape.pairs) {
     for (int tile = 0; tile < n_tiles; tile += shape.tiles) {
-      const dim3 grid(static_cast<unsigned>(std::min(shape.pairs, p.kv.n_kv_heads * head_pairs - pair)),
-                      static_cast<unsigned>(std::min(shape.tiles, n_tiles - tile)));
-      const int rounds = shared.held * kTeamPages / static_cast<int>(grid.x * grid.y);
-      const HopperCodesParams params{
-          exact,
-          codes,
-          tiles + tile,
-          head_pairs,
-          pair,
-          std::min(head_pairs, shape.pairs),
-          {static_cast<std::byte*>(shared.pages), shared.counters, std::min(rounds, TeamMemory::kMostRounds)}};
+      const int pairs = std::min(shape.pairs, p.kv.n_kv_heads * head_pairs - pair),
+                of_tiles = std::min(shape.tiles, n_tiles - tile);
+      const int rounds = shared.held * kTeamPages / (pairs * of_tiles);
+      const int helpers = std::min(shared.held / (pairs * of_tiles) - 1, kMostHelpers);
+      const dim3 grid(static_cast<unsigned>(pairs), static_cast<unsigned>(of_tiles * (1 + helpers)));
+      const HopperCodesParams params{exact,
+                                     codes,
+                                     tiles + tile,
+                                     head_pairs,
+                                     pair,
+                                     std::min(head_pairs, shape.pairs),
+                                     {static_cast<std::byte*>(shared.pages), shared.counters,
+                                      std::min(rounds, TeamMemory::kMostRounds), of_tiles, helpers}};
       with_code_shape(codes.shape, [&](auto of) {
         using Shape = decltype(of);
         start<Shape::kDim, Shape::kKeyBits, Shape::kValueBits>(params, grid, stream);

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Blocks of Hopper's attention over codes that read the same pages: tiles of one sequence, head pairs of one key/value
 // head. Each expands its share, and all read all from memory that is small enough to stay in L2: rounds of one page a
-// block, in a ring. They wait for one another, so all blocks of a launch must be on the GPU at a time.
+// block, in a ring. Where few blocks read many pages, others that have no rows help to expand. They wait for one
+// another, so all blocks of a launch must be on the GPU at a time.
 #pragma once
 #include "firstlight/ops/attend_hopper_codes_pages_cuda.cuh"
 #include "firstlight/ops/cuda_kernel.cuh"
@@ -15,7 +16,12 @@ struct TeamMemory {
   std::byte* pages;    ///< expanded: [blocks, rounds]
   uint32_t* counters;  ///< [blocks, kCounters], zeros between launches
   int rounds;          ///< of a team's ring; 2 to kMostRounds
+  int n_tiles;         ///< of the launch: rows of its grid, and then `helpers` times as many that help
+  int helpers;         ///< a tile
   static constexpr int kMostRounds = 8, kCounters = 32;
+
+  __device__ __forceinline__ int own_tile() const { return static_cast<int>(blockIdx.y) % n_tiles; }
+  __device__ __forceinline__ bool helps() const { return static_cast<int>(blockIdx.y) >= n_tiles; }
 };
 
 __device__ __forceinline__ uint64_t nanoseconds() {
@@ -49,17 +55,20 @@ struct Round {
   }
 };
 
+inline constexpr int kExpandingWarps = 3, kHelpingWarps = kThreads / 32;  // of a block that has rows, that has none
+
 struct Team {
-  int n, rank;           ///< blocks; this one's place
-  int last, n_pages;     ///< of codes, as CodeList of the tile that reads most
-  int rounds, n_rounds;  ///< of the ring; in all
+  int n;                  ///< blocks that have rows
+  int n_blocks;           ///< and those that help
+  int n_expanders, rank;  ///< warps; the place of this block's first
+  int last, n_pages;      ///< of codes, as CodeList of the tile that reads most
+  int rounds, n_rounds;   ///< of the ring; in all
   std::byte* pages;
   uint32_t *expanded, *read, *left;  ///< of each round of the ring, warps' items and blocks; of all
 
   /// A warp's work. `pairs`: of a group that take part.
   __device__ Team(const TeamMemory& memory, const TileOnDevice* tiles, int pairs, int page_bytes) {
-    const int lane = static_cast<int>(threadIdx.x) % 32, own = static_cast<int>(blockIdx.y),
-              n_tiles = static_cast<int>(gridDim.y);
+    const int lane = static_cast<int>(threadIdx.x) % 32, own = memory.own_tile(), n_tiles = memory.n_tiles;
     const TileOnDevice tile = tiles[min(lane, n_tiles - 1)];
     const int of_own = __shfl_sync(kWholeWarp, tile.pages, own);
     const unsigned others = ~__ballot_sync(kWholeWarp, lane < n_tiles && tile.pages == of_own);
@@ -69,8 +78,12 @@ struct Team {
     const bool is_mate = lane >= first && lane < end;
     last = __reduce_max_sync(kWholeWarp, is_mate ? list.last : 0);
     n_pages = __reduce_max_sync(kWholeWarp, is_mate ? list.n_steps * kPages : 0);
-    n = (end - first) * pairs;
-    rank = (own - first) * pairs + static_cast<int>(blockIdx.x) % pairs;
+    const int n_mates = end - first, copy = static_cast<int>(blockIdx.y) / n_tiles,
+              place = (own - first) * pairs + static_cast<int>(blockIdx.x) % pairs;
+    n = n_mates * pairs;
+    n_blocks = n * (1 + memory.helpers);
+    n_expanders = n * (kExpandingWarps + memory.helpers * kHelpingWarps);
+    rank = copy == 0 ? place * kExpandingWarps : n * kExpandingWarps + ((copy - 1) * n + place) * kHelpingWarps;
     rounds = memory.rounds;
     n_rounds = (n_pages + n - 1) / n;
     const int before = (static_cast<int>(blockIdx.x) / pairs * n_tiles + first) * pairs;  // blocks of other teams
@@ -92,7 +105,7 @@ struct Team {
   __device__ void leave() const {
     uint32_t before;
     asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(left) : "memory");
-    if (before + 1 < static_cast<uint32_t>(n)) return;
+    if (before + 1 < static_cast<uint32_t>(n_blocks)) return;
     for (int i = 0; i < TeamMemory::kCounters; ++i) expanded[i] = 0;
   }
 };
