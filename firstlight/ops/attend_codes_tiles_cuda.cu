@@ -168,8 +168,8 @@ __device__ __forceinline__ void store(const AttendParams& p, const TileOnDevice&
 
 /// Which pages a tile's rows read: those of the lane, lane / 4 and 8 below in the warp's 16.
 struct Sight {
-  int positions[2], lasts[2];
-  __device__ explicit Sight(const TileOnDevice& tile) {
+  int positions[2], lasts[2], exact_from;
+  __device__ explicit Sight(const TileOnDevice& tile) : exact_from(tile.exact_from) {
     const int first = static_cast<int>(threadIdx.x) / 32 * 16 + static_cast<int>(threadIdx.x) % 32 / 4;
     for (int half = 0; half < 2; ++half) {
       positions[half] = tile.position + first + 8 * half;
@@ -178,10 +178,11 @@ struct Sight {
   }
   /// Keys of a page that a row sees in its codes, or exactly.
   __device__ __forceinline__ int of_codes(int page, int half) const {
-    return page > 0 && page + kExactTail <= lasts[half] ? kPageTokens : 0;
+    return page > 0 && page + kExactTail <= lasts[half] && page < exact_from ? kPageTokens : 0;
   }
   __device__ __forceinline__ int exactly(int page, int half) const {
-    return page == 0 || page + kExactTail > lasts[half] ? positions[half] + 1 - page * kPageTokens : 0;
+    const bool is_exact = page == 0 || page + kExactTail > lasts[half] || page >= exact_from;
+    return is_exact ? positions[half] + 1 - page * kPageTokens : 0;
   }
 };
 
@@ -226,7 +227,7 @@ __global__ void __launch_bounds__(kThreads) attend_code_tiles_kernel(const __gri
             last = (n_keys - 1) / kPageTokens;
   if (threadIdx.x < 4) shared.tables[threadIdx.x] = ExpandTables::known();
   TileRows<kDim> rows;
-  if (const int end = last + 1 - static_cast<int>(kExactTail); end > 1) {
+  if (const int end = min(last + 1 - static_cast<int>(kExactTail), tile.exact_from); end > 1) {
     load_query<kDim>(p, tile, head, &p.signs[2 * kv_head], shared, rows);
     __syncthreads();
     add_codes<kDim, kKeyBits, kValueBits>(p, tile, kv_head, sight, end, shared, rows);
@@ -235,7 +236,7 @@ __global__ void __launch_bounds__(kThreads) attend_code_tiles_kernel(const __gri
   }
   load_query<kDim>(p, tile, head, nullptr, shared, rows);
   for (int page = 0; page <= last;
-       page = page == 0 ? max(1, first_last + 1 - static_cast<int>(kExactTail)) : page + 1) {
+       page = page == 0 ? max(1, min(first_last + 1 - static_cast<int>(kExactTail), tile.exact_from)) : page + 1) {
     const auto number = static_cast<uint64_t>(p.exact[tile.pages + page]);
     const auto* keys = reinterpret_cast<const __nv_bfloat16*>(kv.exact + number * kv.exact_stride) +
                        int64_t{kv_head} * kPageTokens * kDim;

@@ -154,7 +154,7 @@ struct Consumer {
     Parked<kDim> parked{p.attend, tile, head, {Rows<kDim>::kLeast, Rows<kDim>::kLeast}, {}};
 #pragma unroll 1
     for (int phase = 0; phase < 2; ++phase) {
-      const EitherList list(phase == 1, exact, codes);
+      const EitherList list(phase == 1, tile, exact, codes);
       Rows<kDim> rows;
       parked.begin(rows);
       rows.load_query(p.attend.q, tile, head, [&](auto& x) {

@@ -165,7 +165,7 @@ void attend_code_block(const AttentionJob& job, int head, int64_t row, int64_t r
   const int64_t d = job.kv->head_dim;
   const Block b(job, head, row, rows);
   const BlockScratch t(scratch_bytes, d);
-  const int64_t last = b.last / kPageTokens, code_end = last + 1 - kExactTail;
+  const int64_t last = b.last / kPageTokens, code_end = std::min(last + 1 - kExactTail, job.span->exact_from);
   begin_block(b, t, d);
   if (code_end > 1) {
     pack_code_queries<Step>(job, b, t);
@@ -175,7 +175,7 @@ void attend_code_block(const AttentionJob& job, int head, int64_t row, int64_t r
   pack_block<Step>(job.q + row * job.q_stride + head * d, job.q_stride, rows, d,
                    reinterpret_cast<typename Step::Word*>(t.q));
   for (int64_t page = 0; page <= last; ++page) {
-    if (is_exact(page, last)) attend_page<Step>(*job.exact, b, t, page);
+    if (is_exact(page, last) || page >= code_end) attend_page<Step>(*job.exact, b, t, page);
   }
   if (code_end <= 1) return finish_block<false>(job, b, t);
   weigh_set_aside(job, b, t);

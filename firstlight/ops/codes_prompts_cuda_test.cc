@@ -80,6 +80,19 @@ TEST_F(CodePromptsCuda, FewRowsOfLongOnesEqualSoftmax) {
   check({{20, 3000}, {64, 4300}}, KvKind::k8v4, 1, 1, 64);
 }
 
+/// What a pass computes may be read exactly by all of its rows; the pages before it, but for the first, are codes to all.
+TEST_F(CodePromptsCuda, EqualSoftmaxWhereAllRowsReadLatePagesExactly) {
+  const auto cpu_ops = cpu();
+  for (const KvKind kind : {KvKind::tq4, KvKind::k8v4, KvKind::tq8}) {
+    for (const int d : {64, 128}) {
+      CodeBatch batch({{300, 0}, {70, 900}, {513, 1535}, {64, 700}, {9, 440}}, kind, 4, 2, d, 1, *cpu_ops, false, 1000,
+                      true, true);
+      SCOPED_TRACE(testing::Message() << to_string(kind) << " d " << d);
+      compare(batch, attend(batch));
+    }
+  }
+}
+
 /// Blocks wait for one another, so a launch has no more than the GPU holds.
 TEST_F(CodePromptsCuda, AreTheSameBitsInHoweverManyLaunches) {
   const auto cpu_ops = cpu();

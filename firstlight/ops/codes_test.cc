@@ -18,9 +18,10 @@ constexpr KvKind kCodes[] = {KvKind::tq8, KvKind::k8v4, KvKind::tq4, KvKind::k4v
 class AttendCodes : public reference::EachLevel {
  protected:
   /// Rows are checked at both ends and a few between: the oracle is slow.
-  void check(const std::vector<Sequence>& sequences, KvKind kind, int heads, int kv_heads, int d, bool far = false) {
+  void check(const std::vector<Sequence>& sequences, KvKind kind, int heads, int kv_heads, int d, bool far = false,
+             bool fresh_exactly = false) {
     SCOPED_TRACE(testing::Message() << to_string(kind) << ", " << heads << " heads on " << kv_heads << " of " << d);
-    CodeBatch batch(sequences, kind, heads, kv_heads, d, 1, *ops_, far);
+    CodeBatch batch(sequences, kind, heads, kv_heads, d, 1, *ops_, far, 1000, false, fresh_exactly);
     const std::vector<float> out = batch.attend(*ops_);
     for (const AttentionSpan& span : batch.spans) {
       const bool rounded = rounds(DType::bf16, span.n_rows) && !far;
@@ -56,6 +57,11 @@ TEST_P(AttendCodes, EqualsSoftmaxForEveryKindAndHeadShape) {
     check({{1, 400}, {12, 376}}, KvKind::tq8, 2, 1, d);
   }
   for (const int group : {1, 4, 5, 8, 16}) check({{1, 330}, {10, 330}}, KvKind::tq4, group, 1, 64);
+}
+
+TEST_P(AttendCodes, EqualsSoftmaxWhereAllRowsReadLatePagesExactly) {
+  for (const KvKind kind : {KvKind::tq8, KvKind::tq4, KvKind::k3v2})
+    check({{300, 0}, {70, 900}, {9, 440}, {130, 639}}, kind, 3, 1, 64, false, true);
 }
 
 /// Exact pages have no weight here, so blocks of rows show their sums over codes alone.

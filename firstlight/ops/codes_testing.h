@@ -58,7 +58,7 @@ struct CodeBatch {
   }
 
   CodeBatch(const std::vector<Sequence>& sequences, KvKind of, int heads, int kv_heads, int d, uint32_t page_seed,
-            Ops& ops, bool far = false, int64_t chunk = 1000, bool centred = false)
+            Ops& ops, bool far = false, int64_t chunk = 1000, bool centred = false, bool fresh_exactly = false)
       : kind(of), n_heads(heads), n_kv_heads(kv_heads), head_dim(d), shape{d, kv_bits(of).key, kv_bits(of).value} {
     const auto n_pages = static_cast<size_t>(Batch::count_pages(sequences) + 3);
     stride = static_cast<uint64_t>(kv_heads * shape.bytes()) + 64;
@@ -77,6 +77,7 @@ struct CodeBatch {
       for (int64_t page = 0; page <= (s.position + s.n_rows - 1) / kPageTokens; ++page)
         pages.back().push_back(free.back()), free.pop_back();
       spans.push_back({n_rows, s.n_rows, s.position, nullptr});
+      if (fresh_exactly) spans.back().exact_from = std::max<int64_t>(0, s.position / kPageTokens + 1 - kExactTail);
       n_rows += s.n_rows;
     }
     q = random_tensor(n_rows, (heads + 2 * kv_heads) * d, DType::f32, 6);
@@ -107,7 +108,7 @@ struct CodeBatch {
     for (int64_t page = 0; page <= last; ++page) {  // what no row may read: made not a number
       bool read = false;
       for (int64_t row = 0; row < span.n_rows; ++row)
-        read = read || is_exact(page, (span.position + row) / kPageTokens);
+        read = read || is_exact(page, (span.position + row) / kPageTokens) || page >= span.exact_from;
       const auto number = static_cast<uint64_t>(span.pages[page]);
       if (!read)
         std::fill_n(exact.begin() + static_cast<int64_t>(number * exact_stride), exact_stride, std::byte{0xff});
@@ -121,17 +122,20 @@ struct CodeBatch {
     return out.f32;
   }
 
+  static bool reads_exactly(const AttentionSpan& span, int64_t page, int64_t last) {
+    return is_exact(page, last) || page >= span.exact_from;
+  }
   /// A key (side 0) or value (1) as the pages of a row in page `last` have it.
   const std::vector<double>& stored(const AttentionSpan& span, int64_t last, int side, int kv_head, int64_t t) {
     auto& known = known_[{span.pages[t / kPageTokens] * kPageTokens + t % kPageTokens, 2 * kv_head + side,
-                          is_exact(t / kPageTokens, last)}];
+                          reads_exactly(span, t / kPageTokens, last)}];
     if (known.empty()) known = read(span, last, side, kv_head, t);
     return known;
   }
   std::vector<double> read(const AttentionSpan& span, int64_t last, int side, int kv_head, int64_t t) {
     std::vector<double> x(static_cast<size_t>(head_dim));
     const int64_t page = t / kPageTokens, slot = t % kPageTokens;
-    if (is_exact(page, last)) {
+    if (reads_exactly(span, page, last)) {
       const std::byte* at = exact.data() + static_cast<uint64_t>(span.exact[page]) * exact_stride +
                             ((int64_t{side} * n_kv_heads + kv_head) * kPageTokens + slot) * head_dim * 2;
       for (size_t i = 0; i < x.size(); ++i) {
@@ -163,7 +167,7 @@ struct CodeBatch {
       const std::vector<double>& key = stored(span, last, 0, kv_head, t);
       for (int i = 0; i < head_dim; ++i) {
         double x = q.at(span.row_begin + row, int64_t{head} * head_dim + i);
-        if (rounded && is_exact(t / kPageTokens, last)) x = bf16_to_f32(f32_to_bf16(static_cast<float>(x)));
+        if (rounded && reads_exactly(span, t / kPageTokens, last)) x = bf16_to_f32(f32_to_bf16(static_cast<float>(x)));
         p[static_cast<size_t>(t)] += x * key[static_cast<size_t>(i)] / std::sqrt(static_cast<double>(head_dim));
       }
     }

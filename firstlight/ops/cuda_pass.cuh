@@ -22,7 +22,7 @@ struct alignas(16) RowOnDevice {
 
 /// Up to 64 consecutive rows of one span, attended to together.
 struct alignas(16) TileOnDevice {
-  int32_t row, n_rows, position, pages;
+  int32_t row, n_rows, position, pages, exact_from;
 };
 
 /// Spans with fewer rows go row by row, the others by tiles: a question of the span alone, so that a sequence's bits do
@@ -41,6 +41,7 @@ struct RowSet {
   int n_rows = 0, n_single = 0, n_tiles = 0;
   int64_t n_pages_single = 0;            ///< the most pages that a single row sees
   bool in_place = false;                 ///< rows 0, 1, 2 …
+  bool reads_exactly = false;            ///< AttentionSpan::exact_from is asked for
   bool alone = false;                    ///< each row is its sequence's only one: none reads what another stores
   const RowOnDevice* rows = nullptr;     ///< n_rows
   const RowOnDevice* singles = nullptr;  ///< n_single: those attended to one by one

@@ -4,6 +4,7 @@
 #pragma once
 #include <functional>
 #include <memory>
+#include <limits>
 #include <span>
 #include <string_view>
 
@@ -20,6 +21,9 @@ struct AttentionSpan {
   int64_t position = 0;            ///< position of the first row; keys [0, position + i] are visible to row i
   const int32_t* pages = nullptr;  ///< the sequence's page numbers; no span writes keys that another one reads
   const int32_t* exact = nullptr;  ///< beside codes: the exact page of each page, where is_exact() asks for one
+  /// Beside codes: from this page on all rows read exactly, whatever is_exact() says, if there are 8 rows or more. A
+  /// GPU knows that of codes of 4 and 8 bits and heads of 64 and 128 alone (else Error{bug}).
+  int64_t exact_from = std::numeric_limits<int32_t>::max();
 };
 
 namespace turboquant {
