@@ -32,6 +32,7 @@ nlohmann::ordered_json turn_json(const Answer& answer) {
           {"ids", answer.ids},
           {"n_prompt", answer.n_prompt},
           {"n_shared", answer.n_shared},
+          {"prefill", answer.prefill()},
           {"finish", to_string(answer.finish)},
           {"prompt_tokens_per_s", answer.prompt_tokens_per_s()},
           {"tokens_per_s", answer.tokens_per_s()}};
@@ -183,7 +184,9 @@ int chat(Context& context, const ChatOptions& options) {
   engine_options.prefill_alone = session.pass_tokens();
   engine_options.stop_ids = text.stop_ids;
   engine_options.share_prefixes = true;  // a turn's prompt begins with the one before
-  Chat chat(context, options, session, engine_options);
+  ChatOptions settled = options;
+  settled.generate.settle_prefill(context, session);
+  Chat chat(context, settled, session, engine_options);
   const bool by_hand = ::isatty(STDIN_FILENO) == 1;
   if (by_hand) session.wait();  // else the load's bar would write over the prompt and what is typed
   converse(context, chat, options.json, by_hand);

@@ -4,6 +4,7 @@
 #include <CLI/CLI.hpp>
 
 #include "firstlight/base/error.h"
+#include "firstlight/base/str.h"
 #include "firstlight/base/timeline.h"
 #include "firstlight/cli/arguments.h"
 
@@ -33,7 +34,32 @@ void GenerateOptions::add_to(CLI::App& command) {
   command.add_option("--seed", sampling.seed, "The same seed gives the same text")
       ->check(seed_number())
       ->capture_default_str();
+  command
+      .add_option(
+          "--prefill", prefill,
+          "Over codes (--kv tq4 ...): strict: a prompt's token reads codes where a generated one would, so that "
+          "results do not depend on how a prompt is cut or on prefixes found; fast: tokens that are computed "
+          "together read one another in bf16")
+      ->check(CLI::IsMember({"strict", "fast"}))
+      ->capture_default_str();
   command.add_option("--stop", stop, "End before this text (may be given several times)")->allow_extra_args(false);
+}
+
+void GenerateOptions::settle_prefill(const Context& context, const Session& session) {
+  if (prefill != "fast") return;
+  const KvKind kind = session.kv_use().kind;
+  const auto [key_bits, value_bits] = kv_bits(kind);
+  const auto is_plain = [](int bits) { return bits != 4 && bits != 8; };
+  std::string why;
+  if (!is_compressed(kind)) {
+    why = str(to_string(kind), " pages hold no codes");
+  } else if (session.device().kind == Device::Kind::cuda &&
+             (is_plain(key_bits) || is_plain(value_bits) || session.config().head_dim > 128)) {
+    why = str("a GPU knows no other over ", to_string(kind), " and heads of ", session.config().head_dim);
+  }
+  if (why.empty()) return;
+  prefill = "strict";
+  say(context, str("prefill: strict, because ", why));
 }
 
 Request GenerateOptions::request(std::vector<int> prompt) const {
@@ -50,6 +76,7 @@ Request GenerateOptions::request(std::vector<int> prompt) const {
   request.max_new_tokens = max_new_tokens;
   request.ignore_eos = ignore_eos;
   request.stop_strings = stop;
+  request.fast_prefill = prefill == "fast";
   return request;
 }
 
@@ -66,6 +93,7 @@ Answer generate(Context& context, Engine& engine, Request request, const std::fu
                 const std::stop_token& turn, Prefix prefix, const std::function<void()>& on_first) {
   Answer answer;
   answer.n_prompt = request.prompt.size();
+  const bool wants_fast = request.fast_prefill;
   std::string error;
   ErrorKind error_kind = ErrorKind::bug;
   const double start = seconds_since_exec();
@@ -97,6 +125,7 @@ Answer generate(Context& context, Engine& engine, Request request, const std::fu
     }
   }
   if (answer.finish == FinishReason::error) throw Error(error_kind, error);
+  answer.fast_prefill = wants_fast && answer.n_shared == 0;
   return answer;
 }
 

@@ -75,6 +75,7 @@ void report(Context& context, const RunOptions& options, Session& session, const
     nlohmann::ordered_json all = {{"text", answer.text},
                                   {"ids", answer.ids},
                                   {"n_prompt", answer.n_prompt},
+                                  {"prefill", answer.prefill()},
                                   {"finish", to_string(answer.finish)},
                                   {"ttft_s", answer.first_token_s},
                                   {"phases", to_json(context.timeline.phases())},
@@ -108,6 +109,10 @@ void report(Context& context, const RunOptions& options, Session& session, const
   const std::string sums = session.tp() == 1 ? "" : str(", sums by ", session.runner().comm_path());
   say(context, str("computed by ", session.runner().ops_name(), ", tp ", session.tp(), sums));
   say(context, describe(session.kv_use()));
+  if (is_compressed(session.kv_use().kind)) {
+    const bool goes_on = options.generate.prefill == "fast" && answer.n_shared > 0;
+    say(context, str("prefill: ", answer.prefill(), goes_on ? ", as the prompt goes on from a prefix" : ""));
+  }
   if (const std::string text = describe(prefix, load); !text.empty()) say(context, text);
 }
 
@@ -115,6 +120,8 @@ int run(Context& context, const RunOptions& options) {
   context.json = options.json;
   SessionOptions session_options = options.session;
   if (!options.prefix.save.empty() || !options.prefix.restore.empty()) refuse_launched("run with a prefix file");
+  if (!options.prefix.save.empty() && options.generate.prefill == "fast")
+    throw Error(ErrorKind::bad_input, "run: --prefill fast: a prefix that is saved is computed by strict prefill");
   join_launched(context, session_options);
   if (follows(context)) return follow(context, session_options, /*with_runner=*/true);
   const std::string prompt = prompt_text(options);
@@ -129,8 +136,9 @@ int run(Context& context, const RunOptions& options) {
   engine_options.prefill_alone = session.pass_tokens();
   engine_options.stop_ids = text.stop_ids;
   Engine engine(session.runner(), text.tokenizer.get(), engine_options);
-  Request request =
-      options.generate.request(encode_prompt(context, options, prompt, text, session.config().vocab_size));
+  GenerateOptions generation = options.generate;
+  generation.settle_prefill(context, session);
+  Request request = generation.request(encode_prompt(context, options, prompt, text, session.config().vocab_size));
   PrefixUse prefix_use;
   Prefix prefix;
   std::optional<PrefixSave> save;

@@ -245,7 +245,8 @@ void Engine::Impl::forward(const std::vector<Work>& work) {
     const Sequence& sequence = *each.sequence;
     const auto tokens = std::span(sequence.tokens())
                             .subspan(static_cast<size_t>(sequence.n_cached), static_cast<size_t>(each.n_tokens));
-    batch.push_back({tokens, sequence.n_cached, sequence.pages.get(), each.wants_logits ? 1 : 0});
+    batch.push_back({tokens, sequence.n_cached, sequence.pages.get(), each.wants_logits ? 1 : 0,
+                     sequence.request().fast_prefill && sequence.n_shared == 0});
     if (!each.wants_logits) continue;
     const SamplingOptions& sampling = sequence.request().sampling;
     draws.push_back({sampling, sequence.tokens(), sequence.n_generated()});

@@ -24,8 +24,11 @@ std::string_view to_string(FinishReason reason) noexcept;
 struct Request {
   std::vector<int> prompt;  ///< not empty
   SamplingOptions sampling;
-  int max_new_tokens = 128;   ///< at least 1
-  int n_samples = 1;          ///< answers to the one prompt, at least 1; sample i draws with sampling.seed + i
+  int max_new_tokens = 128;  ///< at least 1
+  int n_samples = 1;         ///< answers to the one prompt, at least 1; sample i draws with sampling.seed + i
+  /// Over codes: SequenceChunk::fresh_exactly, where none of the prompt's keys and values were there already. What
+  /// other requests find of it later was computed so.
+  bool fast_prefill = false;
   bool ignore_eos = false;    ///< the engine's stop ids are ordinary tokens; stop_ids below still end the text
   std::vector<int> stop_ids;  ///< beside the engine's
   std::vector<std::string>

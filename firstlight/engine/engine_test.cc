@@ -84,6 +84,28 @@ TEST(Engine, PagesThatRunOutPutTheYoungestBackAndItGoesOnLaterWithoutATrace) {
   EXPECT_EQ(harness.outcomes[b].ids, reference(second));
 }
 
+TEST(Engine, PrefillsFastOnRequestWhereNoPrefixIsThere) {
+  FakeRunner runner(40, kVocab, 4096, 100);
+  EngineOptions options = engine_options(100);
+  options.share_prefixes = true;
+  Harness harness(runner, options);
+  Request request = request_of(prompt_of(150, 1), 1);
+  for (const bool fast : {false, true}) {
+    for (const int seed : {fast ? 3 : 2, 2}) {  // the second time a prefix is there
+      request.prompt = prompt_of(150, seed);
+      request.fast_prefill = fast;
+      runner.batches.clear();
+      harness.submit(request);
+      harness.run();
+      ASSERT_FALSE(runner.batches.empty());
+      const bool expected = fast && seed == 3;
+      for (const auto& batch : runner.batches) {
+        for (const FakeRunner::Chunk& chunk : batch) EXPECT_EQ(chunk.fresh_exactly, expected) << chunk.position;
+      }
+    }
+  }
+}
+
 TEST(Engine, DecodesFirstThenPromptsUpToTheBudget) {
   FakeRunner runner(40, kVocab, 4096, 16);
   Harness harness(runner, engine_options(16));

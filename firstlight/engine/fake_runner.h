@@ -30,6 +30,7 @@ class FakeRunner : public Runner {
     size_t n_tokens;
     int64_t position;
     int n_logits;
+    bool fresh_exactly;
   };
   std::vector<std::vector<Chunk>> batches;  ///< what forward() was given
   int fail_at = -1;                         ///< the forward() that throws
@@ -95,7 +96,7 @@ class FakeRunner : public Runner {
       for (int64_t page = chunk.position / kPageTokens; page <= (end - 1) / kPageTokens; ++page)
         written.insert(chunk.pages->pages().at(static_cast<size_t>(page)));
       n_tokens += chunk.tokens.size();
-      batches.back().push_back({chunk.tokens.size(), chunk.position, chunk.n_logits});
+      batches.back().push_back({chunk.tokens.size(), chunk.position, chunk.n_logits, chunk.fresh_exactly});
     }
     for (const int32_t page : written) {
       if (readers[page] > 1 || pool_.n_holders(page) != 1 || pool_.is_kept(page))

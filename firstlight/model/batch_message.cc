@@ -76,6 +76,7 @@ std::vector<std::byte> batch_message(PassKind kind, const Batch& batch) {
     words.put(span.position);
     words.put(is_wanted ? wanted->n_rows : 0);
     words.put(span.exact != nullptr ? 1 : 0);
+    words.put(span.exact_from);
     words.put(span.pages, pages_of(span));
     if (span.exact != nullptr) words.put(span.exact, pages_of(span));
     if (is_wanted) ++wanted;
@@ -96,8 +97,9 @@ ReceivedBatch read_batch_message(const std::vector<std::byte>& bytes) {
     span.position = words.take();
     const int64_t n_wanted = words.take();
     const bool has_exact = words.take() != 0;
-    if (span.row_begin < 0 || span.n_rows < 1 || span.position < 0 || n_wanted < 0 || n_wanted > span.n_rows ||
-        span.row_begin + span.n_rows > static_cast<int64_t>(n_ids)) {
+    span.exact_from = words.take();
+    if (span.row_begin < 0 || span.n_rows < 1 || span.position < 0 || n_wanted < 0 || span.exact_from < 0 ||
+        n_wanted > span.n_rows || span.row_begin + span.n_rows > static_cast<int64_t>(n_ids)) {
       Cursor::fail();
     }
     span.pages = received.pages.emplace_back(words.take_numbers(pages_of(span))).data();
@@ -106,7 +108,7 @@ ReceivedBatch read_batch_message(const std::vector<std::byte>& bytes) {
     if (n_wanted == 0) continue;
     const int64_t skipped = span.n_rows - n_wanted;
     received.batch.wanted.push_back(
-        {span.row_begin + skipped, n_wanted, span.position + skipped, span.pages, span.exact});
+        {span.row_begin + skipped, n_wanted, span.position + skipped, span.pages, span.exact, span.exact_from});
     received.n_wanted += n_wanted;
   }
   return received;

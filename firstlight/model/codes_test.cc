@@ -16,7 +16,7 @@ struct CodeFixture : Fixture {
     options.make_ops = nullptr;
     runner = make_runner(model.config, weights, options);
   }
-  std::vector<float> logits(const std::vector<int>& ids, int n_logits, int chunk) {
+  std::vector<float> logits(const std::vector<int>& ids, int n_logits, int chunk, bool fresh_exactly = false) {
     PageTable pages(runner->pool(), runner->exact_pool());
     EXPECT_TRUE(pages.try_reserve(static_cast<int64_t>(ids.size())));
     std::vector<float> all, step;
@@ -24,7 +24,7 @@ struct CodeFixture : Fixture {
     for (int at = 0; at < n; at += chunk) {
       const int size = std::min(chunk, n - at), wanted = std::clamp(at + size - (n - n_logits), 0, size);
       const SequenceChunk piece{std::span(ids).subspan(static_cast<size_t>(at), static_cast<size_t>(size)), at, &pages,
-                                wanted};
+                                wanted, fresh_exactly};
       runner->forward({&piece, 1}, step);
       pages.release_exact(at + size);
       all.insert(all.end(), step.begin(), step.end());
@@ -52,6 +52,16 @@ TEST(RunnerCodes, GiveTheSameBitsForEveryChunking) {
   const std::vector<float> whole = fixture.logits(ids, 8, 448);
   for (const int chunk : {44, 64, 100, 110}) EXPECT_EQ(fixture.logits(ids, 8, chunk), whole) << "chunks of " << chunk;
   EXPECT_LT(largest_difference(fixture.logits(ids, 8, 1), whole), 0.01f);
+}
+
+/// All that the rows of a first chunk see is fresh.
+TEST(RunnerCodes, AreNotReadByAChunkThatReadsItselfExactly) {
+  const std::vector<int> ids = tokens_of(448);
+  CodeFixture fixture(KvKind::k3v2);
+  const std::vector<float> numbers = CodeFixture(KvKind::bf16).logits(ids, 100, 448);
+  const std::vector<float> fast = fixture.logits(ids, 100, 448, true), pieces = fixture.logits(ids, 100, 200, true);
+  EXPECT_LT(largest_difference(fast, numbers), 1e-3f);
+  EXPECT_GT(largest_difference(pieces, numbers), 1e-2f);  // the first piece's codes
 }
 
 TEST(RunnerCodes, AreTheSameAtEverySplit) {

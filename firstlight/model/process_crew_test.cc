@@ -149,7 +149,8 @@ TEST(ProcessCrew, ABatchIsTheSameAfterItsMessage) {
   Batch batch;
   batch.ids = {7, 8, 9, 10};
   batch.spans = {{0, 3, 130, pages.data(), exact.data()}, {3, 1, 0, pages.data(), nullptr}};
-  batch.wanted = {{1, 2, 131, pages.data(), exact.data()}};
+  batch.spans[0].exact_from = 2;
+  batch.wanted = {{1, 2, 131, pages.data(), exact.data(), 2}};
   const std::vector<std::byte> message = batch_message(PassKind::likeliest, batch);
   const ReceivedBatch got = read_batch_message(message);
   EXPECT_EQ(got.kind, PassKind::likeliest);
@@ -162,7 +163,10 @@ TEST(ProcessCrew, ABatchIsTheSameAfterItsMessage) {
   EXPECT_EQ(std::vector<int32_t>(first.pages, first.pages + 3), pages);
   EXPECT_EQ(std::vector<int32_t>(first.exact, first.exact + 3), exact);
   EXPECT_EQ(got.batch.spans[1].pages[0], 5);
+  EXPECT_EQ(first.exact_from, 2);
   EXPECT_EQ(got.batch.spans[1].exact, nullptr);
+  EXPECT_EQ(got.batch.spans[1].exact_from, batch.spans[1].exact_from);
+  EXPECT_EQ(wanted.exact_from, 2);
   EXPECT_EQ(wanted.row_begin, 1);
   EXPECT_EQ(wanted.n_rows, 2);
   EXPECT_EQ(wanted.position, 131);

@@ -101,11 +101,15 @@ class LlamaRunner final : public Runner {
       const auto begin = static_cast<int64_t>(batch_.ids.size()), n = static_cast<int64_t>(chunk.tokens.size());
       batch_.ids.insert(batch_.ids.end(), chunk.tokens.begin(), chunk.tokens.end());
       tables_.push_back(chunk.pages);
-      const AttentionSpan span{begin, n, chunk.position, chunk.pages->pages().data(), hold_exact(chunk)};
+      AttentionSpan span{begin, n, chunk.position, chunk.pages->pages().data(), hold_exact(chunk)};
+      // What the first row reads exactly is held for all.
+      if (compressed_ && chunk.fresh_exactly)
+        span.exact_from = std::max<int64_t>(0, chunk.position / kPageTokens + 1 - kExactTail);
       batch_.spans.push_back(span);
       if (chunk.n_logits == 0) continue;
       const int64_t skipped = n - chunk.n_logits;
-      batch_.wanted.push_back({begin + skipped, chunk.n_logits, chunk.position + skipped, span.pages, span.exact});
+      batch_.wanted.push_back(
+          {begin + skipped, chunk.n_logits, chunk.position + skipped, span.pages, span.exact, span.exact_from});
       n_wanted += chunk.n_logits;
     }
     std::sort(tables_.begin(), tables_.end());

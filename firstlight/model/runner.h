@@ -28,6 +28,9 @@ struct SequenceChunk {
   /// Rows of logits wanted: the last `n_logits` tokens of the chunk (0: none, as in all but the last chunk of a
   /// prompt).
   int n_logits = 0;
+  /// Over codes: the chunk's tokens, if there are 8 or more, read one another exactly, whatever is_exact() says.
+  /// Results then depend on where chunks begin.
+  bool fresh_exactly = false;
 };
 
 struct RunnerOptions {

@@ -29,7 +29,8 @@ struct ExactList {
 struct CodeList {
   int last, n_steps;
   __device__ __forceinline__ explicit CodeList(const TileOnDevice& tile)
-      : last(min((tile.position + tile.n_rows - 1) / kPageTokens - kTail, tile.exact_from - 1)), n_steps(last < 1 ? 0 : last / kPages + 1) {}
+      : last(min((tile.position + tile.n_rows - 1) / kPageTokens - kTail, tile.exact_from - 1)),
+        n_steps(last < 1 ? 0 : last / kPages + 1) {}
 };
 
 /// One of the two, for the same walk: of a kernel with two walks a first pass through the code takes longer.
@@ -37,7 +38,7 @@ struct EitherList {
   bool is_codes;
   int first_item, n_steps, tail, last, exact_from;
   __device__ __forceinline__ EitherList(bool is_codes, const TileOnDevice& tile, const ExactList& exact,
-                                         const CodeList& codes)
+                                        const CodeList& codes)
       : is_codes(is_codes),
         first_item(is_codes ? exact.n_steps * kPages : 0),
         n_steps(is_codes ? codes.n_steps : exact.n_steps),

@@ -128,7 +128,8 @@ void CudaOps::attend_codes(const cuda::AttendParams& attend, const cuda::RowSet&
   if (is_fast) codes.attend.angles = take_rope(attend, set);
   close_program();
   if (!is_fast) {
-    if (set.reads_exactly) throw Error(ErrorKind::bug, "pages that all rows read exactly, beside codes of another kind");
+    if (set.reads_exactly)
+      throw Error(ErrorKind::bug, "pages that all rows read exactly, beside codes of another kind");
     return cuda::attend_codes_plain(codes, set.rows, set.n_rows, stream_);
   }
   if (set.n_tiles > 0 && hopper_attention_->why_not().empty()) {

@@ -80,7 +80,8 @@ TEST_F(CodePromptsCuda, FewRowsOfLongOnesEqualSoftmax) {
   check({{20, 3000}, {64, 4300}}, KvKind::k8v4, 1, 1, 64);
 }
 
-/// What a pass computes may be read exactly by all of its rows; the pages before it, but for the first, are codes to all.
+/// What a pass computes may be read exactly by all of its rows; the pages before it, but for the first, are codes to
+/// all.
 TEST_F(CodePromptsCuda, EqualSoftmaxWhereAllRowsReadLatePagesExactly) {
   const auto cpu_ops = cpu();
   for (const KvKind kind : {KvKind::tq4, KvKind::k8v4, KvKind::tq8}) {

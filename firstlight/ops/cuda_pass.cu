@@ -83,10 +83,9 @@ void PassTables::list(std::span<const AttentionSpan> spans, int which) {
   for (const AttentionSpan* span : tiled) {
     set.reads_exactly = set.reads_exactly || span->exact_from <= (span->position + span->n_rows) / kPageTokens;
     for (int64_t i = (span->n_rows - 1) / kTileRows * kTileRows; i >= 0; i -= kTileRows) {
-      tiles[set.n_tiles++] = {static_cast<int32_t>(span->row_begin + i),
-                              static_cast<int32_t>(std::min(kTileRows, span->n_rows - i)),
-                              static_cast<int32_t>(span->position + i), pages_of(*span),
-                              static_cast<int32_t>(span->exact_from)};
+      tiles[set.n_tiles++] = {
+          static_cast<int32_t>(span->row_begin + i), static_cast<int32_t>(std::min(kTileRows, span->n_rows - i)),
+          static_cast<int32_t>(span->position + i), pages_of(*span), static_cast<int32_t>(span->exact_from)};
     }
   }
   set.alone = static_cast<size_t>(set.n_rows) == spans.size() && known_pages_.size() == sets_[0].n_spans;

@@ -3,8 +3,8 @@
 // x_test.cc.
 #pragma once
 #include <functional>
-#include <memory>
 #include <limits>
+#include <memory>
 #include <span>
 #include <string_view>
 
