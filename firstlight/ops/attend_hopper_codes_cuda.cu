@@ -215,6 +215,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       bringer.bring_exact(exact);
     }
     __syncwarp();
+    if (!params.team.pages) return;
     const Team team(params.team, params.tiles, params.team_pairs, ExpandedPage<kDim>::kBytes);
     if (is_first && !helps) bringer.bring_codes(codes, exact.n_steps * kPages, team);
     if (helps || warp > 0) {
@@ -246,6 +247,7 @@ constexpr int kMostHelpers = 2;
 /// Head pairs and tiles of a launch whose blocks the GPU holds at a time.
 struct LaunchShape {
   int pairs = 1, tiles = 1;
+  LaunchShape(int all_pairs, int all_tiles) : pairs(all_pairs), tiles(all_tiles) {}
   LaunchShape(int head_pairs, int n_kv_heads, int n_tiles, int held) {
     int fewest = 0;
     for (int n = 1; n <= n_kv_heads * head_pairs && n <= held; n += n < head_pairs ? head_pairs - n : head_pairs) {
@@ -277,13 +279,14 @@ void HopperAttention::attend_codes(const AttendCodesParams& codes, const TileOnD
       maps_.of(p.kv.exact, int64_t{1} << 31, p.kv.head_dim, kPageTokens, CU_TENSOR_MAP_L2_PROMOTION_L2_256B),
       codes.exact, static_cast<int>(p.kv.exact_stride / row_bytes)};
   const int head_pairs = pairs_of(p);
-  const LaunchShape shape(head_pairs, p.kv.n_kv_heads, n_tiles, shared.held);
+  const LaunchShape shape = shared.pages ? LaunchShape(head_pairs, p.kv.n_kv_heads, n_tiles, shared.held)
+                                         : LaunchShape{p.kv.n_kv_heads * head_pairs, n_tiles};
   for (int pair = 0; pair < p.kv.n_kv_heads * head_pairs; pair += shape.pairs) {
     for (int tile = 0; tile < n_tiles; tile += shape.tiles) {
       const int pairs = std::min(shape.pairs, p.kv.n_kv_heads * head_pairs - pair),
                 of_tiles = std::min(shape.tiles, n_tiles - tile);
       const int rounds = shared.held * kTeamPages / (pairs * of_tiles);
-      const int helpers = std::min(shared.held / (pairs * of_tiles) - 1, kMostHelpers);
+      const int helpers = std::max(0, std::min(shared.held / (pairs * of_tiles) - 1, kMostHelpers));
       const dim3 grid(static_cast<unsigned>(pairs), static_cast<unsigned>(of_tiles * (1 + helpers)));
       const HopperCodesParams params{exact,
                                      codes,

@@ -20,7 +20,7 @@ class HopperAttention {
   /// Pages of codes that are made bf16, and who waits for whom: one memory, that of the ops that launch.
   struct SharedPages {
     int held = 0;                  ///< blocks that may be on the GPU at a time
-    void* pages = nullptr;         ///< shared_page_bytes()
+    void* pages = nullptr;         ///< shared_page_bytes(); null: no tile reads codes, and no block waits for another
     uint32_t* counters = nullptr;  ///< shared_counter_bytes(), zeros between launches
   };
   static constexpr int kTeamPages = 4;  ///< of a block

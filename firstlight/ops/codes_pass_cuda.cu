@@ -135,8 +135,9 @@ void CudaOps::attend_codes(const cuda::AttendParams& attend, const cuda::RowSet&
   if (set.n_tiles > 0 && hopper_attention_->why_not().empty()) {
     // A block of this kernel takes a multiprocessor.
     const int held = std::max(1, gpu_.n_sms / options_.n_sharing);
-    hopper_attention_->attend_codes(codes, set.tiles, set.n_tiles, codes_.shared_pages(held, kv.head_dim, stream_),
-                                    stream_);
+    const auto shared =
+        set.reads_codes ? codes_.shared_pages(held, kv.head_dim, stream_) : cuda::HopperAttention::SharedPages{};
+    hopper_attention_->attend_codes(codes, set.tiles, set.n_tiles, shared, stream_);
   } else if (set.n_tiles > 0) {
     cuda::attend_code_tiles(codes, set.tiles, set.n_tiles, stream_);
   }

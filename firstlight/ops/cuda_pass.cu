@@ -81,7 +81,9 @@ void PassTables::list(std::span<const AttentionSpan> spans, int which) {
     return a->position + a->n_rows > b->position + b->n_rows;
   });
   for (const AttentionSpan* span : tiled) {
-    set.reads_exactly = set.reads_exactly || span->exact_from <= (span->position + span->n_rows) / kPageTokens;
+    const int64_t last = (span->position + span->n_rows - 1) / kPageTokens;
+    set.reads_codes = set.reads_codes || std::min(last - kExactTail, span->exact_from - 1) >= 1;
+    set.reads_exactly = set.reads_exactly || span->exact_from <= last;
     for (int64_t i = (span->n_rows - 1) / kTileRows * kTileRows; i >= 0; i -= kTileRows) {
       tiles[set.n_tiles++] = {
           static_cast<int32_t>(span->row_begin + i), static_cast<int32_t>(std::min(kTileRows, span->n_rows - i)),

@@ -41,6 +41,7 @@ struct RowSet {
   int n_rows = 0, n_single = 0, n_tiles = 0;
   int64_t n_pages_single = 0;            ///< the most pages that a single row sees
   bool in_place = false;                 ///< rows 0, 1, 2 …
+  bool reads_codes = false;              ///< a tile does, of pages of codes
   bool reads_exactly = false;            ///< AttentionSpan::exact_from is asked for
   bool alone = false;                    ///< each row is its sequence's only one: none reads what another stores
   const RowOnDevice* rows = nullptr;     ///< n_rows
