@@ -146,6 +146,30 @@ struct Consumer {
   const uint32_t pages;
   Ring<kDim>& ring;
 
+  /// Where the thread's rotated query waits: what follows its rotation, 2 us earlier, is the wait for the first pages.
+  __device__ __forceinline__ uint32_t place_of_query(int i) const {
+    return pages + Ring<kDim>::kStages * 2 * Ring<kDim>::kBytes + (static_cast<uint32_t>(i * kHeads * kConsumers) + threadIdx.x) * 16;
+  }
+  __device__ __forceinline__ void put_rotated(float (&x)[kDim / 2]) const {
+    rotate_rows<kDim>(params.codes.signs[2 * kv_head], x);
+#pragma unroll
+    for (int i = 0; i < kDim / 16; ++i) {
+      const float* of = x + 8 * i;
+      asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(place_of_query(i)), "r"(pack(of[0], of[1])),
+                   "r"(pack(of[2], of[3])), "r"(pack(of[4], of[5])), "r"(pack(of[6], of[7]))
+                   : "memory");
+    }
+  }
+  __device__ __forceinline__ void fetch_query(Rows<kDim>& rows) const {
+#pragma unroll
+    for (int i = 0; i < kDim / 16; ++i) {
+      uint32_t(&q)[4] = rows.q[i];
+      asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                   : "=r"(q[0]), "=r"(q[1]), "=r"(q[2]), "=r"(q[3])
+                   : "r"(place_of_query(i))
+                   : "memory");
+    }
+  }
   __device__ __forceinline__ void run(const ExactList& exact, const CodeList& codes, bool stores) {
     const AttendCodesParams& p = params.codes;
     const int position = tile.position + Rows<kDim>::first_row(), n_keys = tile.position + tile.n_rows;
@@ -157,9 +181,14 @@ struct Consumer {
       const EitherList list(phase == 1, tile, exact, codes);
       Rows<kDim> rows;
       parked.begin(rows);
-      rows.load_query(p.attend.q, tile, head, [&](auto& x) {
-        if (list.is_codes) rotate_rows<kDim>(p.signs[2 * kv_head], x);
-      });
+      if (list.is_codes) {
+        fetch_query(rows);
+      } else {
+        float x[kDim / 2];
+        rows.load_numbers(p.attend.q, tile, head, x);
+        rows.take_query(x);
+        if (codes.n_steps > 0) put_rotated(x);
+      }
       Walk<kDim, EitherList>{p.attend.scale, ring, pages, list, n_keys, position, rows}.run();
       if (!list.is_codes && codes.n_steps > 0) {
         parked.put(rows, stores);
@@ -235,7 +264,8 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 template <int kDim, int kKeyBits, int kValueBits>
 void start(const HopperCodesParams& params, dim3 grid, cudaStream_t stream) {
-  constexpr int kShared = Ring<kDim>::kStages * 2 * Ring<kDim>::kBytes + 1024;
+  constexpr int kQueries = kHeads * kConsumers * kDim;  // bytes: a thread's of 16 columns are 16
+  constexpr int kShared = Ring<kDim>::kStages * 2 * Ring<kDim>::kBytes + kQueries + 1024;
   const auto kernel = attend_hopper_codes_kernel<kDim, kKeyBits, kValueBits>;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared),
         "shared memory of attention over codes");

@@ -42,7 +42,9 @@ __global__ void __launch_bounds__(kThreads, 1) attend_hopper_kernel(const __grid
     asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
     const int head = kv_head * group + min(in_group, group - 1);  // of an odd group's last pair one computes in vain
     Rows<kDim> rows;
-    rows.load_query(p.q, tile, head, [](auto&) {});
+    float x[kDim / 2];
+    rows.load_numbers(p.q, tile, head, x);
+    rows.take_query(x);
     Walk<kDim, PageList>{p.scale, ring, pages, list, tile.position + tile.n_rows, tile.position + rows.first_row(),
                          rows}
         .run();

@@ -23,11 +23,9 @@ struct Rows {
     return static_cast<int>(threadIdx.x) % kConsumers / 32 * 16 + lane() / 4;
   }
 
-  /// `turn`: what is done to the rows before they are rounded.
-  template <class Turn>
-  __device__ __forceinline__ void load_query(const Matrix<const float>& from, const TileOnDevice& tile, int head,
-                                             const Turn& turn) {
-    float x[kDim / 2];  // as `sums` lie
+  /// The rows as numbers, as `sums` lie.
+  __device__ __forceinline__ static void load_numbers(const Matrix<const float>& from, const TileOnDevice& tile,
+                                                      int head, float (&x)[kDim / 2]) {
     const int n_more = tile.n_rows - first_row();
     const float* const first =
         from.data + (int64_t{tile.row} + first_row()) * from.stride + head * kDim + lane() % 4 * 2;
@@ -38,7 +36,8 @@ struct Rows {
       if (further < n_more) pair = *reinterpret_cast<const float2*>(first + further * from.stride + i / 2 * 8);
       x[2 * i] = pair.x, x[2 * i + 1] = pair.y;
     }
-    turn(x);
+  }
+  __device__ __forceinline__ void take_query(const float (&x)[kDim / 2]) {
 #pragma unroll
     for (int i = 0; i < kDim / 4; ++i) q[i / 4][i % 4] = pack(x[2 * i], x[2 * i + 1]);
   }
