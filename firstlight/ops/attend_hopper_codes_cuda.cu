@@ -148,7 +148,8 @@ struct Consumer {
 
   /// Where the thread's rotated query waits: what follows its rotation, 2 us earlier, is the wait for the first pages.
   __device__ __forceinline__ uint32_t place_of_query(int i) const {
-    return pages + Ring<kDim>::kStages * 2 * Ring<kDim>::kBytes + (static_cast<uint32_t>(i * kHeads * kConsumers) + threadIdx.x) * 16;
+    return pages + Ring<kDim>::kStages * 2 * Ring<kDim>::kBytes +
+           (static_cast<uint32_t>(i * kHeads * kConsumers) + threadIdx.x) * 16;
   }
   __device__ __forceinline__ void put_rotated(float (&x)[kDim / 2]) const {
     rotate_rows<kDim>(params.codes.signs[2 * kv_head], x);
