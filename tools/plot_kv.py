@@ -14,12 +14,12 @@ def draw_positions(axes, report, kinds):
         parts = list(zip(*kind["kld_by_window_and_position"]))
         width = (report["window"] - report["skip"]) / len(parts)
         middles = [report["skip"] + width * (i + 0.5) for i in range(len(parts))]
-        axes.plot(middles, [sum(part) / len(part) for part in parts], marker=".", label=kind["kv"])
+        axes.plot(middles, [sum(part) / len(part) for part in parts], label=kind["kv"])
     axes.set_yscale("log")
     axes.set_xlabel("position")
     axes.set_ylabel("mean KLD, nats")
     axes.legend(fontsize="x-small", ncols=2)
-    axes.set_title(f'Divergence from an f32 cache by position, {windows} windows of {report["window"]}')
+    axes.set_title(f'By position, {windows} windows of {report["window"]} tokens')
 
 
 def draw_bytes(axes, report, kinds):
@@ -27,10 +27,12 @@ def draw_bytes(axes, report, kinds):
     for kind in kinds:
         axes.annotate(kind["kv"], (kind["bytes"], kind["mean_kld"]), xytext=(4, 4), textcoords="offset points", fontsize="x-small")
     axes.set_xscale("log", base=2)
+    axes.set_xticks([kind["bytes"] for kind in kinds], [f'{kind["bytes"]:.0f}' for kind in kinds])
+    axes.set_xticks([], minor=True)
     axes.set_yscale("log")
     axes.set_xlabel(f'bytes of a key and a value of {report["head_dim"]}')
     axes.set_ylabel("mean KLD, nats")
-    axes.set_title(f'{report["positions"]} positions')
+    axes.set_title(f'Divergence from an f32 cache, {report["positions"]:,} positions')
 
 
 def main():
@@ -53,10 +55,12 @@ def main():
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(2, 1, figsize=(10, 10), layout="constrained")
-    draw_positions(axes[0], report, kinds)
-    draw_bytes(axes[1], report, kinds)
-    figure.savefig(arguments.out)
+    # Text as text, no date, no random names: an SVG of some KB that is the same for the same report.
+    plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "firstlight", "font.family": "sans-serif"})
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    draw_bytes(axes[0], report, kinds)
+    draw_positions(axes[1], report, kinds)
+    figure.savefig(arguments.out, metadata={"Date": None} if arguments.out.suffix == ".svg" else None)
 
 
 if __name__ == "__main__":

@@ -1,22 +1,27 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Draws what `firstlight bench load MODEL --json` measured: whole loads beside their floors, the sweep of request sizes,
-and time against bytes. Needs matplotlib. Example: tools/plot_load.py load.json -o load.svg"""
+"""Draws what `firstlight bench load MODEL --json` measured: whole loads beside their floors, of several reports if there are
+several, and of the first the sweep of request sizes and time against bytes. Needs matplotlib. Example:
+tools/plot_load.py load.json -o load.svg"""
 import argparse
 import json
 import pathlib
 import sys
 
 
-def draw_loads(axes, report):
-    rows = report["loads"][::-1]
-    names = [f'{row["what"]}, {row["state"]}' + (f', verify {row["verify"]}' if row["verify"] else "") for row in rows]
+def draw_loads(axes, reports):
+    rows = [(report, row) for report in reports for row in report["loads"]][::-1]
+    names = [f'tp {report["tp"]}: {row["what"]}, {row["state"]}' + (f', verify {row["verify"]}' if row["verify"] else "")
+             for report, row in rows]
+    rows = [row for _, row in rows]
     rates = [row["gb_per_s"] for row in rows]
     least = [rate - row["bytes"] / max(row["seconds"]) / 1e9 for rate, row in zip(rates, rows)]
     most = [row["bytes"] / min(row["seconds"]) / 1e9 - rate for rate, row in zip(rates, rows)]
-    axes.barh(names, rates, xerr=[least, most], color=["#bbbbbb" if row["is_floor"] else "#3b75af" for row in rows])
+    bars = axes.barh(names, rates, xerr=[least, most], color=["#bbbbbb" if row["is_floor"] else "#3b75af" for row in rows])
+    axes.bar_label(bars, [f'{rate:.1f}' for rate in rates], label_type="center", color="white")
+    devices = dict.fromkeys(report["device"] for report in reports)
     axes.set_xlabel("GB/s (median; least to most)")
-    axes.set_title(f'Whole loads, tp {report["tp"]}, {report["threads"]} threads, {report["file_system"]}')
+    axes.set_title(f'Whole loads, {", ".join(devices)}')
 
 
 def draw_sweep(axes, report):
@@ -50,14 +55,16 @@ def draw_lines(axes, report):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("report", type=pathlib.Path, help="what `firstlight bench load --json` printed")
+    parser.add_argument("reports", nargs="+", type=pathlib.Path, help="what `firstlight bench load --json` printed")
     parser.add_argument("-o", "--out", type=pathlib.Path, required=True, help="picture to write: .svg, .png or .pdf")
     arguments = parser.parse_args()
-    report = json.loads(arguments.report.read_text(encoding="utf-8"))
-    drawings = [(draw_loads, "loads"), (draw_sweep, "sweep"), (draw_lines, "time_against_bytes")]
-    drawings = [draw for draw, key in drawings if report.get(key)]
+    reports = [json.loads(path.read_text(encoding="utf-8")) for path in arguments.reports]
+    drawings = []
+    if any(report["loads"] for report in reports):
+        drawings.append((draw_loads, reports))
+    drawings += [(draw, reports[0]) for draw, key in [(draw_sweep, "sweep"), (draw_lines, "time_against_bytes")] if reports[0].get(key)]
     if not drawings:
-        sys.exit(f"{arguments.report}: no measurements in it")
+        sys.exit(f"{arguments.reports[0]}: no measurements in it")
     try:
         import matplotlib
     except ImportError:
@@ -65,10 +72,14 @@ def main():
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(len(drawings), 1, figsize=(10, 5 * len(drawings)), squeeze=False, layout="constrained")
-    for draw, place in zip(drawings, axes[:, 0]):
-        draw(place, report)
-    figure.savefig(arguments.out)
+    # Text as text, no date, no random names: an SVG of some KB that is the same for the same report.
+    plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "firstlight", "font.family": "sans-serif"})
+    heights = [1 + 0.4 * sum(len(report["loads"]) for report in reports) if draw is draw_loads else 5 for draw, _ in drawings]
+    figure, axes = plt.subplots(len(drawings), 1, figsize=(10, sum(heights)), squeeze=False, layout="constrained",
+                                height_ratios=heights)
+    for (draw, measured), place in zip(drawings, axes[:, 0]):
+        draw(place, measured)
+    figure.savefig(arguments.out, metadata={"Date": None} if arguments.out.suffix == ".svg" else None)
 
 
 if __name__ == "__main__":
