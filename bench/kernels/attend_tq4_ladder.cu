@@ -142,10 +142,15 @@ double error_of(const Wanted& wanted, const std::vector<float>& out) {
   return error / largest;
 }
 
+/// All steps stay below: products of 15 bits and weights of 14 are the coarsest.
+constexpr double kMostError = 1e-3;
+
+/// Throws Error{bug} for a step that is wrong.
 void print(const char* step, const Memory& memory, double seconds, double bytes, double error) {
   std::printf("%-58s %9.2f us, %5.1f %% of plain read, error %.1e\n", step, seconds * 1e6,
               bytes / seconds / 1e7 / memory.rate, error);
   std::fflush(stdout);
+  if (!(error <= kMostError)) throw Error(ErrorKind::bug, std::string("wrong: step ") + step);
 }
 
 using Kernel = void (*)(Params);

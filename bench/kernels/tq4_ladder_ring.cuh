@@ -53,15 +53,7 @@ class RingPages {
     for (int i = 0; i < kSlots; ++i) ask(i);
   }
   __device__ const uint8_t* next() {
-    for (int n = 0;; ++n) {
-      uint32_t done;
-      asm volatile("{\n.reg .pred d;\nmbarrier.try_wait.parity.shared::cta.b64 d, [%1], %2;\nselp.u32 %0, 1, 0, d;\n}"
-                   : "=r"(done)
-                   : "r"(cuda::shared_address(&barriers_[slot_])), "r"(parity_)
-                   : "memory");
-      if (done) break;
-      if (n > 100000) __trap();
-    }
+    barriers_[slot_].wait(parity_);
     return slots_ + slot_ * kShape.bytes();
   }
   /// The page has been read, and makes room for the one kSlots on. `seen` depends on what was read, and is not kNever:
