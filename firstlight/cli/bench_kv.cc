@@ -110,7 +110,7 @@ std::vector<int64_t> contexts_of(const BenchKvOptions& options, const Session& s
     contexts = {512, 2048};
     if (session.device().kind == Device::Kind::cuda) contexts = {512, 4096, 32000};
   }
-  const int64_t most = session.config().max_context - options.steps - 3;
+  const int64_t most = session.config().max_context - tokens_of_steps(options.steps);
   for (const int64_t context : options.contexts) {
     if (context > most)
       throw Error(ErrorKind::bad_input, str("--contexts ", context, ": the model has positions for ",

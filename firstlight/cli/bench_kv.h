@@ -43,9 +43,10 @@ struct KvSpeed {
   std::vector<std::string> left_out;  ///< "bf16, 32 sequences of 32768 tokens: no room (…)"
 };
 
-/// Whole passes of the model over sequences of made-up tokens, the kinds in turn step by step, so that a noisy minute
-/// hits each; three steps before those counted (a GPU's are recorded meanwhile). Blocks; throws Interrupted between
-/// passes. What does not fit in memory is left out and said.
+/// Whole passes of the model over sequences of made-up tokens, the kinds in turn, a few steps each, so that a noisy
+/// minute hits each; three steps before those counted (a GPU's are recorded meanwhile). Blocks; throws Interrupted
+/// between passes. What does not fit in memory is left out and said.
+int64_t tokens_of_steps(int n_steps);  ///< that a sequence grows by at each context
 KvSpeed measure_kv_speed(const Context& context, const ModelConfig& config, std::vector<RankWeights>& weights,
                          const KvSpeedOptions& options);
 
