@@ -123,6 +123,7 @@ void CudaOps::rope_and_store(Matrix<float> qkv, int n_heads, const Weight* q_nor
   if (rope_.waiting) launch_waiting();  // its angles' memory may be reserved anew
   cuda::RopeParams params{.qkv = qkv,
                           .n_rows = set.n_rows,
+                          .n_single = set.n_single,
                           .n_heads = n_heads,
                           .q_norm = data(q_norm),
                           .k_norm = data(k_norm),

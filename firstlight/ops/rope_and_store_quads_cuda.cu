@@ -11,10 +11,11 @@ namespace firstlight::cuda {
 namespace {
 
 constexpr int kWarps = 4;
-/// At 64 rows 4.4 us where a vector a warp takes 7.9, at 512 8.2 and 14.7, at 2,048 40 and 54 (tq4, 32/8 heads of 128;
-/// bf16 pages 2.4, 8.9 and 47). 512 rows with 80 and 64 registers a thread, so that more warps fit: 8.2 and 10; 2,048:
-/// 37 and 35.
-constexpr int kLeastRows = 64;
+/// Of rows that are not one by one, whose values share quads, so many and half of all. At 8 rows of a sequence 5.0 us
+/// where a vector a warp takes 6.7, at 64 5.9 and 7.9, at 512 8.2 and 14.8, at 2,048 40 and 54 (tq4, 32/8 heads of 128;
+/// bf16 pages 1.9, 2.4, 8.9 and 46). With 85 registers a thread, so that more warps fit, 512 rows take 8.5 and
+/// 2,048 36.
+constexpr int kLeastRows = 8;
 
 /// One head of one row, of which a lane has every eighth piece of four numbers.
 template <int kDim>
@@ -192,7 +193,8 @@ bool takes_quads(const StoreCodesParams& p) {
   const auto fits = [](const void* data, uint64_t stride) {
     return reinterpret_cast<uintptr_t>(data) % 16 == 0 && stride % 16 == 0;
   };
-  return p.rope.n_rows >= kLeastRows && (kv.head_dim == 64 || kv.head_dim == 128) &&
+  const int n_of_prompts = p.rope.n_rows - p.rope.n_single;
+  return n_of_prompts >= kLeastRows && 2 * n_of_prompts >= p.rope.n_rows && (kv.head_dim == 64 || kv.head_dim == 128) &&
          (p.shape.key_bits == 4 || p.shape.key_bits == 8) && (p.shape.value_bits == 4 || p.shape.value_bits == 8) &&
          fits(kv.data, kv.page_stride) && fits(kv.exact, kv.exact_stride) &&
          fits(p.rope.qkv.data, static_cast<uint64_t>(p.rope.qkv.stride) * sizeof(float));

@@ -15,7 +15,7 @@ namespace firstlight::cuda {
 /// What rope_and_store is of: heads of q, k and v side by side in each row.
 struct RopeParams {
   Matrix<float> qkv;
-  int n_rows = 0, n_heads = 0;
+  int n_rows = 0, n_single = 0, n_heads = 0;  ///< n_single: of the rows, as RowSet has it
   const void *q_norm = nullptr, *k_norm = nullptr;
   bool q_norm_bf16 = false, k_norm_bf16 = false;
   float eps = 0;
