@@ -170,17 +170,17 @@ void measure(const char* step, const Case& c, const Memory& memory, const Wanted
   for (const auto& each : c.pages) numbers.insert(numbers.end(), each.begin(), each.end());
   const Buffer numbers_there = on_gpu(numbers), q = on_gpu(c.rotated_q);
   Buffer pieces(kGpu, sizeof(Piece) * n_parts * c.batch * kHeads), out(kGpu, c.q.size() * 4);
-  Params p{nullptr,
-           kLayerPage * c.n_layers,
-           reinterpret_cast<const int32_t*>(numbers_there.data()),
-           reinterpret_cast<const float*>(q.data()),
-           reinterpret_cast<Piece*>(pieces.data()),
-           reinterpret_cast<float*>(out.data()),
-           1.4426950408889634f / std::sqrt(static_cast<float>(kDim)),
-           c.batch,
-           kKvHeads,
-           c.n_pages,
-           n_parts};
+  Params p{.pages = nullptr,  // of each layer
+           .stride = kLayerPage * c.n_layers,
+           .numbers = reinterpret_cast<const int32_t*>(numbers_there.data()),
+           .q = reinterpret_cast<const float*>(q.data()),
+           .pieces = reinterpret_cast<Piece*>(pieces.data()),
+           .out = reinterpret_cast<float*>(out.data()),
+           .scale = 1.4426950408889634f / std::sqrt(static_cast<float>(kDim)),
+           .batch = c.batch,
+           .n_kv_heads = kKvHeads,
+           .n_pages = c.n_pages,
+           .n_parts = n_parts};
   cudaStream_t stream = nullptr;
   cuda::check(cudaStreamCreate(&stream), "stream");
   const auto layer = [&](int i) {
