@@ -28,7 +28,7 @@ struct HopperCodesParams {
 };
 
 /// A thread's. 232 and 40: 254 us behind 15,872 keys where these take 251; 240 and 24: 317, because expanding spills.
-inline constexpr int kConsumerRegisters = 224, kBringerRegisters = 56;
+[[maybe_unused]] constexpr int kConsumerRegisters = 224, kBringerRegisters = 56;  // Hopper's alone
 
 /// The third warpgroup's first warp: one thread brings pages to the ring.
 template <int kDim>
