@@ -490,6 +490,11 @@ def codes_memory(suite):
             kv = suite.run(*common, *size).json()["kv"]
             assert kv["exact_bytes"] == exact * bf16, (pages, size, kv)
             assert kv["bytes"] == pages * codes + exact * bf16, (pages, size, kv)
+    told = [suite.run(*(kind if word == "tq4" else word for word in common), "--max-context", 320, *options)
+            for kind, options in (("tq4", []), ("tq4", ["--prefill", "fast"]), ("bf16", ["--prefill", "fast"]))]
+    assert [done.json()["prefill"] for done in told] == ["strict", "fast", "strict"] and "bf16 pages hold no codes" in told[2].err, told[2].err
+    refused = suite.run(*common, "--prefill", "fast", "--save-prefix", suite.tmp / "fast.kv", code=2)
+    assert "strict prefill" in refused.err and not (suite.tmp / "fast.kv").exists(), refused.err
     return "10 sizes"
 
 
