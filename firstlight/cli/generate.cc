@@ -35,12 +35,11 @@ void GenerateOptions::add_to(CLI::App& command) {
       ->check(seed_number())
       ->capture_default_str();
   command
-      .add_option(
-          "--prefill", prefill,
-          "Over codes (--kv tq4 ...): strict: a prompt's token reads codes where a generated one would, so that "
-          "results do not depend on how a prompt is cut or on prefixes found; fast: tokens that are computed "
-          "together read one another in bf16")
-      ->check(CLI::IsMember({"strict", "fast"}))
+      .add_option("--prefill", prefill,
+                  "Over codes (--kv tq4, …): strict: a prompt's token reads codes where a generated one would, so that "
+                  "results do not depend on how a prompt is cut or on prefixes found; fast: tokens that are computed "
+                  "together read one another in bf16")
+      ->check(one_of({"strict", "fast"}))
       ->capture_default_str();
   command.add_option("--stop", stop, "End before this text (may be given several times)")->allow_extra_args(false);
 }
