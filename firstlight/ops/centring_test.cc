@@ -17,9 +17,7 @@ constexpr int kQueryHeads = 6, kKeyHeads = 2, kHeadDim = 64;
 struct CentredCache {
   explicit CentredCache(KvKind of, const std::vector<float>* subtracted = nullptr) : kind(of) {
     if (subtracted) means = subtracted->data();
-    for (int i = 0; i < 2 * kKeyHeads; ++i) {
-      signs.push_back(turboquant::signs_of(7, 3, i / 2, i % 2 ? turboquant::Side::value : turboquant::Side::key));
-    }
+    signs = reference::signs_of_heads(7, 3, kKeyHeads);
   }
 
   /// The last n_rows rows of attention over all of qkv.

@@ -73,9 +73,7 @@ void CodesCuda::check_pages(KvKind kind, int d, bool centred) {
   const auto cpu_ops = cpu();
   const uint64_t stride = kv_page_bytes(kind, kKvHeads, d) + 64;
   const uint64_t exact_stride = kv_page_bytes(KvKind::bf16, kKvHeads, d) + 64;
-  std::vector<turboquant::Signs> signs;
-  for (int i = 0; i < 2 * kKvHeads; ++i)
-    signs.push_back(turboquant::signs_of(9, 1, i / 2, i % 2 ? turboquant::Side::value : turboquant::Side::key));
+  const std::vector<turboquant::Signs> signs = reference::signs_of_heads(9, 1, kKvHeads);
   std::vector<float> means;
   if (centred) means = reference::random_tensor(2 * kKvHeads, d, DType::f32, 4).f32;
   const OnGpu gpu_means(means);
@@ -139,9 +137,7 @@ TEST_F(CodesCuda, RowsBecomeTheSameBytesInPromptsAndByTheFew) {
     for (const int d : {64, 128}) {
       const uint64_t stride = kv_page_bytes(kind, kKvHeads, d) + 16;
       const uint64_t exact_stride = kv_page_bytes(KvKind::bf16, kKvHeads, d) + 32;
-      std::vector<turboquant::Signs> signs;
-      for (int i = 0; i < 2 * kKvHeads; ++i)
-        signs.push_back(turboquant::signs_of(3, 2, i / 2, i % 2 ? turboquant::Side::value : turboquant::Side::key));
+      const std::vector<turboquant::Signs> signs = reference::signs_of_heads(3, 2, kKvHeads);
       std::vector<AttentionSpan> spans;
       int64_t n_rows = 0;
       for (size_t s = 0; s < sequences.size(); ++s) {

@@ -14,6 +14,16 @@
 
 namespace firstlight::reference {
 
+/// Of a layer's key/value heads, key then value of each.
+inline std::vector<turboquant::Signs> signs_of_heads(uint64_t seed, int layer, int n_kv_heads) {
+  std::vector<turboquant::Signs> signs;
+  for (int i = 0; i < 2 * n_kv_heads; ++i) {
+    const auto side = i % 2 ? turboquant::Side::value : turboquant::Side::key;
+    signs.push_back(turboquant::signs_of(seed, layer, i / 2, side));
+  }
+  return signs;
+}
+
 /// Πᵀ x from the definition: Hadamard matrix (-1)^popcount(i & j) / √d, then signs, from the last round to the first.
 inline std::vector<double> unrotated(std::vector<double> x, const turboquant::Signs& signs) {
   const size_t d = x.size();
@@ -65,9 +75,7 @@ struct CodeBatch {
     exact_stride = static_cast<uint64_t>(2 * kv_heads * kPageTokens * d * 2) + 256;
     codes.assign(stride * n_pages, std::byte{0xff});
     exact.assign(exact_stride * n_pages, std::byte{0xff});
-    for (int i = 0; i < 2 * kv_heads; ++i) {
-      signs.push_back(turboquant::signs_of(7, 3, i / 2, i % 2 ? turboquant::Side::value : turboquant::Side::key));
-    }
+    signs = signs_of_heads(7, 3, kv_heads);
     if (centred) means = random_tensor(2 * kv_heads, d, DType::f32, 8).f32;
     std::vector<int32_t> free(n_pages);
     std::iota(free.begin(), free.end(), 0);

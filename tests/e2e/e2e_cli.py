@@ -453,8 +453,20 @@ def doctor(suite):
     assert uring["state"] == "warning" and "seccomp" in uring["value"] + uring["advice"], uring
 
 
+def drawn(suite, name, report):
+    """The picture that tools/plot_NAME.py makes of what `bench NAME --json` printed."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise Skip(f"bench {name} is right; its picture needs matplotlib") from None
+    (suite.tmp / f"{name}.json").write_text(json.dumps(report))
+    picture = suite.tmp / f"{name}.svg"
+    subprocess.run([sys.executable, ROOT / "tools" / f"plot_{name}.py", suite.tmp / f"{name}.json", "-o", picture], check=True)
+    return picture.read_text()
+
+
 def bench_load(suite):
-    out, report = suite.tmp / "tiny", suite.tmp / "load.json"
+    out = suite.tmp / "tiny"
     got = suite.run("bench", "load", out, "-n", 1, "--pieces", "64KiB,1MiB", "--in-flight", 4, "--json").json()
     assert any(row["is_floor"] for row in got["loads"]) and all(row["gb_per_s"] > 0 for row in got["loads"]), got["loads"]
     assert {point["reader"] for point in got["sweep"]} >= {"pread"} and got["time_against_bytes"], got
@@ -465,14 +477,8 @@ def bench_load(suite):
     assert "--states" in suite.run("bench", "load", out, "--states", "cold", "--peers", code=2).err
     suite.run("bench", "load", out, "--states", "hot", code=2), suite.run("bench", "load", out, "--readers", "cufile", code=2)
     suite.run("bench", "load", out, "--tp", 64, code=3), suite.run("bench", "load", out, "--pieces", "1000", code=2)
-    report.write_text(json.dumps(got))
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise Skip("bench load is right; its picture needs matplotlib") from None
-    picture = suite.tmp / "load.svg"
-    subprocess.run([sys.executable, ROOT / "tools" / "plot_load.py", report, "-o", picture], check=True)
-    assert all(row["what"] in picture.read_text() for row in got["loads"]), picture.read_text()
+    picture = drawn(suite, "load", got)
+    assert all(row["what"] in picture for row in got["loads"]), picture
 
 
 def codes_memory(suite):
@@ -526,7 +532,7 @@ def calibration(suite):
 
 def bench_kv(suite):
     """Quality, times and room of kinds of KV cache; the model, its ids and its means are calibration's."""
-    model, ids, report = suite.tmp / "codes_model", suite.tmp / "calibration_ids.json", suite.tmp / "kv.json"
+    model, ids = suite.tmp / "codes_model", suite.tmp / "calibration_ids.json"
     common = ["bench", "kv", model, "--device", "cpu"]
     got = suite.run(*common, "--ids", ids, "--window", 320, "--skip", 64, "--kv", "bf16,tq4", "--contexts", "200,64", "--batches", "1,3", "--steps", 2,
                     "--json").json()
@@ -546,14 +552,8 @@ def bench_kv(suite):
                                  ("--skip", 2, ["--ids", ids, "--window", 64, "--skip", 63]), ("wants --text", 2, ["--kv-calibration", suite.tmp / "means.kv"])):
         done = suite.run(*common, *options, code=code)
         assert words in done.err, (words, done.err)
-    report.write_text(json.dumps(got))
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise Skip("bench kv is right; its picture needs matplotlib") from None
-    picture = suite.tmp / "kv.svg"
-    subprocess.run([sys.executable, ROOT / "tools" / "plot_kv.py", report, "-o", picture], check=True)
-    assert all(picture.read_text().count(f">{kind}</text>") == 2 for kind in ("bf16", "tq4")), picture.read_text()
+    picture = drawn(suite, "kv", got)
+    assert all(picture.count(f">{kind}</text>") == 2 for kind in ("bf16", "tq4")), picture
 
 
 def centring_on_a_gpu(suite):
