@@ -217,7 +217,7 @@ int main(int argc, char** argv) {
       firstlight::Passkeys(options.passkeys).print(options, *load);
       return 0;
     }
-    firstlight::KvQuality quality(make_columns(options, *load), {options.window, options.skip});
+    firstlight::KvQuality quality(make_columns(options, *load), {options.window, options.skip}, options.threads);
     for (const std::string& file : options.files) {
       const auto ids = nlohmann::json::parse(std::ifstream(file)).get<std::vector<int>>();
       const auto window = static_cast<size_t>(options.window);

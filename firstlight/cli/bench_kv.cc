@@ -78,7 +78,7 @@ nlohmann::ordered_json measure_quality(const Context& context, const BenchKvOpti
     columns.push_back(make_kv_column(config, weights, kind, options.window, is_compressed(kind) ? means : nullptr,
                                      session.n_threads()));
   }
-  KvQuality quality(std::move(columns), {options.window, options.skip});
+  KvQuality quality(std::move(columns), {options.window, options.skip}, session.n_threads());
   ProgressBar bar(context);
   for (size_t i = 0; i < windows.size(); ++i) {
     bar.update("windows", i, windows.size());
@@ -117,6 +117,8 @@ std::vector<int64_t> contexts_of(const BenchKvOptions& options, const Session& s
                                             session.config().max_context, ", of which the steps take some"));
   }
   std::erase_if(contexts, [&](int64_t context) { return context > most; });
+  if (contexts.empty())
+    throw Error(ErrorKind::bad_input, "the model's context is too short for the steps: choose --contexts and --steps");
   return contexts;
 }
 
@@ -137,6 +139,9 @@ int run_bench_kv(Context& context, BenchKvOptions options) {
   if (has_text && options.window > session.config().max_context)
     throw Error(ErrorKind::bad_input,
                 str("--window ", options.window, ": the model has positions for ", session.config().max_context));
+  // What is wrong with the words is said before anything is measured.
+  KvSpeedOptions speed{timed_kinds(options, session), {}, options.batches, options.steps, session.n_threads()};
+  if (options.speed) speed.contexts = contexts_of(options, session);
   std::vector<std::vector<int>> windows;
   if (has_text) windows = windows_of(options, session);
   session.wait();
@@ -156,11 +161,6 @@ int run_bench_kv(Context& context, BenchKvOptions options) {
     say(context, "quality is measured on a text: --text FILE");
   }
   if (options.speed) {
-    KvSpeedOptions speed{timed_kinds(options, session), contexts_of(options, session), options.batches, options.steps,
-                         session.n_threads()};
-    if (speed.contexts.empty())
-      throw Error(ErrorKind::bad_input,
-                  "the model's context is too short for the steps: choose --contexts and --steps");
     say(context, "speed: prompts of made-up tokens, then steps, the kinds in turn …");
     report.speed = measure_kv_speed(context, session.config(), session.load().weights(), speed);
   }

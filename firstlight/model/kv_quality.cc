@@ -92,11 +92,11 @@ KvColumn make_kv_column(const ModelConfig& config, std::vector<RankWeights>& wei
   return column;
 }
 
-KvQuality::KvQuality(std::vector<KvColumn> columns, KvWindow window)
+KvQuality::KvQuality(std::vector<KvColumn> columns, KvWindow window, int n_threads)
     : window_(window),
       columns_(std::move(columns)),
       losses_(columns_.size()),
-      pool_(usable_cores()),
+      pool_(n_threads > 0 ? n_threads : usable_cores()),
       exact_(static_cast<size_t>(kKvQualityChunk)),
       found_(static_cast<size_t>(pool_.n_threads())),
       scores_(static_cast<size_t>(kKvQualityChunk)) {

@@ -90,7 +90,8 @@ KvColumn make_kv_column(const ModelConfig& config, std::vector<RankWeights>& wei
 /// Runs the same windows through all columns, side by side; the first column is what the others are compared with.
 class KvQuality {
  public:
-  KvQuality(std::vector<KvColumn> columns, KvWindow window);
+  /// n_threads: that look at logits, 0: usable cores.
+  KvQuality(std::vector<KvColumn> columns, KvWindow window, int n_threads = 0);
   /// The next window, `length` ids. Blocks for its passes; throws Interrupted between two of them, and what they throw.
   void window(std::span<const int> ids, const std::stop_token& stop = {});
   const std::vector<KvColumn>& columns() const noexcept { return columns_; }
