@@ -3,7 +3,7 @@
 // (skinny_cuda.cuh), else cuBLASLt; skinny products again where it has no kernel or is not there. In passes that are
 // never a resident kernel (over codes, or `resident` false) large weights take skinny products from the first row on:
 // Llama-3.1-8B's shapes over tq4 codes, a step of 1 / 2 / 4 / 8 x 512 in 4.25 / 4.29 / 4.27 / 4.40 ms instead of 4.67 /
-// 5.00 / 5.97 / 6.82 (H200). In a model of large weights alone they do so from the fourth row on (cuda_ops.h).
+// 5.00 / 5.97 / 6.82 (H200). In a model of large weights alone they do so from the third row on (cuda_ops.h).
 // There, and from 9 rows on, activations are wanted as bf16: norms, attention and SiLU leave such a copy beside their
 // result.
 #include <algorithm>
