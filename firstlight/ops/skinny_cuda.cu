@@ -18,38 +18,25 @@ constexpr int kConsumers = 128, kThreads = kConsumers + 64;
 template <class Tile>
 using LaneSums = float[Tile::kSlabs][Tile::kSums];
 
-/// Each block's sums for the others of its cluster, by the block that they come from.
+/// Four columns of out at a thread, of row thread / 16 of each eight: so that what lies behind the products takes few
+/// instructions, which a kernel fetches anew each time that it starts. With a lane's own sums, each with its branches,
+/// a kernel had 40 to 88 KB of them.
+using Four = float[4];
+
 template <class Tile>
 struct SkinnyShared {
-  static constexpr int kPairs = Tile::kSplit == 1 ? 0 : Tile::kSlabs * Tile::kOwnSums / 2;
+  /// Floats from row to row of `sums`: a warp's stores from LaneSums fall into 32 banks, a row begins at 16 bytes.
+  static constexpr int kPitch = 68;
   MemoryBarrier full[kMostSkinnyStages], empty[kMostSkinnyStages], scaled;
-  float scales[kSkinnyRows], squares[kConsumers / 32][kSkinnyRows];
-  float2 sums[Tile::kSplit * kPairs + 1][kConsumers];
+  float scales[Tile::kRows];
+  /// Of the rows that this block finishes, by the block of the cluster that they come from.
+  alignas(16) float sums[Tile::kSplit][Tile::kSlabs][Tile::kOwnRows][kPitch];
 };
-
-/// Calls f(slab, j, row, column, there) for each of the lane's places in out; `there`: block `rank` finishes it. In
-/// large tiles what can be is computed for all: behind a branch each they would come one after another (32 x 512 tokens
-/// of 8B's shapes 4.63 ms a step, 4.68 with branches); in small ones most places are no row's (1 x 512 over codes: 4.13
-/// and 4.10).
-template <class Tile, class F>
-__device__ __forceinline__ void for_each_place(const SkinnyParams& p, int tile, int rank, int slab_step, const F& f) {
-  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
-#pragma unroll
-  for (int s = 0; s < Tile::kSlabs; s += slab_step) {
-    const int slab = (tile * Tile::kSlabs + s) / slab_step;
-#pragma unroll
-    for (int j = 0; j < Tile::kSums; ++j) {
-      const int in_slab = warp * 16 + lane / 4 + j % 4 / 2 * 8, row = j / 4 * 8 + lane % 4 * 2 + j % 2;
-      const int column = slab * p.slab_rows + in_slab;
-      const bool there = j / Tile::kOwnSums == rank && in_slab < p.slab_rows && row < p.rows && column < p.n;
-      if (Tile::kRows > 16 || there) f(s, j, row, column, there);
-    }
-  }
-}
 
 /// A warp of the warpgroup that empties the ring.
 template <class Tile>
 struct Consumer {
+  static constexpr int kPasses = Tile::kOwnRows / 8;
   const SkinnyParams& p;
   const SkinnyShare<Tile>& share;
   const SkinnyRing<Tile>& ring;
@@ -59,25 +46,33 @@ struct Consumer {
 
   /// A warp's: what each row's sums are multiplied by.
   __device__ static __forceinline__ void find_scales(const SkinnyParams& p, float* scales) {
-    const int row = static_cast<int>(threadIdx.x) % 32;
     wait_for_predecessor();
-    float squares = 0;
-    if (row < p.rows) {
-#pragma unroll 16
-      for (int t = 0; t < p.before.n_squares; ++t) squares += p.before.squares[t * kSkinnyRows + row];
+#pragma unroll
+    for (int row = static_cast<int>(threadIdx.x) % 32; row < Tile::kRows; row += 32) {
+      float squares = 0;
+      if (row < p.rows) {
+#pragma unroll 1
+        for (int t = 0; t < p.before.n_squares; t += 16) {
+          const float* const at = p.before.squares + t * kSkinnyRows + row;
+          const int n = p.before.n_squares - t;
+          float parts[16];
+#pragma unroll
+          for (int i = 0; i < 16; ++i) parts[i] = i < n ? at[i * kSkinnyRows] : 0;
+#pragma unroll
+          for (int i = 0; i < 16; ++i) squares += parts[i];
+        }
+      }
+      scales[row] = rsqrtf(squares / static_cast<float>(p.k) + p.before.eps);
     }
-    scales[row] = rsqrtf(squares / static_cast<float>(p.k) + p.before.eps);
   }
   __device__ static __forceinline__ void meet_others() { asm volatile("bar.sync 1, %0;" ::"n"(kConsumers) : "memory"); }
-  __device__ __forceinline__ float bias_at(int i) const {
-    return p.bias_is_bf16 ? widen(static_cast<const __nv_bfloat16*>(p.bias)[i]) : static_cast<const float*>(p.bias)[i];
-  }
   __device__ __forceinline__ void release(int s) {
     if (threadIdx.x % 32 == 0) ring.empty[s].arrive();
   }
   /// Adds a tile's products with the block's part of k. A stage is given back when the next one's are on their way.
   __device__ __forceinline__ void multiply(LaneSums<Tile>& sums) {
     int before = -1;
+#pragma unroll 1
     for (int step = share.begin; step < share.end; ++step) {
       ring.full[stage].wait(parity);
       wgmma_fence();
@@ -100,120 +95,174 @@ struct Consumer {
     wgmma_done(sums);
     if (before >= 0) release(before);
   }
-  /// Adds up what the cluster's blocks have, in the order of k; of each sum in the block that finishes it. Once: a
-  /// second tile would write over sums that a slower block has yet to read.
-  __device__ __forceinline__ void meet(LaneSums<Tile>& sums) {
-    constexpr int kPairs = SkinnyShared<Tile>::kPairs, kOwn = Tile::kOwnSums;
-    cluster_wait();
-    const uint32_t own = shared_address(&shared.sums[share.rank * kPairs][threadIdx.x]);
+  /// Gives each sum to the block that finishes it. In a cluster once: a second tile would write over sums that a slower
+  /// block has yet to read.
+  __device__ __forceinline__ void hand_over(const LaneSums<Tile>& sums) {
+    if constexpr (Tile::kSplit > 1) {
+      cluster_wait();
+    } else {
+      meet_others();  // all have read the last tile's
+    }
+    const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
 #pragma unroll
     for (int to = 0; to < Tile::kSplit; ++to) {
-      if (to == share.rank) continue;
-      const uint32_t there = address_at(own, to);
+      float* const at = &shared.sums[share.rank][0][lane % 4 * 2][warp * 16 + lane / 4];
+      const uint32_t there = Tile::kSplit > 1 ? address_at(shared_address(at), to) : 0;
 #pragma unroll
-      for (int i = 0; i < kPairs; ++i) {
-        const float* pair = &sums[2 * i / kOwn][to * kOwn + 2 * i % kOwn];
-        store_at(there + static_cast<uint32_t>(i * kConsumers) * sizeof(float2), make_float2(pair[0], pair[1]));
-      }
-    }
-    cluster_arrive();
-    cluster_wait();
+      for (int s = 0; s < Tile::kSlabs; ++s) {
 #pragma unroll
-    for (int i = 0; i < kPairs; ++i) {
-#pragma unroll
-      for (int rank = 0; rank < Tile::kSplit; ++rank) {
-        if (rank != share.rank) continue;
-        float* pair = &sums[2 * i / kOwn][rank * kOwn + 2 * i % kOwn];
-        float2 sum = make_float2(0, 0);
-#pragma unroll
-        for (int from = 0; from < Tile::kSplit; ++from) {
-          const float2 part =
-              from == rank ? make_float2(pair[0], pair[1]) : shared.sums[from * kPairs + i][threadIdx.x];
-          sum.x += part.x, sum.y += part.y;
+        for (int j = 0; j < Tile::kOwnSums; ++j) {
+          const int row = j / 4 * 8 + j % 2, i = (s * Tile::kOwnRows + row) * SkinnyShared<Tile>::kPitch + j % 4 / 2 * 8;
+          const float sum = sums[s][to * Tile::kOwnSums + j];
+          if constexpr (Tile::kSplit > 1) {
+            store_at(there + static_cast<uint32_t>(i) * sizeof(float), sum);
+          } else {
+            at[i] = sum;
+          }
         }
-        pair[0] = sum.x, pair[1] = sum.y;
+      }
+    }
+    if constexpr (Tile::kSplit > 1) {
+      cluster_arrive();
+      cluster_wait();
+    } else {
+      meet_others();
+    }
+  }
+
+  /// The thread's place in pass `pass` over the rows that this block finishes.
+  __device__ __forceinline__ int own_row(int pass) const { return pass * 8 + static_cast<int>(threadIdx.x) / 16; }
+  __device__ __forceinline__ int row(int pass) const { return share.rank * Tile::kOwnRows + own_row(pass); }
+  __device__ __forceinline__ int in_slab() const { return static_cast<int>(threadIdx.x) % 16 * 4; }
+  /// Of out, in slabs of `step`; past p.n: nothing there.
+  __device__ __forceinline__ int column(int tile, int slab, int step) const {
+    return in_slab() < p.slab_rows ? (tile * Tile::kSlabs + slab) / step * p.slab_rows + in_slab() : p.n;
+  }
+  template <class F>
+  __device__ __forceinline__ void each(int column, const F& f) const {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      if (column + e < p.n) f(e);
+    }
+  }
+  __device__ __forceinline__ float bias_at(int i) const {
+    return p.bias_is_bf16 ? widen(static_cast<const __nv_bfloat16*>(p.bias)[i]) : static_cast<const float*>(p.bias)[i];
+  }
+  /// The whole sums of four places, times the norm in front.
+  __device__ __forceinline__ void take(int slab, int pass, Four& to) const {
+    const float scale = p.before.weight ? shared.scales[row(pass)] : 1;
+    float4 sum{};
+#pragma unroll
+    for (int from = 0; from < Tile::kSplit; ++from) {  // in the order of k
+      const float4 part = *reinterpret_cast<const float4*>(&shared.sums[from][slab][own_row(pass)][in_slab()]);
+      sum.x += part.x, sum.y += part.y, sum.z += part.z, sum.w += part.w;
+    }
+    to[0] = sum.x * scale, to[1] = sum.y * scale, to[2] = sum.z * scale, to[3] = sum.w * scale;
+  }
+  __device__ __forceinline__ void write(int row, int column, const Four& x) const {
+    float* const at = p.out + row * p.out_stride + column;
+    if (p.fours) {
+      *reinterpret_cast<float4*>(at) = make_float4(x[0], x[1], x[2], x[3]);
+    } else {
+      each(column, [&](int e) { at[e] = x[e]; });
+    }
+  }
+  __device__ __forceinline__ void write_twin(int row, int column, const Four& x) const {
+    __nv_bfloat16* const at = p.twin + int64_t{row} * p.n + column;
+    if (p.fours) {
+      *reinterpret_cast<uint2*>(at) = make_uint2(pack(x[0], x[1]), pack(x[2], x[3]));
+    } else {
+      each(column, [&](int e) { at[e] = __float2bfloat16_rn(x[e]); });
+    }
+  }
+  /// silu(gates) * ups, the slabs in turn.
+  __device__ __forceinline__ void finish_silu(int tile) const {
+#pragma unroll
+    for (int s = 0; s + 1 < Tile::kSlabs; s += 2) {
+      const int c = column(tile, s, 2);
+      if (c >= p.n) continue;
+      Four gate_bias{}, up_bias{};
+      if (p.bias) each(c, [&](int e) { gate_bias[e] = bias_at(c + e), up_bias[e] = bias_at(p.n + c + e); });
+#pragma unroll 1
+      for (int pass = 0; pass < kPasses; ++pass) {
+        if (row(pass) >= p.rows) break;
+        Four gates, values;
+        take(s, pass, gates);
+        take(s + 1, pass, values);
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          const float gate = gates[e] + gate_bias[e];
+          values[e] = gate / (1 + __expf(-gate)) * (values[e] + up_bias[e]);
+        }
+        write(row(pass), c, values);
+        if (p.twin) write_twin(row(pass), c, values);
       }
     }
   }
-  /// The norm in front.
-  __device__ __forceinline__ void scale(LaneSums<Tile>& sums) const {
-    if (!p.before.weight) return;
-    shared.scaled.wait(0);
-    const int lane = static_cast<int>(threadIdx.x) % 32;
-#pragma unroll
-    for (int j = 0; j < Tile::kSums; ++j) {
-      const float by = shared.scales[j / 4 * 8 + lane % 4 * 2 + j % 2];
-#pragma unroll
-      for (int s = 0; s < Tile::kSlabs; ++s) sums[s][j] *= by;
-    }
-  }
-  __device__ __forceinline__ void write_silu(int tile, LaneSums<Tile>& sums) const {
-    if (p.bias) {
-      for_each_place<Tile>(p, tile, share.rank, 2, [&](int slab, int j, int, int column, bool there) {
-        if (there) sums[slab][j] += bias_at(column), sums[slab + 1][j] += bias_at(p.n + column);
-      });
-    }
-    for_each_place<Tile>(p, tile, share.rank, 2, [&](int slab, int j, int row, int column, bool there) {
-      const float gate = sums[slab][j], value = gate / (1 + __expf(-gate)) * sums[slab + 1][j];
-      if (there) p.out[row * p.out_stride + column] = value;
-      if (there && p.twin) p.twin[int64_t{row} * p.n + column] = __float2bfloat16_rn(value);
-    });
-  }
-  /// For the norm behind: of out's values, which `sums` are now (zero where there are none).
-  __device__ __forceinline__ void write_normed(int tile, const LaneSums<Tile>& sums,
-                                               const float (&weights)[Tile::kSlabs][2]) {
-    for_each_place<Tile>(p, tile, share.rank, 1, [&](int slab, int j, int row, int column, bool there) {
-      if (there) p.twin[int64_t{row} * p.n + column] = __float2bfloat16_rn(sums[slab][j] * weights[slab][j % 4 / 2]);
-    });
-    const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
-    float squares[Tile::kSums / 2] = {};  // of row [i / 2 * 8 + lane % 4 * 2 + i % 2]
+  /// What sums are added to, asked for ahead of them.
+  struct Ahead {
+    Four old[Tile::kSlabs][kPasses];  ///< out's values, where they are wanted, and biases
+    Four weight[Tile::kSlabs];        ///< of the norm behind
+  };
+  __device__ __forceinline__ void ask(int tile, Ahead& ahead) const {
 #pragma unroll
     for (int s = 0; s < Tile::kSlabs; ++s) {
+      const int c = column(tile, s, 1);
+      Four bias{};
+      if (p.bias) each(c, [&](int e) { bias[e] = bias_at(c + e); });
+      if (p.behind.weight) each(c, [&](int e) { ahead.weight[s][e] = widen(p.behind.weight[c + e]); });
 #pragma unroll
-      for (int j = 0; j < Tile::kSums; ++j) squares[j / 4 * 2 + j % 2] += sums[s][j] * sums[s][j];
-    }
-#pragma unroll
-    for (int far = 4; far < 32; far *= 2) {
-#pragma unroll
-      for (int i = 0; i < Tile::kSums / 2; ++i) squares[i] += __shfl_xor_sync(0xffffffffu, squares[i], far);
-    }
-#pragma unroll
-    for (int i = 0; i < Tile::kSums / 2; ++i) {
-      if (lane < 4) shared.squares[warp][i / 2 * 8 + lane * 2 + i % 2] = squares[i];
-    }
-    meet_others();
-    if (warp == 0 && lane / (Tile::kRows / Tile::kSplit) == share.rank) {
-      float sum = 0;
-#pragma unroll
-      for (int w = 0; w < kConsumers / 32; ++w) sum += shared.squares[w][lane];
-      p.behind.squares[tile * kSkinnyRows + lane] = sum;
-    }
-    meet_others();
-  }
-  __device__ __forceinline__ void consume(int tile) {
-    LaneSums<Tile> sums = {}, old = {};
-    float weights[Tile::kSlabs][2] = {};  // of the norm behind, by slab and j % 4 / 2
-    if (p.join != Join::silu) {           // what the sums are added to is there when they are
-      for_each_place<Tile>(p, tile, share.rank, 1, [&](int slab, int j, int row, int column, bool there) {
-        if (there && p.join == Join::add) old[slab][j] = p.out[row * p.out_stride + column];
-        if (there && p.behind.weight) weights[slab][j % 4 / 2] = widen(p.behind.weight[column]);
-      });
-      if (p.bias) {
-        for_each_place<Tile>(p, tile, share.rank, 1, [&](int slab, int j, int, int column, bool there) {
-          if (there) old[slab][j] += bias_at(column);
-        });
+      for (int pass = 0; pass < kPasses; ++pass) {
+        Four& old = ahead.old[s][pass];
+        float4 x{};
+        const bool there = p.join == Join::add && row(pass) < p.rows && c < p.n;
+        const float* const at = p.out + row(pass) * p.out_stride + c;
+        if (there && p.fours) x = *reinterpret_cast<const float4*>(at);
+        old[0] = x.x + bias[0], old[1] = x.y + bias[1], old[2] = x.z + bias[2], old[3] = x.w + bias[3];
+        if (there && !p.fours) each(c, [&](int e) { old[e] += at[e]; });
       }
     }
+  }
+  __device__ __forceinline__ void finish(int tile, const Ahead& ahead) const {
+#pragma unroll
+    for (int pass = 0; pass < kPasses; ++pass) {
+      float squares = 0;
+#pragma unroll
+      for (int s = 0; s < Tile::kSlabs; ++s) {
+        const int c = column(tile, s, 1);
+        if (row(pass) >= p.rows || c >= p.n) continue;
+        Four x;
+        take(s, pass, x);
+#pragma unroll
+        for (int e = 0; e < 4; ++e) x[e] += ahead.old[s][pass][e];
+        write(row(pass), c, x);
+        if (!p.behind.weight) continue;
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {  // zeros past p.n
+          squares += x[e] * x[e];
+          x[e] *= ahead.weight[s][e];
+        }
+        write_twin(row(pass), c, x);
+      }
+      if (!p.behind.weight) continue;
+#pragma unroll
+      for (int far = 1; far < 16; far *= 2) squares += __shfl_xor_sync(0xffffffffu, squares, far);
+      if (threadIdx.x % 16 == 0) p.behind.squares[tile * kSkinnyRows + row(pass)] = squares;
+    }
+  }
+  __device__ __forceinline__ void consume(int tile) {
+    LaneSums<Tile> sums = {};
+    Ahead ahead{};
+    const bool is_silu = Tile::kSlabs % 2 == 0 && p.join == Join::silu;
+    if (!is_silu) ask(tile, ahead);
     multiply(sums);
-    if constexpr (Tile::kSplit > 1) meet(sums);
-    scale(sums);
-    if (Tile::kSlabs % 2 == 0 && p.join == Join::silu) return write_silu(tile, sums);
-    LaneSums<Tile> values = {};
-    for_each_place<Tile>(p, tile, share.rank, 1, [&](int slab, int j, int row, int column, bool there) {
-      values[slab][j] = there ? sums[slab][j] + old[slab][j] : 0;
-      if (there) p.out[row * p.out_stride + column] = values[slab][j];
-    });
-    if (p.behind.weight) write_normed(tile, values, weights);
+    hand_over(sums);
+    if (p.before.weight) shared.scaled.wait(0);
+    if (is_silu) {
+      finish_silu(tile);
+    } else {
+      finish(tile, ahead);
+    }
   }
 };
 
@@ -227,6 +276,7 @@ __global__ void __cluster_dims__(Tile::kSplit) __launch_bounds__(kThreads, 1)
   const SkinnyShare<Tile> share(p);
   const SkinnyRing<Tile> ring(p, shared.full, shared.empty, (shared_address(stages) + 1023) & ~1023u);
   if (threadIdx.x == 0) {
+#pragma unroll 1
     for (int s = 0; s < p.n_stages; ++s) {
       shared.full[s].init(1);
       shared.empty[s].init(kConsumers / 32);
@@ -248,6 +298,7 @@ __global__ void __cluster_dims__(Tile::kSplit) __launch_bounds__(kThreads, 1)
     wait_for_predecessor();
     let_successor_start();
     Consumer<Tile> consumer{p, share, ring, shared};
+#pragma unroll 1
     for (int tile = share.first_tile; tile < p.n_tiles; tile += share.tile_step) consumer.consume(tile);
   }
 #endif
@@ -262,9 +313,10 @@ void start(const SkinnyProduct& m, int slab_rows, const GpuShape& gpu, const Ten
   p.w = maps.of(m.w, w_rows, m.k, slab_rows);
   p.x = maps.of(m.x, m.rows, m.k, Tile::kRows);
   p.slab_rows = slab_rows;
+  p.fours = m.n % 4 == 0 && m.out_stride % 4 == 0 && reinterpret_cast<uintptr_t>(m.out) % 16 == 0;
   p.n_steps = static_cast<int>(ceil_div(m.k, Tile::kDepth * kBoxColumns));
   p.n_tiles = static_cast<int>(ceil_div(w_rows, slab_rows * Tile::kSlabs));
-  const int stage_bytes = Tile::kDepth * (Tile::kSlabs * slab_rows * kBoxRowBytes + Tile::kXBytes);
+  const int stage_bytes = Tile::kDepth * (Tile::kSlabs * slab_rows * kBoxRowBytes + Tile::kBoxBytes);
   // Beside the ring: what aligns it, and the 64 rows that a product reads of a last slab that has fewer.
   constexpr int kBeside = 1024 + 64 * kBoxRowBytes, kStaticBytes = sizeof(SkinnyShared<Tile>) + 64;
   p.n_stages = std::min(kMostSkinnyStages, (gpu.shared_bytes - kStaticBytes - kBeside) / stage_bytes);
@@ -306,7 +358,7 @@ void start(const SkinnyProduct& m, const GpuShape& gpu, const TensorMaps& maps, 
   const Shape shape = shape_of(m.join, m.n, gpu.n_sms);
   if (shape.kind == Kind::pair) return start<SkinnyTile<2, 2, kRows, 1>>(m, shape.slab_rows, gpu, maps, p, stream);
   if (shape.kind == Kind::single) return start<SkinnyTile<1, 2, kRows, 1>>(m, shape.slab_rows, gpu, maps, p, stream);
-  start<SkinnyTile<1, 4, kRows, 2>>(m, shape.slab_rows, gpu, maps, p, stream);
+  start<SkinnyTile<1, 2, kRows, 2>>(m, shape.slab_rows, gpu, maps, p, stream);
 }
 
 }  // namespace
