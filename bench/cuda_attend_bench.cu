@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Attention of single rows on a GPU, over random pages dealt in no order: microseconds and GB/s of keys and values
-// beside the plain read rate that this run measures first. Passes are replays of 32 or more layers, as one resident
-// kernel (up to 8 rows) and as a graph of kernels, so launches cost what they cost in use; layers together are larger
-// than L2.
+// beside the plain read rate that this run measures first. Passes are replays of 32 or more layers, so
+// launches cost what they cost in use; layers together are larger than L2.
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
@@ -17,7 +16,7 @@
 #include "firstlight/ops/cuda_ops.h"
 #include "firstlight/ops/cuda_ptx.cuh"
 #include "firstlight/ops/matvec_cuda.cuh"
-#include "firstlight/ops/resident_ring_cuda.cuh"
+#include "firstlight/ops/memory_barrier_cuda.cuh"
 
 namespace firstlight {
 namespace {
@@ -83,8 +82,8 @@ double bulk_read_rate(const Buffer& memory, uint64_t bytes) {
 }
 
 /// Seconds of attention in one layer.
-double attention_seconds(const Shape& k, const std::vector<int64_t>& contexts, bool resident, const Buffer& memory,
-                         float* q, float* heads) {
+double attention_seconds(const Shape& k, const std::vector<int64_t>& contexts, const Buffer& memory, float* q,
+                         float* heads) {
   const int64_t n = static_cast<int64_t>(contexts.size());
   std::vector<std::vector<int32_t>> pages;
   std::vector<AttentionSpan> spans;
@@ -102,12 +101,9 @@ double attention_seconds(const Shape& k, const std::vector<int64_t>& contexts, b
   const int64_t width = int64_t{k.n_heads} * k.head_dim;
   const double bytes = static_cast<double>(tokens * k.n_kv_heads * k.head_dim * 4 * k.n_layers);
   const int rounds = std::max(static_cast<int>(std::clamp(1e10 / bytes, 1.0, 12.0)), cuda::ceil_div(32, k.n_layers));
-  const auto ops = make_cuda_ops(kGpu, {.load_cublaslt = false, .resident = resident});
+  const auto ops = make_cuda_ops(kGpu, {.load_cublaslt = false});
   const auto once = [&] {
     if (!ops->begin({.ids = ids, .spans = spans, .wanted = spans, .likeliest = picked}, true)) {
-      // A resident program begins with a product: a small one, for all of the attention behind it.
-      ops->matmul({q, n, 128, width}, {memory.data(), DType::bf16, 128, 128}, nullptr,
-                  {heads + n * width, n, 128, 128});
       for (int i = 0; i < rounds * k.n_layers; ++i) {
         const uint64_t layer = static_cast<unsigned>(i % k.n_layers) * k.layer_bytes();
         ops->attend({q, n, width, width}, k.n_heads, spans,
@@ -174,15 +170,11 @@ void measure() {
     const Shape& k = c.shape;
     int64_t tokens = 0;
     for (const int64_t context : c.contexts) tokens += context;
-    for (const bool resident : {true, false}) {
-      if (resident && c.contexts.size() > cuda::kMatvecRows) continue;
-      const double s = attention_seconds(k, c.contexts, resident, memory, q, q + 256 * 4096);
-      const double speed = static_cast<double>(tokens * k.n_kv_heads * k.head_dim * 4) / s / 1e9;
-      std::printf("decode attention %2d/%d heads of %3d, %2zu rows, %6ld keys%s, %s: %7.2f us %6.0f GB/s %5.1f %%\n",
-                  k.n_heads, k.n_kv_heads, k.head_dim, c.contexts.size(), c.contexts.back(),
-                  c.contexts.front() == c.contexts.back() ? " each" : ", others 512",
-                  resident ? "resident" : "graph   ", s * 1e6, speed, speed / rate * 100);
-    }
+    const double s = attention_seconds(k, c.contexts, memory, q, q + 256 * 4096);
+    const double speed = static_cast<double>(tokens * k.n_kv_heads * k.head_dim * 4) / s / 1e9;
+    std::printf("decode attention %2d/%d heads of %3d, %2zu rows, %6ld keys%s: %7.2f us %6.0f GB/s %5.1f %%\n", k.n_heads,
+                k.n_kv_heads, k.head_dim, c.contexts.size(), c.contexts.back(),
+                c.contexts.front() == c.contexts.back() ? " each" : ", others 512", s * 1e6, speed, speed / rate * 100);
   }
 }
 

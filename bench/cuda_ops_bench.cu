@@ -164,7 +164,7 @@ void many_rows(Ops& ops, Memory& memory, cuda::CublasLt& lt, cudaStream_t stream
   }
 }
 
-/// Steps of n sequences, as a resident kernel and as a graph of kernels.
+/// Steps of n sequences, with norms in the products and as kernels of their own.
 void decode(Memory& memory) {
   Model model(memory);
   std::vector<float> logits;
@@ -173,16 +173,14 @@ void decode(Memory& memory) {
     const int n = 1 << i / 3;
     const int64_t context = std::array{512, 4096, 32000}[static_cast<size_t>(i % 3)];
     if ((n > 1 && context > 4096) || (n > 8 && context > 512)) continue;
-    for (const bool resident : {true, false}) {
+    for (const bool fold_norms : {true, false}) {
       Pass pass(n, 1, context - 1, Model::kKv.pages(memory));
-      const auto ops = make_cuda_ops(kGpu, {.resident = resident});
+      const auto ops = make_cuda_ops(kGpu, {.fold_norms = fold_norms});
       const double s = pass.seconds(
           *ops, [&](std::span<const int> ids) { model.forward(*ops, ids, pass, logits, true); }, true);
       const double bytes = weight_bytes + static_cast<double>(n * context) * 32 * 4096;
       std::printf("decode step 8B, %2d x %5ld, %s: %7.3f ms, %7.1f tokens/s, %5.1f %% of the read rate\n", n, context,
-                  !resident               ? "graph   "
-                  : n > cuda::kMatvecRows ? "folded  "
-                                          : "resident",
+                  fold_norms ? "norms folded" : "norms apart ",
                   s * 1e3, n / s, bytes / (plain_rate * 1e9) / s * 100);
     }
   }
@@ -198,7 +196,7 @@ void parts(Memory& memory, int n, int64_t context) {
                       hidden = memory.matrix(n, kHidden);
   double empty = 0;
   const auto part = [&](const char* name, int times, double bytes, const auto& op) {
-    const auto ops = make_cuda_ops(kGpu, {.resident = false});
+    const auto ops = make_cuda_ops(kGpu, {.fold_norms = false});
     const double s = pass.seconds(
         *ops,
         [&](auto) {

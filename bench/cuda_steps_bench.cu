@@ -38,9 +38,8 @@ double read_bytes(const KvShape& kv, int64_t context) {
          static_cast<double>(pages - exact) * static_cast<double>(kv.page_bytes());
 }
 
-/// Seconds of a step of n sequences, as `run` takes it or, up to 8 rows, the other way; 0 if their pages do not fit,
-/// which is said.
-double step(Model& model, int n, int64_t context, bool as_run) {
+/// Seconds of a step of n sequences; 0 if their pages do not fit, which is said.
+double step(Model& model, int n, int64_t context) {
   const KvShape& kv = model.kv;
   const double pages = static_cast<double>(n) * static_cast<double>((context + kPageTokens - 1) / kPageTokens);
   if (pages * static_cast<double>(kv.page_bytes()) > static_cast<double>(model.memory.kv.size())) {
@@ -50,10 +49,7 @@ double step(Model& model, int n, int64_t context, bool as_run) {
   }
   Pass pass(n, 1, context - 1, kv.pages(model.memory), is_compressed(kv.kind));
   std::vector<float> logits;
-  CudaOpsOptions options{.load_cublaslt = false, .least_weight = Model::kDim * Model::kDim};
-  if (!as_run && n > 2) options.least_weight = 0;
-  if (!as_run && n <= 2) options.resident = false;
-  const auto ops = make_cuda_ops(kGpu, options);
+  const auto ops = make_cuda_ops(kGpu, {.load_cublaslt = false});
   const auto forward = [&](std::span<const int> ids) { model.forward(*ops, ids, pass, logits, true); };
   double s = 0;
   try {
@@ -63,9 +59,8 @@ double step(Model& model, int n, int64_t context, bool as_run) {
     return 0;
   }
   const double bytes = kWeightBytes + n * read_bytes(kv, context);
-  const bool is_resident = ops->name().find("one resident kernel") != std::string_view::npos && as_run == (n <= 2);
-  std::printf("step of %2d x %5ld, %-4s, %s: %7.3f ms, %6.1f tokens/s, %5.1f %% of the read rate\n", n, context,
-              name_of(kv.kind), is_resident ? "resident" : "graph   ", s * 1e3, n / s, bytes / plain_rate / 1e7 / s);
+  std::printf("step of %2d x %5ld, %-4s: %7.3f ms, %6.1f tokens/s, %5.1f %% of the read rate\n", n, context,
+              name_of(kv.kind), s * 1e3, n / s, bytes / plain_rate / 1e7 / s);
   const bool is_number = std::all_of(pass.picked.begin(), pass.picked.end(), [](const auto& p) { return p.id >= 0; });
   if (!is_number) std::printf("  its logits are not numbers\n");
   std::fflush(stdout);
@@ -78,15 +73,14 @@ void compare(Model& model, std::span<const int> rows, std::span<const int64_t> c
   model.kv.kind = KvKind::tq4;
   fill(model.memory.kv, 1.0f);
   for (const int64_t context : contexts) {
-    for (const int n : rows) tq4.push_back(step(model, n, context, true));
+    for (const int n : rows) tq4.push_back(step(model, n, context));
   }
   model.kv.kind = KvKind::bf16;
   fill(model.memory.kv, 1.0f);
   auto of_tq4 = tq4.begin();
   for (const int64_t context : contexts) {
     for (const int n : rows) {
-      const double bf16 = step(model, n, context, true);
-      if (n <= 8) step(model, n, context, false);
+      const double bf16 = step(model, n, context);
       if (bf16 > 0 && *of_tq4 > 0) std::printf("  tq4 at %.3f of the speed of bf16\n", bf16 / *of_tq4);
       ++of_tq4;
     }
@@ -225,7 +219,7 @@ int main(int argc, char** argv) {
       compare(model, std::array{1, 8, 16, 32}, std::array<int64_t, 1>{32000});
     }
     if (wanted("short")) {
-      compare(model, std::array{1, 2, 3, 4, 6, 8, 16, 32}, std::array<int64_t, 2>{512, 4096});
+      compare(model, std::array{1, 2, 4, 8, 16, 32, 64}, std::array<int64_t, 2>{512, 4096});
     }
     if (wanted("attention")) attention(model);
     if (wanted("prompts")) prompts(model);

@@ -17,16 +17,13 @@ int64_t region(int64_t floats) { return (floats + 63) / 64 * 64; }
 
 Matrix<const float> constant(Matrix<float> m) { return {m.data, m.rows, m.cols, m.stride}; }
 
-std::unique_ptr<Ops> make_ops(const RunnerOptions& options, const RankShape& shape, const Stream& stream,
-                              const Comm& comm, ThreadPool& pool) {
+std::unique_ptr<Ops> make_ops(const RunnerOptions& options, const Stream& stream, const Comm& comm, ThreadPool& pool) {
   if (options.make_ops) return options.make_ops(pool);
   if (stream.device().kind == Device::Kind::cpu) return make_cpu_ops(pool);
   CudaOpsOptions cuda;
   cuda.stream = &stream;
   cuda.graphs = comm.size() == 1 || comm.recordable();
-  cuda.resident = comm.size() == 1;
-  cuda.least_weight = shape.dim * std::min({shape.heads_cols(), shape.qkv_cols(), int64_t{shape.hidden_dim}});
-  if (comm.size() > 1) cuda.why_not_resident = "it has no sums over ranks";
+  cuda.fold_norms = comm.size() == 1;
   cuda.n_sharing = cuda.graphs ? 1 : comm.size();  // what cannot be recorded may share a GPU
   return make_cuda_ops(stream.device(), cuda);
 }
@@ -117,7 +114,7 @@ LlamaRank::LlamaRank(const ModelConfig& config, RankWeights& weights, const Runn
       comm_(comm),
       pool_(n_threads, 0),
       stream_(weights.arena.device()),
-      ops_(make_ops(options, shape_, stream_, comm, pool_)),
+      ops_(make_ops(options, stream_, comm, pool_)),
       kv_(kv_buffer(weights.arena.device(), static_cast<uint64_t>(options.n_pages) * shape_.page_bytes(options.kv))),
       exact_(kv_buffer(weights.arena.device(),
                        static_cast<uint64_t>(options.n_exact_pages) * shape_.page_bytes(KvKind::bf16))),

@@ -4,7 +4,7 @@
 #include "firstlight/ops/attend_codes_parts_cuda.cuh"
 #include "firstlight/ops/attend_merge_cuda.cuh"
 #include "firstlight/ops/codes_expand_cuda.cuh"
-#include "firstlight/ops/resident_ring_cuda.cuh"
+#include "firstlight/ops/memory_barrier_cuda.cuh"
 
 namespace firstlight::cuda {
 

@@ -137,14 +137,13 @@ void CudaOps::attend(Matrix<const float> q, int n_heads, std::span<const Attenti
                     reinterpret_cast<uintptr_t>(q.data) % 16 == 0 && out.stride % 4 == 0 &&
                     reinterpret_cast<uintptr_t>(out.data) % 16 == 0;
   if (!fast) {
-    close_program();
+    launch_waiting();
     return cuda::attend_plain(params, set.rows, set.n_rows, stream_);
   }
   params.angles = take_rope(params, set);
   if (set.n_single > 0) {
     const cuda::SinglesParams of_singles = singles(params, set);
-    if (program() && set.n_tiles == 0 && program()->attend(of_singles)) return;
-    close_program();
+    launch_waiting();
     cuda::attend_singles(of_singles, stream_);
   }
   if (set.n_tiles == 0) return;

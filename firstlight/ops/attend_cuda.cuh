@@ -15,7 +15,6 @@ struct AttendParams {
   Matrix<const float> q;
   Matrix<float> out;
   __nv_bfloat16* twin = nullptr;   ///< out as bf16, rows of out.cols; maybe null
-  __nv_bfloat16* terms = nullptr;  ///< the same in two terms, [2, kMatvecRows, out.cols]; single rows alone; maybe null
   int n_heads = 0;
   KvLayer kv;
   const int32_t* pages = nullptr;

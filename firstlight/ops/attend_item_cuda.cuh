@@ -10,12 +10,12 @@ namespace firstlight::cuda {
 
 /// `ready` returns when what this pass computes is there: q, and all keys and values. Those of earlier passes are asked
 /// for before.
-template <int kDim, int kStages, bool kResident, class Ready>
+template <int kDim, int kStages, class Ready>
 __device__ void attend_item(const SinglesParams& p, const Item& item, uint32_t shared, const Meeting<kDim>& meeting,
                             const Ready& ready) {
   const int slot = crew_thread() / 32 * 16, head = static_cast<int>(threadIdx.x) % 32 / 4;
   KeyRing<kDim, kStages> ring(p, item, shared);
-  const bool turns = !kResident && p.attend.angles;  // then no kernel of this pass has written what a row reads
+  const bool turns = p.attend.angles;  // then no kernel of this pass has written what a row reads
   const int n_olds = turns         ? item.end
                      : p.olds_hold ? max(0, item.row.position + 1 - static_cast<int>(kTiledRows)) / kPageTokens
                                    : 0;
@@ -67,7 +67,7 @@ __device__ void attend_item(const SinglesParams& p, const Item& item, uint32_t s
     stage = stage + 1 == kStages ? 0 : stage + 1;
     if (page + 1 == chunk_end || page + 1 == item.end) {
       put_down<kDim>(meeting, sums);
-      join_warps<kDim, kResident>(p, item, chunk++, meeting, added);
+      join_warps<kDim>(p, item, chunk++, meeting, added);
       chunk_end += item.per_chunk;
     }
   }

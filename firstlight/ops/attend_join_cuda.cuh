@@ -11,13 +11,6 @@ __device__ __forceinline__ void deliver(const AttendParams& p, const RowOnDevice
   *reinterpret_cast<float4*>(p.out.data + row.row * p.out.stride + column) = x;
   const int64_t at = row.row * p.out.cols + column;
   if (p.twin) *reinterpret_cast<uint2*>(p.twin + at) = make_uint2(pack(x.x, x.y), pack(x.z, x.w));
-  if (p.terms) {
-    uint2 high, low;
-    split(x.x, x.y, high.x, low.x);
-    split(x.z, x.w, high.y, low.y);
-    *reinterpret_cast<uint2*>(p.terms + at) = high;
-    *reinterpret_cast<uint2*>(p.terms + at + kMatvecRows * p.out.cols) = low;
-  }
 }
 
 __device__ __forceinline__ float4 scaled_sum(float4 sum, float share, float4 x) {
@@ -75,8 +68,7 @@ struct Meeting {
   __device__ float& sum(int warp, int head, int i) const { return sums[(warp * heads + head) * kStride + i]; }
 };
 
-/// What a crew has added up of an item's chunks, each thread of the pieces it joins. Not in the resident kernel: there
-/// it spills registers, and 32,768 keys take 46 us instead of 34.
+/// What a crew has added up of an item's chunks, each thread of the pieces it joins.
 template <int kDim>
 struct Added {
   static constexpr int kPieces = kHeadsAtOnce * (kDim / 4) / (kSinglesWarps * 32);
@@ -104,26 +96,20 @@ __device__ __forceinline__ Running join_piece(const Meeting<kDim>& meeting, int 
 
 /// The crew's warps have put their sums of a chunk down: they are added up, and passed on if the item ends before the
 /// section does, as the section's if that is whole and the row is not, or as the row's result. All threads call.
-template <int kDim, bool kResident>
+template <int kDim>
 __device__ void join_warps(const SinglesParams& p, const Item& item, int chunk, const Meeting<kDim>& meeting,
                            Added<kDim>& added) {
   const int section = quotient(chunk, item.per_section), first = section * item.per_section;
   const int last = min(first + item.per_section, item.n_chunks) - 1;
-  const bool whole_section = !kResident && first >= item.first_chunk && last < item.end_chunk;
+  const bool whole_section = first >= item.first_chunk && last < item.end_chunk;
   const bool whole_row = item.first_chunk == 0 && item.end_chunk == item.n_chunks;
   ChunkPiece* const pieces = pieces_of(p, item) + int64_t{whole_section ? first : chunk} * p.heads * (kDim / 4);
   sync_crew();
-  // Unrolled, the resident kernel spills more: 23 loads of such words instead of 18, up to four rows.
-  constexpr int kPieces = Added<kDim>::kPieces, kUnrolled = kResident ? 1 : kPieces;
-#pragma unroll(kUnrolled)
-  for (int i = 0; i < kPieces; ++i) {
+#pragma unroll
+  for (int i = 0; i < Added<kDim>::kPieces; ++i) {
     const int at = crew_thread() + i * kSinglesWarps * 32;
     if (at >= item.n_heads * (kDim / 4)) break;
     const Running piece = join_piece(meeting, at);
-    if (kResident && item.n_chunks == 1) {
-      deliver(p.attend, item.row, int64_t{item.first_head} * kDim + at * 4, quotients(piece.sums, piece.total));
-      continue;
-    }
     if (!whole_section) {
       PieceInFlight(piece).store(pieces + at);
       continue;

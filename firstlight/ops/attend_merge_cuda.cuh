@@ -72,14 +72,13 @@ __device__ __forceinline__ Running merge_chunks_of_piece(ChunkPiece* from, int64
 }
 
 /// A row's piece by kSections neighbouring lanes, one a section, of which the first gets it.
-template <bool kResident>
 __device__ __forceinline__ Running merge_sections_of_piece(ChunkPiece* from, int64_t pitch, const Cut& cut,
                                                            bool in_turn) {
   constexpr int kDeep = 4;
   const int section = static_cast<int>(threadIdx.x) % kSections, first = section * cut.per_section;
   const int end = min(first + cut.per_section, cut.n_chunks);
   Running sum;
-  if (!kResident && first < end && cut.is_in_one_item(first, end - 1)) {
+  if (first < end && cut.is_in_one_item(first, end - 1)) {
     PieceInFlight x[1];
     take_pieces(from + first * pitch, pitch, 1, in_turn, x);
     sum = x[0].running();
@@ -102,7 +101,7 @@ __device__ __forceinline__ Running merge_sections_of_piece(ChunkPiece* from, int
 /// Results of rows that several items share, from these items' sums: a crew's share of the work, when it has no more
 /// items. It waits for others' items, and no item waits for a merge. First come the crews that had no item, then some
 /// that had; the others may leave. No bit depends on who merges.
-template <int kDim, bool kResident>
+template <int kDim>
 __device__ void merge_items(const SinglesParams& p, const AttendPlan& plan, int crew, int n_crews) {
   const int n_merges = p.n_rows * p.head_blocks, thread = crew_thread();
   const int n_parts = max(1, min(p.heads * (kDim / 4) / kMergedAtOnce, quotient(n_crews, n_merges)));
@@ -118,11 +117,11 @@ __device__ void merge_items(const SinglesParams& p, const AttendPlan& plan, int 
     const Cut cut(p, item.row.position, plan.each);
     const int n = item.n_heads * (kDim / 4);
     // Crews without an item wait for long chunks: 32,768 keys take 34.0 us instead of 34.4, but 1 us more if chunks are
-    // short, and the resident kernel 35 to 35.7 instead of 34.3 to 35.6.
-    const bool in_turn = !kResident && cut.per_chunk > 8;
+    // short.
+    const bool in_turn = cut.per_chunk > 8;
     const int64_t column = int64_t{item.first_head} * kDim;
     ChunkPiece* const pieces = pieces_of(p, item);
-    if ((kResident ? cut.n_chunks : cut.n_items) == 1 || (cut.per_section == 1 && part > 0)) continue;
+    if (cut.n_items == 1 || (cut.per_section == 1 && part > 0)) continue;
     if (cut.per_section == 1) {
       for (int piece = thread; piece < n; piece += kSinglesWarps * 32) {
         const Running all = merge_chunks_of_piece(pieces + piece, pitch, cut.n_chunks, in_turn);
@@ -133,7 +132,7 @@ __device__ void merge_items(const SinglesParams& p, const AttendPlan& plan, int 
     }
     for (int first = part * kMergedAtOnce; first < n; first += n_parts * kMergedAtOnce) {  // n is a multiple
       const int piece = first + thread / kSections;
-      const Running all = merge_sections_of_piece<kResident>(pieces + piece, pitch, cut, in_turn);
+      const Running all = merge_sections_of_piece(pieces + piece, pitch, cut, in_turn);
       if (thread % kSections == 0) deliver(p.attend, item.row, column + piece * 4, quotients(all.sums, all.total));
     }
   }

@@ -27,12 +27,12 @@ __global__ void __launch_bounds__(kSinglesWarps * 32, kSinglesAtOnce)
   Item item;
   for (int number = static_cast<int>(blockIdx.x); number < plan.n_items; number += static_cast<int>(gridDim.x)) {
     find_item(p, plan.each, number, item);
-    attend_item<kDim, kStages<kDim>, false>(p, item, static_cast<uint32_t>(__cvta_generic_to_shared(shared)), meeting,
+    attend_item<kDim, kStages<kDim>>(p, item, static_cast<uint32_t>(__cvta_generic_to_shared(shared)), meeting,
                                             [] { wait_for_predecessor(); });
   }
   if (!plan.splits_rows) return;
   wait_for_predecessor();  // its merges may still be under way, in the same memory
-  merge_items<kDim, false>(p, plan, static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x));
+  merge_items<kDim>(p, plan, static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x));
 }
 
 /// Blocks that the GPU holds at a time, asked once a thread: those that merge wait for the others' items, so no more

@@ -126,7 +126,7 @@ void CudaOps::attend_codes(const cuda::AttendParams& attend, const cuda::RowSet&
                                 codes_.signs(kv, state_ == State::recording, stream_)};
   const bool is_fast = cuda::takes_code_singles(codes);
   if (is_fast) codes.attend.angles = take_rope(attend, set);
-  close_program();
+  launch_waiting();
   if (!is_fast) {
     if (set.reads_exactly)
       throw Error(ErrorKind::bug, "pages that all rows read exactly, beside codes of another kind");

@@ -27,8 +27,6 @@ CudaOps::CudaOps(Device device, const CudaOpsOptions& options)
   skinny_.emplace(gpu_);
   hopper_attention_.emplace(gpu_);
   gpu_name_ = properties.name;
-  if (options.least_weight * 2 >= cuda::kSkinnyBytes && skinny_->why_not().empty()) resident_rows_ = 2;
-  if (!options.graphs || !options.resident) why_not_resident_ = options.why_not_resident;
   compose_name();
 }
 
@@ -43,18 +41,15 @@ CudaOps::~CudaOps() {
 
 void CudaOps::compose_name() {
   const std::string& why_no_skinny = skinny_->why_not();
-  name_ = str(to_string(device_), ": ", gpu_name_, ", own kernels to ", cuda::kMatvecRows, " rows",
-              why_no_skinny.empty() ? str(", to ", cuda::kSkinnyRows, " with weights of 24 MiB and more",
-                                          options_.resident ? ", norms in them" : "")
-                                    : str(" (9 to 32: ", why_no_skinny, ")"),
+  name_ = str(to_string(device_), ": ", gpu_name_, ", own kernels to ",
+              why_no_skinny.empty()
+                  ? str(cuda::kSkinnyRows, " rows", options_.fold_norms ? ", norms in them" : "")
+                  : str(cuda::kMatvecRows, " rows (to ", cuda::kSkinnyRows, ": ", why_no_skinny, ")"),
               why_no_library_.empty() ? ", else cuBLASLt" : str(", and above, no cuBLASLt: ", why_no_library_));
   const std::string& why_by_warps = hopper_attention_->why_not();
   name_ += why_by_warps.empty() ? "; attention of prompts by warpgroups"
                                 : str("; attention of prompts by warps (", why_by_warps, ")");
-  if (!options_.graphs) return;
-  name_ += why_not_resident_.empty()
-               ? str("; recorded steps of up to ", resident_rows_, " rows: one resident kernel")
-               : str("; recorded steps: a graph of kernels (resident kernel: ", why_not_resident_, ")");
+  if (options_.graphs) name_ += "; steps are recorded";
 }
 
 void CudaOps::abandon() {
@@ -102,10 +97,6 @@ bool CudaOps::begin(const PassRows& rows, bool weights_ready) {
   picked_ = {};
   drawn_ = {};
   recording_ = nullptr;
-  program_.reset();
-  // By what the pass is of, not by whether it can be recorded yet: its bits must not depend on when weights land.
-  const bool never_resident_pass = !options_.resident || (!rows.spans.empty() && rows.spans.front().exact != nullptr);
-  least_skinny_rows_ = never_resident_pass && skinny_->why_not().empty() ? 1 : resident_rows_ + 1;
   state_ = State::plain;
   const cuda::RowSet& all = pass_.all();
   using Result = PassShape::Result;
@@ -127,9 +118,6 @@ bool CudaOps::begin(const PassRows& rows, bool weights_ready) {
     check(cudaGraphLaunch(recording_->graph, stream_), "replay a pass");
     return true;
   }
-  if (rows.spans.front().exact != nullptr) never_resident("it reads no codes");
-  begin_program();
-  if (program_) state_ = State::direct;  // its first pass, too: so all passes of these rows give the same bits
   if (agreed == 1) {
     check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeRelaxed), "begin to record a pass");
     state_ = State::recording;
@@ -142,46 +130,15 @@ int CudaOps::agree(const PassRows& rows, int mine) {
   return least_of_ranks_ ? least_of_ranks_(mine) : mine;
 }
 
-void CudaOps::begin_program() {
-  if (!why_not_resident_.empty() || shape_.n_rows > resident_rows_) return;
-  if (!cuda::ResidentProgram::fits(gpu_)) {
-    why_not_resident_ = "does not fit this GPU";
-    compose_name();
-    return;
-  }
-  counters_.reserve(cuda::ResidentProgram::n_counters * sizeof(unsigned), stream_);
-  program_ = std::make_unique<cuda::ResidentProgram>(gpu_, stream_);
-}
-
-void CudaOps::never_resident(std::string_view why) {
-  if (!why_not_resident_.empty()) return;
-  why_not_resident_ = why.empty() ? cuda::ResidentProgram::why() : why;
-  compose_name();
-}
-
-void CudaOps::close_program() {
-  launch_waiting();
-  cuda::ResidentProgram* const p = program();
-  if (!p || p->launched()) return;
-  if (!p->empty()) {
-    if (state_ == State::direct) p->send(stream_);
-    p->launch(counters_.as<unsigned>(), stream_);
-  }
-  if (p->open_norm()) launch_norm(*p->open_norm());
-  p->forget_norm();
-}
-
 void CudaOps::end() {
   if (state_ == State::idle) return;
-  close_program();
+  launch_waiting();
   store_owns();
   const State ended = state_;
   if (ended == State::recording) {
     state_ = State::plain;  // whatever fails now, the capture is over
     cudaGraph_t graph = nullptr;
     check(cudaStreamEndCapture(stream_, &graph), "record a pass");
-    if (program_ && program_->launched()) program_->send(stream_);
-    recording_->program = std::move(program_);
     if (recording_->graph) check(cudaGraphExecDestroy(recording_->graph), "destroy a recording");  // another had none
     const cudaError_t code = cudaGraphInstantiate(&recording_->graph, graph, 0);
     cudaGraphDestroy(graph);
@@ -213,12 +170,6 @@ void CudaOps::end() {
   check(cudaStreamSynchronize(stream_), "run a pass");
   codes_.require_finite(stream_);
   if (ended != State::recording && recording_) recording_->seen = true;
-  const cuda::ResidentProgram* ran = ended == State::recording ? recording_->program.get() : program_.get();
-  if ((ended == State::recording || ended == State::direct) && ran && !ran->whole()) {
-    never_resident();  // this pass was right, but the next ones have a quicker way
-    forget_recordings();
-  }
-  program_.reset();
   queue_.retired.clear();
   deliver();
   std::copy_n(pick_staging_.as<Likeliest>(), picked_.size(), picked_.begin());

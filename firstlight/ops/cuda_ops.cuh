@@ -54,8 +54,7 @@ class CudaOps final : public Ops {
     int64_t page_bucket = 0;  ///< a power of two ≥ the pages that any row sees
     auto operator<=>(const PassShape&) const = default;
   };
-  /// direct: ops go into a program, which is launched without a recording.
-  enum class State { idle, plain, direct, recording, replaying };
+  enum class State { idle, plain, recording, replaying };
   /// Rows of logits on their way: from staging to the caller's memory at the end of the pass.
   struct Delivery {
     const float* from = nullptr;
@@ -64,7 +63,6 @@ class CudaOps final : public Ops {
   struct Recording {
     bool seen = false;  ///< ran plainly once, so that all memory has its size
     cudaGraphExec_t graph = nullptr;
-    std::unique_ptr<cuda::ResidentProgram> program;  ///< what of the graph is one kernel; maybe null
     std::vector<Delivery> deliveries;                ///< to.data: null
     std::vector<int64_t> offsets;                    ///< of each one's destination from PassRows::logits
     size_t n_picked = 0, n_drawn = 0;
@@ -81,13 +79,13 @@ class CudaOps final : public Ops {
   void reserve(cuda::DeviceScratch& scratch, int64_t bytes);
   void multiply(Matrix<const float> x, const Weight& w, const Weight* bias, Matrix<float> out, cuda::Join join);
   /// In all passes, recorded or not: a row's bits must not depend on that.
-  bool folds_norms() const { return options_.resident && state_ != State::idle; }
+  bool folds_norms() const { return options_.fold_norms && state_ != State::idle; }
   void launch_waiting();  // the product or rotation that does
   void store_owns();      // what attention has left to become codes: beside the head's first weights, else at the end
   void launch_rope(const cuda::RopeParams& params);
   /// The angles by which attention shall turn its rows; null: they are turned, what waited of others is launched.
   const float2* take_rope(const cuda::AttendParams& attend, const cuda::RowSet& set);
-  bool fold_norm(const cuda::ResidentNorm& norm);
+  bool fold_norm(const cuda::NormOp& norm);
   void unfold_norm(const float* x);  // before anything but a product that can wait reads x
   bool multiply_skinny(Matrix<const float> x, const Weight& w, const Weight* bias, Matrix<float> out, cuda::Join join);
   bool multiply_by_library(Matrix<const float> x, const Weight& w, const Weight* bias, Matrix<float> out,
@@ -102,21 +100,11 @@ class CudaOps final : public Ops {
   void compose_name();
   /// What all ranks do with a pass that can be recorded here as far as `mine`: 0 run it plainly, 1 record, 2 replay.
   int agree(const PassRows& rows, int mine);
-  void begin_program();
-  /// Passes after this one will not try, either: so all of a model that has an op without an instruction are alike.
-  void never_resident(std::string_view why = {});
-  /// The program that takes this pass's ops up; null if there is none.
-  cuda::ResidentProgram* program() {
-    return state_ == State::recording || state_ == State::direct ? program_.get() : nullptr;
-  }
-  /// Before an op is launched as a kernel of its own: what the program has taken goes ahead of it. Ops behind take no
-  /// further part; one that could have says that the program is not whole.
-  void close_program();
-  void launch_norm(const cuda::ResidentNorm& norm);
+  void launch_norm(const cuda::NormOp& norm);
 
   const Device device_;
   const CudaOpsOptions options_;
-  std::string name_, gpu_name_, why_no_library_, why_not_resident_;
+  std::string name_, gpu_name_, why_no_library_;
   cuda::GpuShape gpu_;
   const Stream own_stream_;
   cudaStream_t const stream_;
@@ -128,20 +116,17 @@ class CudaOps final : public Ops {
   cuda::PassTables pass_;
   cuda::CodesOfPass codes_;
   cuda::DrawTables draw_tables_;
-  cuda::DeviceScratch twin_memory_[2], products_, partials_, logits_, picks_, counters_;
+  cuda::DeviceScratch twin_memory_[2], products_, partials_, logits_, picks_;
   cuda::PinnedScratch staging_, pick_staging_;
   Twin twin_;
-  int twin_at_ = 0;                                    ///< of twin_memory_: where twin_ lies
-  int resident_rows_ = cuda::kMatvecRows;              ///< the most of a pass that is one resident kernel
-  int64_t least_skinny_rows_ = cuda::kMatvecRows + 1;  ///< of the pass: from which on large weights take such products
+  int twin_at_ = 0;  ///< of twin_memory_: where twin_ lies
   State state_ = State::idle;
   PassShape shape_;
   Matrix<float> pass_logits_;
   std::span<Likeliest> pass_likeliest_, picked_;
   std::span<int> pass_drawn_, drawn_;
   Recording* recording_ = nullptr;
-  std::function<int(int)> least_of_ranks_;          // of the pass that is recorded
-  std::unique_ptr<cuda::ResidentProgram> program_;  // of the pass under way
+  std::function<int(int)> least_of_ranks_;  // of the pass that is recorded
   std::map<PassShape, Recording> recordings_;
   std::vector<Delivery> deliveries_;
   int64_t staged_floats_ = 0;

@@ -74,13 +74,12 @@ struct SmallModel {
 
 class PassCuda : public reference::WithGpu {};
 
-/// Of kernels; of resident ones resident_cuda_test.cc says what they give.
 TEST_F(PassCuda, AReplayedPassGivesTheBitsOfAPlainOne) {
   ops_->end();
   const auto plain = make_cuda_ops(kGpu, {.graphs = false});
   for (const int n : {1, 3, 12}) {
     SmallModel recorded_model, plain_model;
-    const auto recording = make_cuda_ops(kGpu, {.resident = false});
+    const auto recording = make_cuda_ops(kGpu, {.fold_norms = false});
     std::vector<std::vector<int32_t>> pages(static_cast<size_t>(n));
     for (int s = 0; s < n; ++s) {
       for (int p = 0; p < 3; ++p) pages[static_cast<size_t>(s)].push_back((p * n + s) * 7 % 37);
@@ -107,52 +106,45 @@ TEST_F(PassCuda, AReplayedPassGivesTheBitsOfAPlainOne) {
   ops_->begin({}, false);
 }
 
-TEST_F(PassCuda, LargeWeightsTakeTheProductsOf9To32RowsFromTheFirstOrTheThird) {
-  if (std::string(ops_->name()).find("to 32 with weights") == std::string::npos)
+TEST_F(PassCuda, ProductsOf1To64RowsAreOneKindAndARowIsTheSameBitsBesideAnyOthers) {
+  if (std::string(ops_->name()).find("own kernels to 64 rows") == std::string::npos)
     GTEST_SKIP() << "no such products: " << ops_->name();
   ops_->end();
-  constexpr int64_t kN = 3072, kK = 4096;  // 24 MiB
-  const GpuTensor x(random_tensor(8, kK, DType::f32, 1)), w(random_tensor(kN, kK, DType::bf16, 2));
-  const std::vector<int32_t> pages(8);  // a table of one page for each row: attention is not computed
-  struct Case {
-    int64_t n;
-    CudaOpsOptions options;
-    bool is_rounded;
-  };
-  const CudaOpsOptions graphs{.resident = false}, all_large{.least_weight = kN * kK},
-      one_smaller{.least_weight = kN * kK - 1};
-  std::vector<float> of_first_row;
-  for (const Case& c : {Case{1, graphs, true}, Case{3, graphs, true}, Case{8, graphs, true}, Case{4, all_large, true},
-                        Case{3, all_large, true}, Case{2, all_large, false}, Case{8, one_smaller, false}}) {
-    const auto ops = make_cuda_ops(kGpu, c.options);
-    const std::vector<int> ids(static_cast<size_t>(c.n), 1);
-    std::vector<AttentionSpan> spans;
-    for (int64_t i = 0; i < c.n; ++i) spans.push_back({i, 1, 0, &pages[static_cast<size_t>(i)]});
-    std::vector<Likeliest> picked(ids.size());
-    GpuTensor out(unwritten(c.n, kN));
-    std::vector<float> row;
-    for (int run = 0; run < 3; ++run) {  // plainly, recorded, replayed
-      clear(reinterpret_cast<std::byte*>(out.matrix().data), kGpu, static_cast<uint64_t>(c.n * kN * 4));
-      const bool replayed = ops->begin({.ids = ids, .spans = spans, .wanted = spans, .likeliest = picked}, true);
-      EXPECT_EQ(replayed, run == 2);
-      if (!replayed) ops->matmul({x.view().data, c.n, kK, kK}, w.weight(), nullptr, out.matrix());
-      ops->end();
-      std::vector<float> found = out.fetch().f32;
-      found.resize(kN);
-      if (run == 0) row = found;
-      reference::expect_same(found, row, "the same pass again");
+  const std::vector<int32_t> pages(64);  // a table of one page for each row: attention is not computed
+  for (const auto& [kN, kK] : {std::pair<int64_t, int64_t>{3072, 4096}, {576, 576}, {96, 64}, {9000, 520}}) {
+    const GpuTensor x(random_tensor(64, kK, DType::f32, 1)), w(random_tensor(kN, kK, DType::bf16, 2));
+    std::vector<float> of_first_row;
+    for (const int64_t n : {1, 2, 8, 9, 17, 33, 64}) {
+      SCOPED_TRACE(testing::Message() << n << " rows, w [" << kN << ", " << kK << "]");
+      const auto ops = make_cuda_ops(kGpu);
+      const std::vector<int> ids(static_cast<size_t>(n), 1);
+      std::vector<AttentionSpan> spans;
+      for (int64_t i = 0; i < n; ++i) spans.push_back({i, 1, 0, &pages[static_cast<size_t>(i)]});
+      std::vector<Likeliest> picked(ids.size());
+      GpuTensor out(unwritten(n, kN));
+      std::vector<float> row;
+      for (int run = 0; run < 3; ++run) {  // plainly, recorded, replayed
+        clear(reinterpret_cast<std::byte*>(out.matrix().data), kGpu, static_cast<uint64_t>(n * kN * 4));
+        const bool replayed = ops->begin({.ids = ids, .spans = spans, .wanted = spans, .likeliest = picked}, true);
+        EXPECT_EQ(replayed, run == 2);
+        if (!replayed) ops->matmul({x.view().data, n, kK, kK}, w.weight(), nullptr, out.matrix());
+        ops->end();
+        std::vector<float> found = out.fetch().f32;
+        found.resize(static_cast<size_t>(kN));
+        if (run == 0) row = found;
+        reference::expect_same(found, row, "the same pass again");
+      }
+      if (of_first_row.empty()) of_first_row = row;
+      reference::expect_same(row, of_first_row, "a row beside others");
+      // Which kernel it was is seen by what the sums are of: x rounded to bf16.
+      double to_rounded = 0, to_exact = 0;
+      for (int64_t column = 0; column < kN; column += 61) {
+        const double found = static_cast<double>(row[static_cast<size_t>(column)]);
+        to_rounded += std::abs(found - reference::dot(x.host, 0, w.host, column, true).value);
+        to_exact += std::abs(found - reference::dot(x.host, 0, w.host, column, false).value);
+      }
+      EXPECT_LT(to_rounded, to_exact * 0.1);
     }
-    if (of_first_row.empty()) of_first_row = row;
-    if (c.is_rounded) reference::expect_same(row, of_first_row, "a row beside others");
-    // Which kernel it was is seen by what the sums are of: x rounded to bf16, where matrix-vector kernels keep 2^-17.
-    double to_rounded = 0, to_exact = 0;
-    for (int64_t column = 0; column < kN; column += 61) {
-      const double found = static_cast<double>(row[static_cast<size_t>(column)]);
-      to_rounded += std::abs(found - reference::dot(x.host, 0, w.host, column, true).value);
-      to_exact += std::abs(found - reference::dot(x.host, 0, w.host, column, false).value);
-    }
-    const bool was_rounded = to_rounded < to_exact * 0.1, was_exact = to_exact < to_rounded * 0.1;
-    EXPECT_TRUE(c.is_rounded ? was_rounded : was_exact) << c.n << " rows, " << to_rounded << ", " << to_exact;
   }
   ops_->begin({}, false);
 }

@@ -223,7 +223,7 @@ void CudaOps::draw(Matrix<const float> x, const Weight& w, std::span<const Draw>
     const int64_t n = std::min(cuda::kLogitRows, x.rows - row);
     const Matrix<float> logits{logits_.as<float>(), n, w.rows, w.rows};
     if (w.rows > 0) matmul({x.data + row * x.stride, n, x.cols, x.stride}, w, nullptr, logits);
-    close_program();
+    launch_waiting();
     if (!ranks) {
       draw_rows(logits, row);
       continue;

@@ -29,7 +29,7 @@ void CudaOps::embed(std::span<const int> ids, const Weight& table, int64_t first
   }
   if (out.rows == 0) return;
   const int32_t* on_device = pass_.ids(ids);
-  close_program();
+  launch_waiting();
   const dim3 grid(static_cast<unsigned>(out.rows));
   if (table.dtype == DType::bf16) {
     cuda::launch("embed", embed_kernel<__nv_bfloat16>, grid, 256, 0, stream_, on_device,

@@ -24,7 +24,7 @@ void CudaOps::keep_rows(std::span<const AttentionSpan> spans, Matrix<float>& m) 
   }
   const cuda::RowSet& set = pass_.find(spans);
   if (!set.in_place) {
-    close_program();
+    launch_waiting();
     constexpr int kThreads = 64;  // columns are all the work there is: many small blocks
     cuda::launch("keep_rows", keep_rows_kernel, dim3(static_cast<unsigned>((m.cols + kThreads - 1) / kThreads)),
                  kThreads, 0, stream_, set.rows, set.n_rows, m);

@@ -73,7 +73,7 @@ void CudaOps::likeliest(Matrix<const float> x, const Weight& w, int first_id, st
     const int64_t n = std::min(cuda::kLogitRows, x.rows - row);
     const Matrix<float> logits{logits_.as<float>(), n, w.rows, w.rows};
     if (w.rows > 0) matmul({x.data + row * x.stride, n, x.cols, x.stride}, w, nullptr, logits);
-    close_program();
+    launch_waiting();
     cuda::launch("likeliest", likeliest_kernel, dim3(kParts, static_cast<unsigned>(n)), kThreads, 0, stream_,
                  logits_.as<float>(), static_cast<int>(w.rows), first_id, parts);
     cuda::launch("likeliest of parts", likeliest_of_parts_kernel, dim3(static_cast<unsigned>(n)), kParts, 0, stream_,

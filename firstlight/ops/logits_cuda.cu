@@ -20,7 +20,7 @@ void CudaOps::logits(Matrix<const float> x, const Weight& w, Matrix<float> out) 
     const int64_t n = std::min(cuda::kLogitRows, x.rows - row);
     const Matrix<float> part{logits_.as<float>(), n, w.rows, w.rows};
     matmul({x.data + row * x.stride, n, x.cols, x.stride}, w, nullptr, part);
-    close_program();
+    launch_waiting();
     if (staged) {
       float* to = staging_.as<float>() + staged_floats_;
       cuda::check(cudaMemcpyAsync(to, part.data, static_cast<size_t>(n * w.rows) * 4, cudaMemcpyDeviceToHost, stream_),

@@ -1,11 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Products with weights, by the number of rows: own kernels to 8 (matvec_cuda.cuh), to 32 where weights are large
-// (skinny_cuda.cuh), else cuBLASLt; skinny products again where it has no kernel or is not there. In passes that are
-// never a resident kernel (over codes, or `resident` false) large weights take skinny products from the first row on:
-// Llama-3.1-8B's shapes over tq4 codes, a step of 1 / 2 / 4 / 8 x 512 in 4.25 / 4.29 / 4.27 / 4.40 ms instead of 4.67 /
-// 5.00 / 5.97 / 6.82 (H200). In a model of large weights alone they do so from the third row on (cuda_ops.h).
-// There, and from 9 rows on, activations are wanted as bf16: norms, attention and SiLU leave such a copy beside their
-// result.
+// Products with weights: own kernels to 64 rows (skinny_cuda.cuh), above cuBLASLt; where there are no such kernels,
+// others to 8 rows (matvec_cuda.cuh); and where cuBLASLt is not there, what there is, eight rows after eight.
+// Such products want activations as bf16: norms, attention and SiLU leave such a copy beside their result.
 #include <algorithm>
 #include <utility>
 
@@ -77,7 +73,7 @@ __global__ void silu_kernel(const float* product, const void* bias, bool is_bf16
 
 __nv_bfloat16* CudaOps::twin_for(Matrix<float> out) {
   written(out);
-  if (out.rows < least_skinny_rows_ || out.cols % 8 != 0) return nullptr;
+  if (out.cols % 8 != 0 || (out.rows <= cuda::kMatvecRows && !skinny_->why_not().empty())) return nullptr;
   twin_at_ ^= 1;  // who writes it may be reading the last one
   reserve(twin_memory_[twin_at_], out.rows * out.cols * 2);
   twin_ = {out.data, out.rows, out.cols, out.stride};
@@ -116,7 +112,7 @@ void CudaOps::launch_waiting() {
   skinny_->multiply(product, stream_);
 }
 
-bool CudaOps::fold_norm(const cuda::ResidentNorm& norm) {
+bool CudaOps::fold_norm(const cuda::NormOp& norm) {
   if (!queue_.can_fold(norm)) return false;
   cuda::SkinnyProduct& last = *queue_.waiting;
   const int n_squares = skinny_->n_squares(last.n);
@@ -130,15 +126,15 @@ bool CudaOps::fold_norm(const cuda::ResidentNorm& norm) {
 void CudaOps::unfold_norm(const float* x) {
   if (!queue_.has_folded(x)) return;
   if (queue_.folded->stale) throw Error(ErrorKind::bug, "a norm is read of an x that has been written over");
-  const cuda::ResidentNorm norm = queue_.folded->norm;
+  const cuda::NormOp norm = queue_.folded->norm;
   launch_waiting();
   launch_norm(norm);  // it is folded no more: its result is written
 }
 
 bool CudaOps::multiply_skinny(Matrix<const float> x, const Weight& w, const Weight* bias, Matrix<float> out,
                               Join join) {
-  const bool fits = x.rows >= least_skinny_rows_ && x.rows <= cuda::kSkinnyRows && w.dtype == DType::bf16 &&
-                    x.cols % 8 == 0 && aligned(w.data) && skinny_->why_not().empty();
+  const bool fits = x.rows <= cuda::kSkinnyRows && w.dtype == DType::bf16 && x.cols % 8 == 0 && aligned(w.data) &&
+                    skinny_->why_not().empty();
   if (!fits) return false;
   const __nv_bfloat16* rows = rounded(x);
   const cuda::SkinnyNorm before = queue_.has_folded(x.data) ? queue_.folded->before : cuda::SkinnyNorm{};
@@ -175,7 +171,7 @@ bool CudaOps::multiply_by_library(Matrix<const float> x, const Weight& w, const 
     return false;
   }
   unfold_norm(x.data);
-  close_program();
+  launch_waiting();
   if (join == Join::silu) reserve(products_, x.rows * w.rows * 4);
   const __nv_bfloat16* rows = rounded(x);
   const bool is_silu = join == Join::silu;
@@ -208,11 +204,8 @@ void CudaOps::multiply(Matrix<const float> x, const Weight& w, const Weight* bia
   const int64_t n = join == Join::silu ? w.rows / 2 : w.rows;
   check_shapes(x, w, bias, out, n);
   if (x.rows == 0 || n == 0) return;
-  const bool large = w.rows * w.cols * 2 >= cuda::kSkinnyBytes;
-  if (large && multiply_skinny(x, w, bias, out, join)) return;
-  if (x.rows > cuda::kMatvecRows &&
-      (multiply_by_library(x, w, bias, out, join) || multiply_skinny(x, w, bias, out, join)))
-    return;
+  if (multiply_skinny(x, w, bias, out, join)) return;
+  if (x.rows > cuda::kMatvecRows && multiply_by_library(x, w, bias, out, join)) return;
   cuda::MatvecParams params{.x = x.data,
                             .x_stride = x.stride,
                             .w = w.data,
@@ -226,10 +219,8 @@ void CudaOps::multiply(Matrix<const float> x, const Weight& w, const Weight* bia
                             .out_stride = out.stride};
   const bool fast =
       w.dtype == DType::bf16 && w.cols % 8 == 0 && aligned(w.data) && aligned(x.data) && x.stride % 4 == 0;
-  if (w.dtype != DType::bf16) never_resident();
-  if (program() && program()->product(params, join)) return;
   unfold_norm(x.data);
-  close_program();
+  launch_waiting();
   if (!fast) {
     cuda::matmul_plain(params, join, stream_);
   } else {

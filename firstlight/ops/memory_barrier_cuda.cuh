@@ -19,21 +19,6 @@ struct MemoryBarrier {
   __device__ void arrive() {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(this)) : "memory");
   }
-  /// Behind loads from shared memory, which have come when this is said: an arrival alone may overtake loads that stand
-  /// in line behind others from global memory, and a bulk copy then overwrites what they have not read (seen where x is
-  /// reloaded, k > 4,096: some rows of weights in one pass of three at 5 rows). `of_loads` depends on each of them;
-  /// `nothing` is a zero that the compiler does not know.
-  __device__ void arrive_behind(uint32_t of_loads, uint32_t nothing) {
-    asm volatile(
-        "{\n"
-        ".reg .b32 at;\n"
-        "and.b32 at, %1, %2;\n"
-        "add.u32 at, at, %0;\n"
-        "mbarrier.arrive.shared::cta.b64 _, [at];\n"
-        "}" ::"r"(shared_address(this)),
-        "r"(of_loads), "r"(nothing)
-        : "memory");
-  }
   __device__ void arrive_and_expect(unsigned bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(this)), "r"(bytes)
                  : "memory");
@@ -50,5 +35,15 @@ struct MemoryBarrier {
         : "memory");
   }
 };
+
+/// Copies bytes (a multiple of 16) to shared memory; `done` counts them. Read once: the first to leave L2.
+__device__ __forceinline__ void copy_bulk(uint32_t to, const void* from, unsigned bytes, MemoryBarrier& done,
+                                          uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::
+          "r"(to),
+      "l"(from), "r"(bytes), "r"(shared_address(&done)), "l"(policy)
+      : "memory");
+}
 
 }  // namespace firstlight::cuda

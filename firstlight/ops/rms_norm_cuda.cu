@@ -87,13 +87,12 @@ void CudaOps::rms_norm(Matrix<const float> x, const Weight& weight, float eps, M
                 str("the CUDA back end computes with bf16 and f32 weights, found ", to_string(weight.dtype)));
   }
   if (x.rows == 0) return;
-  if (program() && program()->norm({x, weight, eps, out})) return;
   if (fold_norm({x, weight, eps, out})) return;
-  close_program();
+  launch_waiting();
   launch_norm({x, weight, eps, out});
 }
 
-void CudaOps::launch_norm(const cuda::ResidentNorm& norm) {
+void CudaOps::launch_norm(const cuda::NormOp& norm) {
   const auto& [x, weight, eps, out] = norm;
   __nv_bfloat16* twin = twin_for(out);
   // A product of many rows asks for weights before it waits, and may do so before the norm's own wait is over. Not

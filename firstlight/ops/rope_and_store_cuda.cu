@@ -134,18 +134,9 @@ void CudaOps::rope_and_store(Matrix<float> qkv, int n_heads, const Weight* q_nor
                           .rows = set.rows,
                           .pages = pass_.pages(),
                           .kv = kv};
-  if (is_compressed(kv.kind)) {
-    never_resident("it reads no codes");
-  } else {
-    if (kv.means)
-      throw Error(ErrorKind::bug, str("means of ", to_string(kv.kind), " pages: a GPU centres codes alone"));
-    if (q_norm || k_norm || !cuda::ResidentProgram::takes(kv)) never_resident();
-    if (!q_norm && !k_norm && set.in_place && set.n_rows == qkv.rows && program() &&
-        program()->rope(qkv, n_heads, params.angles, set.rows, pass_.pages(), kv)) {
-      return;
-    }
-  }
-  close_program();
+  if (!is_compressed(kv.kind) && kv.means)
+    throw Error(ErrorKind::bug, str("means of ", to_string(kv.kind), " pages: a GPU centres codes alone"));
+  launch_waiting();
   written(qkv);
   rope_.waiting = params;
   if (!set.alone || q_norm || k_norm) launch_waiting();

@@ -381,6 +381,8 @@ void SkinnyProducts::multiply(const SkinnyProduct& m, cudaStream_t stream) const
   p.behind = m.behind;
   if (m.rows <= 16) {
     start<16>(m, gpu_, maps_, p, stream);
+  } else if (m.rows <= 32) {
+    start<32>(m, gpu_, maps_, p, stream);
   } else {
     start<kSkinnyRows>(m, gpu_, maps_, p, stream);
   }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Products of up to 32 rows, bound by reading the weights: tensor cores fed by a ring of copies, all multiprocessors
+// Products of up to 64 rows, bound by reading the weights: tensor cores fed by a ring of copies, all multiprocessors
 // with the same share of the weights.
 #pragma once
 #include <cuda_bf16.h>
@@ -12,10 +12,7 @@
 
 namespace firstlight::cuda {
 
-inline constexpr int kSkinnyRows = 32;  ///< the most
-/// From so many bytes of weights on cuBLASLt is slower at all shapes that were measured (3072 x 4096: 8.9 us,
-/// cuBLASLt's 11.2); below it may be faster (4096 x 2048: 7.5 and 6.8).
-inline constexpr int64_t kSkinnyBytes = int64_t{24} << 20;
+inline constexpr int kSkinnyRows = 64;  ///< the most
 
 /// A norm divided between the product that writes its x and those that read its result. The first rounds x * weight,
 /// not yet divided by x's root mean square, to bf16 (as exact as rounding behind the division: both are relative), and

@@ -5,15 +5,23 @@
 #include <vector>
 
 #include "firstlight/ops/cuda_memory.cuh"
-#include "firstlight/ops/resident_cuda.cuh"
+#include "firstlight/ops/ops.h"
 #include "firstlight/ops/skinny_cuda.cuh"
 
 namespace firstlight::cuda {
 
+/// An rms_norm() as it was asked for.
+struct NormOp {
+  Matrix<const float> x;
+  Weight weight;
+  float eps = 0;
+  Matrix<float> out;
+};
+
 struct SkinnyQueue {
   /// The norm that the last product took in: its result is not written, x * weight lies in its twin.
   struct FoldedNorm {
-    ResidentNorm norm;
+    NormOp norm;
     SkinnyNorm before;   ///< what its readers must know
     bool stale = false;  ///< its x has been written over: it cannot be computed any more
   };
@@ -29,7 +37,7 @@ struct SkinnyQueue {
   }
   bool has_folded(const float* x) const { return folded && folded->norm.out.data == x; }
   /// Whether the product that waits may take a norm in.
-  bool can_fold(const ResidentNorm& norm) const {
+  bool can_fold(const NormOp& norm) const {
     if (!waiting) return false;
     const SkinnyProduct& last = *waiting;
     // One buffer of squares: of a product that reads a norm itself others may still be reading it.
