@@ -11,13 +11,9 @@ namespace firstlight::cuda {
 
 inline constexpr int kSinglesWarps = 4;
 
-/// A crew is the four warps that work on an item together: a block, or one of a larger block's parts, from its first
-/// thread on.
-__device__ __forceinline__ int crew_thread() { return static_cast<int>(threadIdx.x % (kSinglesWarps * 32)); }
-__device__ __forceinline__ int crew_number() { return static_cast<int>(threadIdx.x / (kSinglesWarps * 32)); }
-__device__ __forceinline__ void sync_crew() {
-  asm volatile("bar.sync %0, %1;" ::"r"(1 + crew_number()), "n"(kSinglesWarps * 32) : "memory");
-}
+/// A crew is the four warps that work on an item together: a block.
+__device__ __forceinline__ int crew_thread() { return static_cast<int>(threadIdx.x); }
+__device__ __forceinline__ void sync_crew() { __syncthreads(); }
 
 /// a / b for 0 ≤ a < 2²³ and b > 0: 10 instructions, where the compiler's own division takes 30. Attention divides two
 /// dozen times before its first load.
@@ -28,7 +24,7 @@ __device__ __forceinline__ int quotient(int a, int b) {
 __device__ __forceinline__ int ceil_quotient(int a, int b) { return quotient(a + b - 1, b); }
 
 /// What a block works on: consecutive chunks of one row, for some heads of one group.
-struct Item {
+struct alignas(16) Item {
   RowOnDevice row;
   int index;       ///< of the row in its set
   int head_block;  ///< of n_head_blocks
@@ -38,6 +34,8 @@ struct Item {
   int n_chunks;     ///< of the row
   int first_chunk, end_chunk;
   int begin, end;  ///< pages
+  static constexpr int kFirstPages = 4;
+  int32_t first_pages[kFirstPages];  ///< the places of pages begin, begin + 1 …: a trip to L2 less before keys are asked for
 };
 
 /// A row's chunks and sections follow from its own length (and the GPU and the model); its items also from the whole
@@ -61,9 +59,7 @@ struct Cut {
 
 /// What a launch has to do, the same in every warp that asks; a warp's work. Pages for each block: so many that the
 /// blocks that the GPU holds have about the same to do; up to a quarter more, if that spares a second round.
-struct AttendPlan {
-  int each, n_items;
-  bool splits_rows;  ///< else there is nothing to merge
+struct AttendPlan : SinglesPlan {
   __device__ __forceinline__ explicit AttendPlan(const SinglesParams& p) {
     const int lane = static_cast<int>(threadIdx.x) % 32, held = max(1, quotient(p.n_blocks, p.head_blocks));
     if (p.n_rows == 1) {
@@ -137,6 +133,10 @@ __device__ __forceinline__ void find_item(const SinglesParams& p, int each, int 
   item.end_chunk = min(cut.n_chunks, item.first_chunk + cut.per_item);
   item.begin = item.first_chunk * cut.per_chunk;
   item.end = min(cut.n_pages, item.end_chunk * cut.per_chunk);
+#pragma unroll
+  for (int i = 0; i < Item::kFirstPages; ++i) {
+    item.first_pages[i] = item.begin + i < item.end ? p.attend.pages[item.row.pages + item.begin + i] : 0;
+  }
   set_heads(p, number - wanted * n_blocks, item);
 }
 

@@ -109,6 +109,10 @@ cuda::SinglesParams CudaOps::singles(const cuda::AttendParams& params, const cud
     }
   }
   singles.partials = partials_.as<cuda::ChunkPiece>();
+  static_assert(sizeof(cuda::SinglesPlan) % alignof(cuda::SinglesPlan) == 0);
+  reserve(plan_memory_, static_cast<int64_t>(sizeof(cuda::SinglesPlan)) + cuda::items_bytes(singles));
+  singles.plan = plan_memory_.as<cuda::SinglesPlan>();
+  singles.items = reinterpret_cast<cuda::Item*>(singles.plan + 1);
   return singles;
 }
 
@@ -142,8 +146,14 @@ void CudaOps::attend(Matrix<const float> q, int n_heads, std::span<const Attenti
   }
   params.angles = take_rope(params, set);
   if (set.n_single > 0) {
-    const cuda::SinglesParams of_singles = singles(params, set);
+    cuda::SinglesParams of_singles = singles(params, set);
     launch_waiting();
+    const PlannedSingles wanted{set.singles, of_singles.n_rows, of_singles.head_blocks, of_singles.most_chunks};
+    if (planned_ != wanted) {
+      cuda::plan_singles(of_singles, stream_);
+      planned_ = wanted;
+      of_singles.plan_is_new = true;
+    }
     cuda::attend_singles(of_singles, stream_);
   }
   if (set.n_tiles == 0) return;

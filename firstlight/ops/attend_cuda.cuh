@@ -33,6 +33,14 @@ struct alignas(32) ChunkPiece {
   float maximum, divisor, unused[2];
 };
 
+struct Item;
+/// How the rows of a pass are cut, the same for all layers: worked out once, by a kernel of its own.
+struct alignas(16) SinglesPlan {
+  int each;         ///< pages for a block
+  int n_items;      ///< of all heads
+  bool splits_rows; ///< else there is nothing to merge
+};
+
 /// Single rows over bf16 pages, head_dim 64 or 128: keys are cut into chunks, whose partial sums are merged in order.
 struct SinglesParams {
   AttendParams attend;
@@ -47,6 +55,9 @@ struct SinglesParams {
   int n_blocks = 0;        ///< that the GPU holds at a time: how many chunks one takes, which no bit depends on
   int n_sharing = 1;       ///< launches that may be on the GPU at a time: each takes its share of the blocks it holds
   bool olds_hold = false;  ///< the pass writes none of a row's keys but the last kTiledRows: others may be read early
+  SinglesPlan* plan = nullptr;
+  Item* items = nullptr;           ///< [n_rows * n_chunks] at most: of a row's first heads, in the order of rows
+  bool plan_is_new = false;        ///< the kernel in front of this one makes it
   ChunkPiece* partials = nullptr;  ///< [n_rows, head blocks, n_chunks, heads * head_dim / 4], all bits set between
 };
 
@@ -68,6 +79,10 @@ __host__ __device__ inline int n_head_blocks(const AttendParams& p) {
 
 /// Any kind of pages and head_dim to 256.
 void attend_plain(const AttendParams& params, const RowOnDevice* rows, int n_rows, cudaStream_t stream);
+/// That the items of a launch take at most.
+int64_t items_bytes(const SinglesParams& params);
+/// Writes the plan and the items, which attend_singles() reads.
+void plan_singles(const SinglesParams& params, cudaStream_t stream);
 void attend_singles(const SinglesParams& params, cudaStream_t stream);
 /// Tiles of up to 64 rows by tensor cores: bf16 pages, head_dim 64 or 128; q and the weights are rounded to bf16.
 void attend_tiles(const AttendParams& params, const TileOnDevice* tiles, int n_tiles, cudaStream_t stream);

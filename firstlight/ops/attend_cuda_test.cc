@@ -14,7 +14,7 @@ using reference::OnGpu;
 using reference::Sequence;
 using reference::unwritten;
 
-class AttendCuda : public reference::WithGpu {
+class AttendCuda : public reference::OfBothKinds<reference::WithGpu> {
  protected:
   std::vector<float> attend(Batch& batch) {
     ops_->end();
@@ -58,7 +58,9 @@ class AttendCuda : public reference::WithGpu {
   }
 };
 
-TEST_F(AttendCuda, EqualsSoftmaxOverTheVisibleKeys) {
+INSTANTIATE_TEST_SUITE_P(Kernels, AttendCuda, testing::Bool(), reference::kind_name);
+
+TEST_P(AttendCuda, EqualsSoftmaxOverTheVisibleKeys) {
   for (const KvKind kind : {KvKind::bf16, KvKind::f32}) {
     check({{1, 0}}, kind, 2, 1, 64);
     check({{1, 63}, {1, 64}, {1, 300}}, kind, 4, 2, 64);
@@ -70,7 +72,7 @@ TEST_F(AttendCuda, EqualsSoftmaxOverTheVisibleKeys) {
   }
 }
 
-TEST_F(AttendCuda, EqualsSoftmaxForEveryHeadShape) {
+TEST_P(AttendCuda, EqualsSoftmaxForEveryHeadShape) {
   for (const KvKind kind : {KvKind::bf16, KvKind::f32}) {
     for (const int d : {16, 18, 64, 80, 96, 128, 256}) check({{1, 100}, {3, 62}, {21, 55}}, kind, 4, 2, d);
     for (int kv_heads = 1; kv_heads <= 8; ++kv_heads)
@@ -81,7 +83,7 @@ TEST_F(AttendCuda, EqualsSoftmaxForEveryHeadShape) {
   }
 }
 
-TEST_F(AttendCuda, EqualsSoftmaxWhereKeysAreCutIntoChunks) {
+TEST_P(AttendCuda, EqualsSoftmaxWhereKeysAreCutIntoChunks) {
   check({{1, 3000}, {1, 257}, {1, 0}}, KvKind::bf16, 4, 1, 128);
   check({{1, 40000}, {2, 511}}, KvKind::bf16, 3, 1, 64);
   check({{1, 8400}}, KvKind::bf16, 8, 8, 128);  // 33 chunks on an H200: one more than a warp has lanes
@@ -89,12 +91,12 @@ TEST_F(AttendCuda, EqualsSoftmaxWhereKeysAreCutIntoChunks) {
 }
 
 // So long that crews take chunks as they come to them.
-TEST_F(AttendCuda, EqualsSoftmaxOverManyChunksOfAllSizes) {
+TEST_P(AttendCuda, EqualsSoftmaxOverManyChunksOfAllSizes) {
   check({{1, 33000}, {1, 9000}}, KvKind::bf16, 4, 2, 128);
   check({{1, 17000}, {1, 40}, {1, 31000}}, KvKind::bf16, 9, 3, 64);
 }
 
-TEST_F(AttendCuda, IsTheSameBitsHoweverManyTakePart) {
+TEST_P(AttendCuda, IsTheSameBitsHoweverManyTakePart) {
   for (const int d : {64, 128}) {
     for (const std::vector<Sequence>& sequences :
          {std::vector<Sequence>{{1, 33000}}, {{1, 9000}, {1, 300}, {1, 20000}}, {{1, 1000}, {1, 0}},
@@ -111,7 +113,7 @@ TEST_F(AttendCuda, IsTheSameBitsHoweverManyTakePart) {
   }
 }
 
-TEST_F(AttendCuda, IsTheSameBitsForAnyOrderOfPagesAndFromRunToRun) {
+TEST_P(AttendCuda, IsTheSameBitsForAnyOrderOfPagesAndFromRunToRun) {
   for (const KvKind kind : {KvKind::bf16, KvKind::f32}) {
     for (const int d : {64, 128, 80}) {
       const std::vector<Sequence> sequences{{1, 1700}, {33, 100}, {5, 64}, {1, 0}};
@@ -127,7 +129,7 @@ TEST_F(AttendCuda, IsTheSameBitsForAnyOrderOfPagesAndFromRunToRun) {
   }
 }
 
-TEST_F(AttendCuda, ASequenceIsTheSameBitsAloneAndInABatch) {
+TEST_P(AttendCuda, ASequenceIsTheSameBitsAloneAndInABatch) {
   for (const KvKind kind : {KvKind::bf16, KvKind::f32}) {
     Batch batch({{1, 1700}, {40, 30}, {1, 63}, {3, 500}}, kind, 6, 2, 64, 1);
     const std::vector<float> all = attend(batch);
@@ -146,7 +148,7 @@ TEST_F(AttendCuda, ASequenceIsTheSameBitsAloneAndInABatch) {
 }
 
 // Blocks take more chunks each when rows are many; of 40 rows and more, the 33rd and on are found in a second round.
-TEST_F(AttendCuda, ASequenceIsTheSameBitsAmongManyOthers) {
+TEST_P(AttendCuda, ASequenceIsTheSameBitsAmongManyOthers) {
   for (const int d : {64, 128}) {
     std::vector<Sequence> sequences(44, {1, 600});
     for (size_t i = 0; i < sequences.size(); ++i) sequences[i].position += static_cast<int64_t>(i * 29 % 64);
@@ -171,7 +173,7 @@ TEST_F(AttendCuda, ASequenceIsTheSameBitsAmongManyOthers) {
 
 // As many blocks as the GPU holds: items have parts of sections, sections, and whole rows. Alone each row's items are a
 // chunk each, so that others add up what one crew does here.
-TEST_F(AttendCuda, ASequenceIsTheSameBitsWhoeverAddsItsChunksUp) {
+TEST_P(AttendCuda, ASequenceIsTheSameBitsWhoeverAddsItsChunksUp) {
   struct Case {
     int heads, kv_heads, d;
   };
@@ -198,14 +200,14 @@ TEST_F(AttendCuda, ASequenceIsTheSameBitsWhoeverAddsItsChunksUp) {
   }
 }
 
-TEST_F(AttendCuda, EqualsSoftmaxInABatchOfManyRows) {
+TEST_P(AttendCuda, EqualsSoftmaxInABatchOfManyRows) {
   std::vector<Sequence> sequences(40, {1, 300});
   for (size_t i = 0; i < sequences.size(); ++i) sequences[i].position += static_cast<int64_t>(i * 37);
   check(sequences, KvKind::bf16, 4, 1, 128);
   check(sequences, KvKind::bf16, 8, 8, 64);
 }
 
-TEST_F(AttendCuda, SurvivesScoresFarApart) {
+TEST_P(AttendCuda, SurvivesScoresFarApart) {
   for (const int64_t rows : {1, 20}) {
     for (const KvKind kind : {KvKind::bf16, KvKind::f32}) {
       Batch batch({{rows, 100}}, kind, 2, 1, 64, 1);
@@ -222,7 +224,7 @@ TEST_F(AttendCuda, SurvivesScoresFarApart) {
   }
 }
 
-TEST_F(AttendCuda, AttendsToTheWantedRowsAlone) {
+TEST_P(AttendCuda, AttendsToTheWantedRowsAlone) {
   Batch batch({{20, 10}, {1, 70}, {3, 5}}, KvKind::bf16, 4, 2, 64, 1);
   const std::vector<float> all = attend(batch);
   const std::vector<AttentionSpan> wanted{{23, 1, 7, batch.spans[2].pages}};
@@ -245,7 +247,7 @@ TEST_F(AttendCuda, AttendsToTheWantedRowsAlone) {
   }
 }
 
-TEST_F(AttendCuda, RefusesSpansThatAreNotThePass) {
+TEST_P(AttendCuda, RefusesSpansThatAreNotThePass) {
   Batch batch({{2, 10}}, KvKind::bf16, 2, 1, 64, 1);
   const std::vector<AttentionSpan> others = batch.spans;
   const GpuTensor q(batch.q);

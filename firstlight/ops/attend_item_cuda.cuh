@@ -19,10 +19,13 @@ __device__ void attend_item(const SinglesParams& p, const Item& item, uint32_t s
   const int n_olds = turns         ? item.end
                      : p.olds_hold ? max(0, item.row.position + 1 - static_cast<int>(kTiledRows)) / kPageTokens
                                    : 0;
+  if (kStages > Item::kFirstPages) ring.hold(item.begin + Item::kFirstPages);
+#pragma unroll
   for (int stage = 0; stage < kStages; ++stage) {
     const int page = item.begin + stage;
     if (page < item.end) {
-      const std::byte* keys = ring.keys_of(page);
+      const std::byte* keys =
+          stage < Item::kFirstPages ? ring.keys_at_place(item.first_pages[stage]) : ring.keys_of(page);
       if (page >= n_olds) ready();
       ring.fetch(keys, page, ring.keys_at(stage));
       copy_async_commit();
@@ -32,6 +35,7 @@ __device__ void attend_item(const SinglesParams& p, const Item& item, uint32_t s
     }
     copy_async_commit();
   }
+  if (kStages <= Item::kFirstPages) ring.hold(item.begin + kStages);
   ready();
   Query<kDim> q;
   OwnToken<kDim> own;

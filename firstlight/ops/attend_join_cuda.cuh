@@ -17,7 +17,8 @@ __device__ __forceinline__ float4 scaled_sum(float4 sum, float share, float4 x) 
   return make_float4(sum.x + share * x.x, sum.y + share * x.y, sum.z + share * x.z, sum.w + share * x.w);
 }
 __device__ __forceinline__ float4 quotients(float4 x, float by) {
-  return make_float4(x.x / by, x.y / by, x.z / by, x.w / by);
+  const float share = 1 / by;
+  return make_float4(x.x * share, x.y * share, x.z * share, x.w * share);
 }
 
 /// A piece as it passes from crew to crew, through L2.

@@ -26,7 +26,7 @@ struct KeyRing {
   const std::byte* first;  ///< the lane's first piece of the warp's slots, in page 0
   const int32_t* numbers;  ///< of the row's pages
   uint64_t page_stride, to_values, policy = policy_read_once();
-  int n_keys, begin, end, held = 0;
+  int n_keys, end, held = 0, held_from = 0;  ///< a place of the 32 pages from held_from on
 
   __device__ KeyRing(const SinglesParams& p, const Item& item, uint32_t shared) {
     const KvLayer& kv = p.attend.kv;
@@ -39,14 +39,21 @@ struct KeyRing {
     page_stride = kv.page_stride;
     numbers = p.attend.pages + item.row.pages;
     n_keys = item.row.position + 1;
-    begin = item.begin;
     end = item.end;
   }
-  /// Pages must be asked for in order, from begin on.
+  __device__ __forceinline__ const std::byte* keys_at_place(int32_t place) const {
+    return first + static_cast<uint64_t>(place) * page_stride;
+  }
+  /// Asks for the places of `page` and the 31 behind it.
+  __device__ __forceinline__ void hold(int page) {
+    const int at = page + static_cast<int>(threadIdx.x) % 32;
+    held = at < end ? numbers[at] : 0;
+    held_from = page;
+  }
+  /// Pages in order, behind hold() of the first.
   __device__ __forceinline__ const std::byte* keys_of(int page) {
-    const int lane = static_cast<int>(threadIdx.x) % 32, in_held = (page - begin) % 32;
-    if (in_held == 0) held = page + lane < end ? numbers[page + lane] : 0;
-    return first + static_cast<uint64_t>(__shfl_sync(0xffffffffu, held, in_held)) * page_stride;
+    if (page - held_from == 32) hold(page);
+    return keys_at_place(__shfl_sync(0xffffffffu, held, page - held_from));
   }
   /// The 16-byte pieces of a slot are dealt over the banks, so that eight slots' pieces of one column hit each once;
   /// zeros beyond the visible.

@@ -102,7 +102,7 @@ __device__ __forceinline__ Running merge_sections_of_piece(ChunkPiece* from, int
 /// items. It waits for others' items, and no item waits for a merge. First come the crews that had no item, then some
 /// that had; the others may leave. No bit depends on who merges.
 template <int kDim>
-__device__ void merge_items(const SinglesParams& p, const AttendPlan& plan, int crew, int n_crews) {
+__device__ void merge_items(const SinglesParams& p, const SinglesPlan& plan, int crew, int n_crews) {
   const int n_merges = p.n_rows * p.head_blocks, thread = crew_thread();
   const int n_parts = max(1, min(p.heads * (kDim / 4) / kMergedAtOnce, quotient(n_crews, n_merges)));
   const int64_t pitch = p.heads * (kDim / 4);

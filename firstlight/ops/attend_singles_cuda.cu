@@ -23,16 +23,39 @@ __global__ void __launch_bounds__(kSinglesWarps * 32, kSinglesAtOnce)
   const int heads = p.heads;
   const Meeting<kDim> meeting{reinterpret_cast<float*>(shared + kSinglesWarps * Ring<kDim>::kBytes), maxima, divisors,
                               heads};
-  const AttendPlan plan(p);
-  Item item;
-  for (int number = static_cast<int>(blockIdx.x); number < plan.n_items; number += static_cast<int>(gridDim.x)) {
-    find_item(p, plan.each, number, item);
+  if (p.plan_is_new) wait_for_predecessor();
+  const SinglesPlan plan = *p.plan;
+  int number = static_cast<int>(blockIdx.x), of_row = quotient(number, p.head_blocks);
+  Item item = p.items[min(of_row, p.n_rows * p.n_chunks - 1)];  // beside the plan: its number may not be one
+  for (; number < plan.n_items; number += static_cast<int>(gridDim.x)) {
+    if (number >= static_cast<int>(gridDim.x)) {
+      of_row = quotient(number, p.head_blocks);
+      item = p.items[of_row];
+    }
+    set_heads(p, number - of_row * p.head_blocks, item);
     attend_item<kDim, kStages<kDim>>(p, item, static_cast<uint32_t>(__cvta_generic_to_shared(shared)), meeting,
-                                            [] { wait_for_predecessor(); });
+                                     [] { wait_for_predecessor(); });
   }
   if (!plan.splits_rows) return;
   wait_for_predecessor();  // its merges may still be under way, in the same memory
   merge_items<kDim>(p, plan, static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x));
+}
+
+constexpr int kPlanThreads = 256;
+
+/// A warp an item.
+__global__ void plan_singles_kernel(const __grid_constant__ SinglesParams p) {
+  wait_for_predecessor();
+  let_successor_start();
+  const AttendPlan plan(p);
+  const int lane = static_cast<int>(threadIdx.x) % 32, n_warps = static_cast<int>(gridDim.x) * (kPlanThreads / 32);
+  const int warp = static_cast<int>(blockIdx.x * (kPlanThreads / 32) + threadIdx.x / 32);
+  for (int i = warp; i < quotient(plan.n_items, p.head_blocks); i += n_warps) {
+    Item item;
+    find_item(p, plan.each, i * p.head_blocks, item);
+    if (lane == 0) p.items[i] = item;
+  }
+  if (warp == 0 && lane == 0) *p.plan = plan;
 }
 
 /// Blocks that the GPU holds at a time, asked once a thread: those that merge wait for the others' items, so no more
@@ -68,6 +91,16 @@ void start(const SinglesParams& p, cudaStream_t stream) {
 }
 
 }  // namespace
+
+int64_t items_bytes(const SinglesParams& params) {
+  return int64_t{params.n_rows} * params.n_chunks * static_cast<int64_t>(sizeof(Item));
+}
+
+void plan_singles(const SinglesParams& params, cudaStream_t stream) {
+  const int most = params.n_rows * params.n_chunks;
+  launch("plan of single rows' attention", plan_singles_kernel,
+         dim3(static_cast<unsigned>(std::min(64, ceil_div(most, kPlanThreads / 32)))), kPlanThreads, 0, stream, params);
+}
 
 void attend_singles(const SinglesParams& params, cudaStream_t stream) {
   params.attend.kv.head_dim == 64 ? start<64>(params, stream) : start<128>(params, stream);

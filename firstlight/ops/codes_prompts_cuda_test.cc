@@ -8,7 +8,7 @@ namespace {
 
 using reference::CodeBatch;
 
-class CodePromptsCuda : public reference::CodesOnGpu {
+class CodePromptsCuda : public reference::OfBothKinds<reference::CodesOnGpu> {
  protected:
   /// One sequence's rows as spans of so many rows each, the last number again and again. None is short enough to go row
   /// by row, if these are 8 and more and leave none shorter.
@@ -39,7 +39,9 @@ class CodePromptsCuda : public reference::CodesOnGpu {
   }
 };
 
-TEST_F(CodePromptsCuda, EqualSoftmaxForGroupsOfAllSizes) {
+INSTANTIATE_TEST_SUITE_P(Kernels, CodePromptsCuda, testing::Bool(), reference::kind_name);
+
+TEST_P(CodePromptsCuda, EqualSoftmaxForGroupsOfAllSizes) {
   for (const int d : {64, 128}) {
     for (const int group : {1, 2, 3, 4, 8}) {
       check({{70, 300}, {9, 250}, {150, 0}}, KvKind::tq4, group, 1, d);
@@ -48,7 +50,7 @@ TEST_F(CodePromptsCuda, EqualSoftmaxForGroupsOfAllSizes) {
   }
 }
 
-TEST_F(CodePromptsCuda, EqualSoftmaxForEveryKindFromAnyRowOfAPageOn) {
+TEST_P(CodePromptsCuda, EqualSoftmaxForEveryKindFromAnyRowOfAPageOn) {
   for (const KvKind kind : {KvKind::tq4, KvKind::k8v4, KvKind::tq8}) {
     for (const int d : {64, 128}) {
       for (const bool centred : {false, true}) {
@@ -59,7 +61,7 @@ TEST_F(CodePromptsCuda, EqualSoftmaxForEveryKindFromAnyRowOfAPageOn) {
   }
 }
 
-TEST_F(CodePromptsCuda, RowsAreTheSameBitsHoweverAPromptIsCut) {
+TEST_P(CodePromptsCuda, RowsAreTheSameBitsHoweverAPromptIsCut) {
   check_cuts(700, 2345, KvKind::tq4, 8, 2, 128, true);
   check_cuts(900, 0, KvKind::tq4, 3, 1, 128, false);
   for (const KvKind kind : {KvKind::tq4, KvKind::k8v4, KvKind::tq8}) {
@@ -69,20 +71,20 @@ TEST_F(CodePromptsCuda, RowsAreTheSameBitsHoweverAPromptIsCut) {
 }
 
 /// Many tiles of one sequence in one pass, as long prompts have them.
-TEST_F(CodePromptsCuda, LongOnesEqualSoftmax) {
+TEST_P(CodePromptsCuda, LongOnesEqualSoftmax) {
   check({{1600, 1700}}, KvKind::tq4, 4, 1, 128);
   check({{130, 3001}}, KvKind::k8v4, 4, 1, 128);
 }
 
 /// Few rows of long sequences: what their blocks expand goes round the memory that they share many times.
-TEST_F(CodePromptsCuda, FewRowsOfLongOnesEqualSoftmax) {
+TEST_P(CodePromptsCuda, FewRowsOfLongOnesEqualSoftmax) {
   check({{20, 6000}, {9, 1500}, {70, 4100}}, KvKind::tq4, 4, 1, 128);
   check({{20, 3000}, {64, 4300}}, KvKind::k8v4, 1, 1, 64);
 }
 
 /// What a pass computes may be read exactly by all of its rows; the pages before it, but for the first, are codes to
 /// all.
-TEST_F(CodePromptsCuda, EqualSoftmaxWhereAllRowsReadLatePagesExactly) {
+TEST_P(CodePromptsCuda, EqualSoftmaxWhereAllRowsReadLatePagesExactly) {
   const auto cpu_ops = cpu();
   for (const KvKind kind : {KvKind::tq4, KvKind::k8v4, KvKind::tq8}) {
     for (const int d : {64, 128}) {
@@ -95,7 +97,7 @@ TEST_F(CodePromptsCuda, EqualSoftmaxWhereAllRowsReadLatePagesExactly) {
 }
 
 /// Blocks wait for one another, so a launch has no more than the GPU holds.
-TEST_F(CodePromptsCuda, AreTheSameBitsInHoweverManyLaunches) {
+TEST_P(CodePromptsCuda, AreTheSameBitsInHoweverManyLaunches) {
   const auto cpu_ops = cpu();
   for (const int d : {64, 128}) {
     CodeBatch batch({{2200, 900}, {300, 3000}, {64, 0}, {8, 2000}}, KvKind::tq4, 6, 2, d, 1, *cpu_ops);

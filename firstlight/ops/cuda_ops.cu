@@ -23,7 +23,7 @@ CudaOps::CudaOps(Device device, const CudaOpsOptions& options)
   cudaDeviceProp properties{};
   check(cudaGetDeviceProperties(&properties, device.index), str("properties of ", to_string(device)));
   gpu_ = {properties.multiProcessorCount, static_cast<int>(properties.sharedMemPerBlockOptin),
-          properties.major * 10 + properties.minor};
+          properties.major * 10 + properties.minor, options.any_gpu};
   skinny_.emplace(gpu_);
   hopper_attention_.emplace(gpu_);
   gpu_name_ = properties.name;
@@ -87,6 +87,7 @@ bool CudaOps::begin(const PassRows& rows, bool weights_ready) {
   codes_.forget_owns();
   rope_.clear();
   twin_ = {};
+  planned_ = {};
   queue_.clear();
   twin_at_ = 0;  // so that a recorded pass finds its memory where the plain one before it did
   deliveries_.clear();

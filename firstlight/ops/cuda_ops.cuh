@@ -67,6 +67,12 @@ class CudaOps final : public Ops {
     std::vector<int64_t> offsets;                    ///< of each one's destination from PassRows::logits
     size_t n_picked = 0, n_drawn = 0;
   };
+  /// What the plan of single rows' attention was made for.
+  struct PlannedSingles {
+    const cuda::RowOnDevice* rows = nullptr;
+    int n_rows = 0, head_blocks = 0, most_chunks = 0;
+    bool operator==(const PlannedSingles&) const = default;
+  };
   /// The bf16 copy that a producer made beside its f32 result.
   struct Twin {
     const float* of = nullptr;
@@ -116,9 +122,10 @@ class CudaOps final : public Ops {
   cuda::PassTables pass_;
   cuda::CodesOfPass codes_;
   cuda::DrawTables draw_tables_;
-  cuda::DeviceScratch twin_memory_[2], products_, partials_, logits_, picks_;
+  cuda::DeviceScratch twin_memory_[2], products_, partials_, plan_memory_, logits_, picks_;
   cuda::PinnedScratch staging_, pick_staging_;
   Twin twin_;
+  PlannedSingles planned_;
   int twin_at_ = 0;  ///< of twin_memory_: where twin_ lies
   State state_ = State::idle;
   PassShape shape_;

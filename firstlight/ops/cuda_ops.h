@@ -21,6 +21,8 @@ struct CudaOpsOptions {
   /// what rms_norm() wrote, and its scale is applied to their sums, so that last bits differ from those of the ops one
   /// by one. Not where ranks add their sums up in front of the norm.
   bool fold_norms = true;
+  /// Only kernels that every GPU has, as on GPUs other than Hopper: for tests of these.
+  bool any_gpu = false;
   /// Ops, this one among them, whose passes may run on the GPU at the same time. Attention's blocks wait for one
   /// another, so each launches only its share of what the GPU holds: grids that were half there would wait for ever.
   int n_sharing = 1;

@@ -76,10 +76,12 @@ class PassCuda : public reference::WithGpu {};
 
 TEST_F(PassCuda, AReplayedPassGivesTheBitsOfAPlainOne) {
   ops_->end();
-  const auto plain = make_cuda_ops(kGpu, {.graphs = false});
-  for (const int n : {1, 3, 12}) {
+  for (const auto& [n, folds, any] :
+       {std::tuple{1, true, false}, {3, false, false}, {12, true, false}, {12, true, true}, {1, true, true}}) {
+    SCOPED_TRACE(testing::Message() << n << " rows" << (folds ? ", norms folded" : "") << (any ? ", any GPU's" : ""));
     SmallModel recorded_model, plain_model;
-    const auto recording = make_cuda_ops(kGpu, {.fold_norms = false});
+    const auto plain = make_cuda_ops(kGpu, {.graphs = false, .fold_norms = folds, .any_gpu = any}),
+               recording = make_cuda_ops(kGpu, {.fold_norms = folds, .any_gpu = any});
     std::vector<std::vector<int32_t>> pages(static_cast<size_t>(n));
     for (int s = 0; s < n; ++s) {
       for (int p = 0; p < 3; ++p) pages[static_cast<size_t>(s)].push_back((p * n + s) * 7 % 37);

@@ -34,6 +34,7 @@ struct GpuShape {
   int n_sms = 0;
   int shared_bytes = 0;  ///< that one block can have
   int capability = 0;    ///< 90: compute capability 9.0
+  bool as_any = false;   ///< its own kernels are not wanted
 };
 
 /// Tensor cores, weights streamed; rows ≤ 8, bf16, x and w and their rows 16-byte aligned.

@@ -329,10 +329,13 @@ void start(const SkinnyProduct& m, int slab_rows, const GpuShape& gpu, const Ten
          p);
 }
 
-/// Rows of w in a slab so that the GPU's blocks have as many each, all at once if 64 are enough.
+/// Rows of w in a slab so that the GPU's blocks have as many each, all at once if 64 are enough; else in a turn more,
+/// where the last is fuller then.
 int slab_rows_for(int64_t n, int64_t n_slabs_at_once) {
   const int64_t turns = ceil_div(n, 64 * n_slabs_at_once);
-  return static_cast<int>(std::min<int64_t>(64, ceil_div(ceil_div(n, turns * n_slabs_at_once), 8) * 8));
+  const auto rows = [&](int64_t in) { return std::min<int64_t>(64, ceil_div(ceil_div(n, in * n_slabs_at_once), 8) * 8); };
+  const bool more = turns > 4 && (turns + 1) * rows(turns + 1) < turns * rows(turns);
+  return static_cast<int>(rows(more ? turns + 1 : turns));
 }
 
 /// Of a tile: two slabs, one, or one whose k two blocks share.

@@ -100,7 +100,8 @@ __device__ __forceinline__ void fetch_tiles(const SkinnyParams& p, const SkinnyS
       copy_box(ring.x_box(stage, d), p.x, (step * Tile::kDepth + d) * kBoxColumns, 0, ring.full[stage]);
     }
   };
-  int tile = share.first_tile, step = share.begin;
+  // Of a k that is one step long a block of the two has nothing.
+  int tile = share.begin < share.end ? share.first_tile : p.n_tiles, step = share.begin;
   const auto go_on = [&] {
     if (++step == share.end) step = share.begin, tile += share.tile_step;
   };

@@ -6,6 +6,10 @@
 namespace firstlight::cuda {
 
 TensorMaps::TensorMaps(const GpuShape& gpu) {
+  if (gpu.as_any) {
+    why_not_ = "not wanted";
+    return;
+  }
   if (gpu.capability != 90) {
     why_not_ = str("compute capability ", gpu.capability / 10, ".", gpu.capability % 10, ", not 9.0");
     return;

@@ -72,7 +72,18 @@ class WithGpu : public testing::Test {
   void TearDown() override {
     if (ops_) ops_->end();
   }
-  static void TearDownTestSuite() { shared_.reset(); }
+  static void TearDownTestSuite() {
+    shared_.reset();
+    of_any_.reset();
+  }
+  /// From here on `ops_` computes as on a GPU that has no kernels of its own.
+  void use_any() {
+    if (!ops_) return;
+    ops_->end();
+    if (!of_any_) of_any_ = make_cuda_ops(kGpu, {.any_gpu = true});
+    ops_ = of_any_.get();
+    ops_->begin({}, false);
+  }
   /// A new pass: nothing of what the last one knew holds.
   void next(const PassRows& rows = {}) {
     ops_->end();
@@ -81,7 +92,19 @@ class WithGpu : public testing::Test {
   Ops* ops_ = nullptr;
 
  private:
-  static inline std::unique_ptr<Ops> shared_;
+  static inline std::unique_ptr<Ops> shared_, of_any_;
 };
+
+/// Once with the GPU's own kernels, once with those that any has.
+template <class Fixture>
+class OfBothKinds : public Fixture, public testing::WithParamInterface<bool> {
+ protected:
+  void SetUp() override {
+    Fixture::SetUp();
+    if (GetParam()) use_any();
+  }
+  using Fixture::use_any;
+};
+inline std::string kind_name(const testing::TestParamInfo<bool>& info) { return info.param ? "OfAnyGpu" : "OfThisGpu"; }
 
 }  // namespace firstlight::reference
