@@ -112,7 +112,7 @@ cuda::SinglesParams CudaOps::singles(const cuda::AttendParams& params, const cud
   static_assert(sizeof(cuda::SinglesPlan) % alignof(cuda::SinglesPlan) == 0);
   reserve(plan_memory_, static_cast<int64_t>(sizeof(cuda::SinglesPlan)) + cuda::items_bytes(singles));
   singles.plan = plan_memory_.as<cuda::SinglesPlan>();
-  singles.items = reinterpret_cast<cuda::Item*>(singles.plan + 1);
+  singles.items = reinterpret_cast<cuda::ReadyItem*>(singles.plan + 1);
   return singles;
 }
 

@@ -33,7 +33,7 @@ struct alignas(32) ChunkPiece {
   float maximum, divisor, unused[2];
 };
 
-struct Item;
+struct ReadyItem;
 /// How the rows of a pass are cut, the same for all layers: worked out once, by a kernel of its own.
 struct alignas(16) SinglesPlan {
   int each;         ///< pages for a block
@@ -56,7 +56,7 @@ struct SinglesParams {
   int n_sharing = 1;       ///< launches that may be on the GPU at a time: each takes its share of the blocks it holds
   bool olds_hold = false;  ///< the pass writes none of a row's keys but the last kTiledRows: others may be read early
   SinglesPlan* plan = nullptr;
-  Item* items = nullptr;           ///< [n_rows * n_chunks] at most: of a row's first heads, in the order of rows
+  ReadyItem* items = nullptr;      ///< [n_rows * n_chunks] at most: of a row's first heads, in the order of rows
   bool plan_is_new = false;        ///< the kernel in front of this one makes it
   ChunkPiece* partials = nullptr;  ///< [n_rows, head blocks, n_chunks, heads * head_dim / 4], all bits set between
 };

@@ -11,21 +11,19 @@ namespace firstlight::cuda {
 /// `ready` returns when what this pass computes is there: q, and all keys and values. Those of earlier passes are asked
 /// for before.
 template <int kDim, int kStages, class Ready>
-__device__ void attend_item(const SinglesParams& p, const Item& item, uint32_t shared, const Meeting<kDim>& meeting,
+__device__ void attend_item(const SinglesParams& p, const Item& item, int32_t first_held, uint32_t shared, const Meeting<kDim>& meeting,
                             const Ready& ready) {
   const int slot = crew_thread() / 32 * 16, head = static_cast<int>(threadIdx.x) % 32 / 4;
-  KeyRing<kDim, kStages> ring(p, item, shared);
+  KeyRing<kDim, kStages> ring(p, item, first_held, shared);
   const bool turns = p.attend.angles;  // then no kernel of this pass has written what a row reads
   const int n_olds = turns         ? item.end
                      : p.olds_hold ? max(0, item.row.position + 1 - static_cast<int>(kTiledRows)) / kPageTokens
                                    : 0;
-  if (kStages > Item::kFirstPages) ring.hold(item.begin + Item::kFirstPages);
-#pragma unroll
+#pragma unroll 1
   for (int stage = 0; stage < kStages; ++stage) {
     const int page = item.begin + stage;
     if (page < item.end) {
-      const std::byte* keys =
-          stage < Item::kFirstPages ? ring.keys_at_place(item.first_pages[stage]) : ring.keys_of(page);
+      const std::byte* keys = ring.keys_of(page);
       if (page >= n_olds) ready();
       ring.fetch(keys, page, ring.keys_at(stage));
       copy_async_commit();
@@ -35,7 +33,6 @@ __device__ void attend_item(const SinglesParams& p, const Item& item, uint32_t s
     }
     copy_async_commit();
   }
-  if (kStages <= Item::kFirstPages) ring.hold(item.begin + kStages);
   ready();
   Query<kDim> q;
   OwnToken<kDim> own;

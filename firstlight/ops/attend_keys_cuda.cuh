@@ -26,9 +26,11 @@ struct KeyRing {
   const std::byte* first;  ///< the lane's first piece of the warp's slots, in page 0
   const int32_t* numbers;  ///< of the row's pages
   uint64_t page_stride, to_values, policy = policy_read_once();
-  int n_keys, end, held = 0, held_from = 0;  ///< a place of the 32 pages from held_from on
+  int n_keys, end, held_from, held;  ///< a place of the 32 pages from held_from on
 
-  __device__ KeyRing(const SinglesParams& p, const Item& item, uint32_t shared) {
+  /// `first_held`: the lane's of the places of item.begin and the 31 pages behind it.
+  __device__ KeyRing(const SinglesParams& p, const Item& item, int32_t first_held, uint32_t shared)
+      : held_from(item.begin), held(first_held) {
     const KvLayer& kv = p.attend.kv;
     const int warp = crew_thread() / 32, lane = static_cast<int>(threadIdx.x) % 32;
     at = shared + static_cast<uint32_t>(warp * kBytes);
@@ -41,19 +43,14 @@ struct KeyRing {
     n_keys = item.row.position + 1;
     end = item.end;
   }
-  __device__ __forceinline__ const std::byte* keys_at_place(int32_t place) const {
-    return first + static_cast<uint64_t>(place) * page_stride;
-  }
-  /// Asks for the places of `page` and the 31 behind it.
-  __device__ __forceinline__ void hold(int page) {
-    const int at = page + static_cast<int>(threadIdx.x) % 32;
-    held = at < end ? numbers[at] : 0;
-    held_from = page;
-  }
-  /// Pages in order, behind hold() of the first.
+  /// Pages must be asked for in order, from item.begin on.
   __device__ __forceinline__ const std::byte* keys_of(int page) {
-    if (page - held_from == 32) hold(page);
-    return keys_at_place(__shfl_sync(0xffffffffu, held, page - held_from));
+    if (page - held_from == 32) {
+      const int at = page + static_cast<int>(threadIdx.x) % 32;
+      held = at < end ? numbers[at] : 0;
+      held_from = page;
+    }
+    return first + static_cast<uint64_t>(__shfl_sync(0xffffffffu, held, page - held_from)) * page_stride;
   }
   /// The 16-byte pieces of a slot are dealt over the banks, so that eight slots' pieces of one column hit each once;
   /// zeros beyond the visible.

@@ -25,15 +25,15 @@ __global__ void __launch_bounds__(kSinglesWarps * 32, kSinglesAtOnce)
                               heads};
   if (p.plan_is_new) wait_for_predecessor();
   const SinglesPlan plan = *p.plan;
-  int number = static_cast<int>(blockIdx.x), of_row = quotient(number, p.head_blocks);
-  Item item = p.items[min(of_row, p.n_rows * p.n_chunks - 1)];  // beside the plan: its number may not be one
-  for (; number < plan.n_items; number += static_cast<int>(gridDim.x)) {
-    if (number >= static_cast<int>(gridDim.x)) {
-      of_row = quotient(number, p.head_blocks);
-      item = p.items[of_row];
-    }
+#pragma unroll 1
+  for (int number = static_cast<int>(blockIdx.x);; number += static_cast<int>(gridDim.x)) {
+    const int of_row = quotient(number, p.head_blocks);
+    const ReadyItem& ready = p.items[min(of_row, p.n_rows * p.n_chunks - 1)];  // beside the plan, which may have less
+    Item item = ready.item;
+    const int32_t first_held = ready.pages[threadIdx.x % 32];
+    if (number >= plan.n_items) break;
     set_heads(p, number - of_row * p.head_blocks, item);
-    attend_item<kDim, kStages<kDim>>(p, item, static_cast<uint32_t>(__cvta_generic_to_shared(shared)), meeting,
+    attend_item<kDim, kStages<kDim>>(p, item, first_held, static_cast<uint32_t>(__cvta_generic_to_shared(shared)), meeting,
                                      [] { wait_for_predecessor(); });
   }
   if (!plan.splits_rows) return;
@@ -53,7 +53,8 @@ __global__ void plan_singles_kernel(const __grid_constant__ SinglesParams p) {
   for (int i = warp; i < quotient(plan.n_items, p.head_blocks); i += n_warps) {
     Item item;
     find_item(p, plan.each, i * p.head_blocks, item);
-    if (lane == 0) p.items[i] = item;
+    if (lane == 0) p.items[i].item = item;
+    p.items[i].pages[lane] = item.begin + lane < item.end ? p.attend.pages[item.row.pages + item.begin + lane] : 0;
   }
   if (warp == 0 && lane == 0) *p.plan = plan;
 }
@@ -93,7 +94,7 @@ void start(const SinglesParams& p, cudaStream_t stream) {
 }  // namespace
 
 int64_t items_bytes(const SinglesParams& params) {
-  return int64_t{params.n_rows} * params.n_chunks * static_cast<int64_t>(sizeof(Item));
+  return int64_t{params.n_rows} * params.n_chunks * static_cast<int64_t>(sizeof(ReadyItem));
 }
 
 void plan_singles(const SinglesParams& params, cudaStream_t stream) {

@@ -23,7 +23,7 @@ using LaneSums = float[Tile::kSlabs][Tile::kSums];
 /// a kernel had 40 to 88 KB of them.
 using Four = float[4];
 
-template <class Tile>
+template <class Tile, Join kJoin>
 struct SkinnyShared {
   /// Floats from row to row of `sums`: a warp's stores from LaneSums fall into 32 banks, a row begins at 16 bytes.
   static constexpr int kPitch = 68;
@@ -31,16 +31,18 @@ struct SkinnyShared {
   float scales[Tile::kRows];
   /// Of the rows that this block finishes, by the block of the cluster that they come from.
   alignas(16) float sums[Tile::kSplit][Tile::kSlabs][Tile::kOwnRows][kPitch];
+  /// What they are added to.
+  alignas(16) float old[kJoin == Join::add ? Tile::kSlabs : 0][Tile::kOwnRows][kPitch];
 };
 
 /// A warp of the warpgroup that empties the ring.
-template <class Tile>
+template <class Tile, Join kJoin>
 struct Consumer {
   static constexpr int kPasses = Tile::kOwnRows / 8;
   const SkinnyParams& p;
   const SkinnyShare<Tile>& share;
   const SkinnyRing<Tile>& ring;
-  SkinnyShared<Tile>& shared;
+  SkinnyShared<Tile, kJoin>& shared;
   int stage = 0;
   unsigned parity = 0;
 
@@ -112,7 +114,7 @@ struct Consumer {
       for (int s = 0; s < Tile::kSlabs; ++s) {
 #pragma unroll
         for (int j = 0; j < Tile::kOwnSums; ++j) {
-          const int row = j / 4 * 8 + j % 2, i = (s * Tile::kOwnRows + row) * SkinnyShared<Tile>::kPitch + j % 4 / 2 * 8;
+          const int row = j / 4 * 8 + j % 2, i = (s * Tile::kOwnRows + row) * SkinnyShared<Tile, kJoin>::kPitch + j % 4 / 2 * 8;
           const float sum = sums[s][to * Tile::kOwnSums + j];
           if constexpr (Tile::kSplit > 1) {
             store_at(there + static_cast<uint32_t>(i) * sizeof(float), sum);
@@ -200,31 +202,33 @@ struct Consumer {
     }
   }
   /// What sums are added to, asked for ahead of them.
-  struct Ahead {
-    Four old[Tile::kSlabs][kPasses];  ///< out's values, where they are wanted, and biases
-    Four weight[Tile::kSlabs];        ///< of the norm behind
-  };
-  __device__ __forceinline__ void ask(int tile, Ahead& ahead) const {
+  __device__ __forceinline__ void ask(int tile) {
 #pragma unroll
     for (int s = 0; s < Tile::kSlabs; ++s) {
       const int c = column(tile, s, 1);
-      Four bias{};
-      if (p.bias) each(c, [&](int e) { bias[e] = bias_at(c + e); });
-      if (p.behind.weight) each(c, [&](int e) { ahead.weight[s][e] = widen(p.behind.weight[c + e]); });
-#pragma unroll
-      for (int pass = 0; pass < kPasses; ++pass) {
-        Four& old = ahead.old[s][pass];
-        float4 x{};
-        const bool there = p.join == Join::add && row(pass) < p.rows && c < p.n;
-        const float* const at = p.out + row(pass) * p.out_stride + c;
-        if (there && p.fours) x = *reinterpret_cast<const float4*>(at);
-        old[0] = x.x + bias[0], old[1] = x.y + bias[1], old[2] = x.z + bias[2], old[3] = x.w + bias[3];
-        if (there && !p.fours) each(c, [&](int e) { old[e] += at[e]; });
+#pragma unroll 1
+      for (int pass = 0; pass < kPasses && row(pass) < p.rows && c < p.n; ++pass) {
+        float* const to = &shared.old[s][own_row(pass)][in_slab()];
+        const float* const from = p.out + row(pass) * p.out_stride + c;
+        if (p.fours) {
+          copy_async(shared_address(to), from, true);
+        } else {
+          each(c, [&](int e) { to[e] = from[e]; });
+        }
       }
     }
+    copy_async_commit();
   }
-  __device__ __forceinline__ void finish(int tile, const Ahead& ahead) const {
+  __device__ __forceinline__ void finish(int tile) const {
+    Four weight[Tile::kSlabs] = {}, bias[Tile::kSlabs] = {};
 #pragma unroll
+    for (int s = 0; s < Tile::kSlabs; ++s) {
+      const int c = column(tile, s, 1);
+      if (p.bias) each(c, [&](int e) { bias[s][e] = bias_at(c + e); });
+      if (p.behind.weight) each(c, [&](int e) { weight[s][e] = widen(p.behind.weight[c + e]); });
+    }
+    if (kJoin == Join::add) copy_async_wait<0>();  // a thread reads what it has asked for
+#pragma unroll 1
     for (int pass = 0; pass < kPasses; ++pass) {
       float squares = 0;
 #pragma unroll
@@ -233,15 +237,16 @@ struct Consumer {
         if (row(pass) >= p.rows || c >= p.n) continue;
         Four x;
         take(s, pass, x);
-#pragma unroll
-        for (int e = 0; e < 4; ++e) x[e] += ahead.old[s][pass][e];
+        float4 old{};
+        if constexpr (kJoin == Join::add) {
+          old = *reinterpret_cast<const float4*>(&shared.old[s][own_row(pass)][in_slab()]);
+        }
+        x[0] += old.x + bias[s][0], x[1] += old.y + bias[s][1], x[2] += old.z + bias[s][2], x[3] += old.w + bias[s][3];
         write(row(pass), c, x);
         if (!p.behind.weight) continue;
+        each(c, [&](int e) { squares += x[e] * x[e]; });
 #pragma unroll
-        for (int e = 0; e < 4; ++e) {  // zeros past p.n
-          squares += x[e] * x[e];
-          x[e] *= ahead.weight[s][e];
-        }
+        for (int e = 0; e < 4; ++e) x[e] *= weight[s][e];
         write_twin(row(pass), c, x);
       }
       if (!p.behind.weight) continue;
@@ -252,29 +257,27 @@ struct Consumer {
   }
   __device__ __forceinline__ void consume(int tile) {
     LaneSums<Tile> sums = {};
-    Ahead ahead{};
-    const bool is_silu = Tile::kSlabs % 2 == 0 && p.join == Join::silu;
-    if (!is_silu) ask(tile, ahead);
+    if constexpr (kJoin == Join::add) ask(tile);
     multiply(sums);
     hand_over(sums);
     if (p.before.weight) shared.scaled.wait(0);
-    if (is_silu) {
+    if constexpr (kJoin == Join::silu) {
       finish_silu(tile);
     } else {
-      finish(tile, ahead);
+      finish(tile);
     }
   }
 };
 
-template <class Tile>
+template <class Tile, Join kJoin>
 __global__ void __cluster_dims__(Tile::kSplit) __launch_bounds__(kThreads, 1)
     skinny_kernel(const __grid_constant__ SkinnyParams p) {
 #if __CUDA_ARCH_FEAT_SM90_ALL
-  extern __shared__ std::byte stages[];
-  __shared__ alignas(16) std::byte memory[sizeof(SkinnyShared<Tile>)];
-  SkinnyShared<Tile>& shared = *reinterpret_cast<SkinnyShared<Tile>*>(memory);
+  extern __shared__ __align__(1024) std::byte stages[];  // the ring, then the rest
+  using Shared = SkinnyShared<Tile, kJoin>;
+  Shared& shared = *reinterpret_cast<Shared*>(stages + p.ring_bytes);
   const SkinnyShare<Tile> share(p);
-  const SkinnyRing<Tile> ring(p, shared.full, shared.empty, (shared_address(stages) + 1023) & ~1023u);
+  const SkinnyRing<Tile> ring(p, shared.full, shared.empty, shared_address(stages));
   if (threadIdx.x == 0) {
 #pragma unroll 1
     for (int s = 0; s < p.n_stages; ++s) {
@@ -287,17 +290,17 @@ __global__ void __cluster_dims__(Tile::kSplit) __launch_bounds__(kThreads, 1)
   __syncthreads();
   if constexpr (Tile::kSplit > 1) cluster_arrive();
   if (threadIdx.x == kConsumers) {
-    fetch_tiles<Tile>(p, share, ring);
+    fetch_tiles<Tile, kJoin>(p, share, ring);
   } else if (threadIdx.x >= kConsumers + 32) {
     if (p.before.weight) {
-      Consumer<Tile>::find_scales(p, shared.scales);
+      Consumer<Tile, kJoin>::find_scales(p, shared.scales);
       __syncwarp();
       if (threadIdx.x % 32 == 0) shared.scaled.arrive();
     }
   } else if (threadIdx.x < kConsumers) {
     wait_for_predecessor();
     let_successor_start();
-    Consumer<Tile> consumer{p, share, ring, shared};
+    Consumer<Tile, kJoin> consumer{p, share, ring, shared};
 #pragma unroll 1
     for (int tile = share.first_tile; tile < p.n_tiles; tile += share.tile_step) consumer.consume(tile);
   }
@@ -306,7 +309,7 @@ __global__ void __cluster_dims__(Tile::kSplit) __launch_bounds__(kThreads, 1)
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-template <class Tile>
+template <class Tile, Join kJoin>
 void start(const SkinnyProduct& m, int slab_rows, const GpuShape& gpu, const TensorMaps& maps, SkinnyParams& p,
            cudaStream_t stream) {
   const int64_t w_rows = m.join == Join::silu ? int64_t{2} * m.n : m.n;
@@ -317,13 +320,14 @@ void start(const SkinnyProduct& m, int slab_rows, const GpuShape& gpu, const Ten
   p.n_steps = static_cast<int>(ceil_div(m.k, Tile::kDepth * kBoxColumns));
   p.n_tiles = static_cast<int>(ceil_div(w_rows, slab_rows * Tile::kSlabs));
   const int stage_bytes = Tile::kDepth * (Tile::kSlabs * slab_rows * kBoxRowBytes + Tile::kBoxBytes);
-  // Beside the ring: what aligns it, and the 64 rows that a product reads of a last slab that has fewer.
-  constexpr int kBeside = 1024 + 64 * kBoxRowBytes, kStaticBytes = sizeof(SkinnyShared<Tile>) + 64;
-  p.n_stages = std::min(kMostSkinnyStages, (gpu.shared_bytes - kStaticBytes - kBeside) / stage_bytes);
+  // Behind the ring: more than the 64 rows that a product reads of a last slab that has fewer.
+  constexpr int kBehind = std::max<int>(sizeof(SkinnyShared<Tile, kJoin>), 64 * kBoxRowBytes);
+  p.n_stages = std::min(kMostSkinnyStages, (gpu.shared_bytes - kBehind) / stage_bytes);
+  p.ring_bytes = p.n_stages * stage_bytes;
   const int n_blocks = Tile::kSplit > 1 ? p.n_tiles * Tile::kSplit : std::min(gpu.n_sms, p.n_tiles);
-  const int bytes = p.n_stages * stage_bytes + kBeside;
-  const auto kernel = skinny_kernel<Tile>;
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, gpu.shared_bytes - kStaticBytes),
+  const int bytes = p.ring_bytes + kBehind;
+  const auto kernel = skinny_kernel<Tile, kJoin>;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, gpu.shared_bytes),
         "allow a skinny product its shared memory");
   launch("skinny product", kernel, dim3(static_cast<unsigned>(n_blocks)), kThreads, static_cast<size_t>(bytes), stream,
          p);
@@ -356,10 +360,19 @@ Shape shape_of(Join join, int n, int n_sms) {
   return {Kind::halves, slab_rows_for(n, n_sms / 2)};
 }
 
+template <class Tile>
+void start(const SkinnyProduct& m, int slab_rows, const GpuShape& gpu, const TensorMaps& maps, SkinnyParams& p,
+           cudaStream_t stream) {
+  if (m.join == Join::add) return start<Tile, Join::add>(m, slab_rows, gpu, maps, p, stream);
+  start<Tile, Join::store>(m, slab_rows, gpu, maps, p, stream);
+}
+
 template <int kRows>
 void start(const SkinnyProduct& m, const GpuShape& gpu, const TensorMaps& maps, SkinnyParams& p, cudaStream_t stream) {
   const Shape shape = shape_of(m.join, m.n, gpu.n_sms);
-  if (shape.kind == Kind::pair) return start<SkinnyTile<2, 2, kRows, 1>>(m, shape.slab_rows, gpu, maps, p, stream);
+  using Pair = SkinnyTile<2, 2, kRows, 1>;
+  if (m.join == Join::silu) return start<Pair, Join::silu>(m, shape.slab_rows, gpu, maps, p, stream);
+  if (shape.kind == Kind::pair) return start<Pair>(m, shape.slab_rows, gpu, maps, p, stream);
   if (shape.kind == Kind::single) return start<SkinnyTile<1, 2, kRows, 1>>(m, shape.slab_rows, gpu, maps, p, stream);
   start<SkinnyTile<1, 2, kRows, 2>>(m, shape.slab_rows, gpu, maps, p, stream);
 }
@@ -373,7 +386,6 @@ void SkinnyProducts::multiply(const SkinnyProduct& m, cudaStream_t stream) const
   p.rows = m.rows;
   p.n = m.n;
   p.up_row = m.n;
-  p.join = m.join;
   p.bias = m.bias;
   p.bias_is_bf16 = m.bias_is_bf16;
   p.out = m.out;

@@ -29,8 +29,7 @@ struct SkinnyParams {
   int n_tiles;
   int n_steps;  ///< stages that all of k takes
   int up_row;   ///< w's first row of ups
-  int n_stages;
-  Join join;
+  int n_stages, ring_bytes;
   bool bias_is_bf16;
   bool fours;  ///< out and twin are written by four columns
   const void* bias;
@@ -78,7 +77,7 @@ struct SkinnyRing {
 
 /// The ring's producer: one thread. Weights are nobody's output: as many as the ring holds are asked for before the
 /// predecessor has ended. Loops stay loops: a kernel fetches its instructions anew each time that it starts.
-template <class Tile>
+template <class Tile, Join kJoin>
 __device__ __forceinline__ void fetch_tiles(const SkinnyParams& p, const SkinnyShare<Tile>& share,
                                             const SkinnyRing<Tile>& ring) {
   const uint64_t policy = policy_read_once();
@@ -87,7 +86,7 @@ __device__ __forceinline__ void fetch_tiles(const SkinnyParams& p, const SkinnyS
 #pragma unroll
     for (int s = 0; s < Tile::kSlabs; ++s) {
       const int slab = tile * Tile::kSlabs + s;
-      const int row = p.join == Join::silu ? slab / 2 * p.slab_rows + slab % 2 * p.up_row : slab * p.slab_rows;
+      const int row = kJoin == Join::silu ? slab / 2 * p.slab_rows + slab % 2 * p.up_row : slab * p.slab_rows;
 #pragma unroll
       for (int d = 0; d < Tile::kDepth; ++d) {
         copy_box(ring.w_box(stage, d, s), p.w, (step * Tile::kDepth + d) * kBoxColumns, row, ring.full[stage], policy);
