@@ -15,7 +15,7 @@
 #include "firstlight/ops/attend_cuda.cuh"
 #include "firstlight/ops/cuda_ops.h"
 #include "firstlight/ops/cuda_ptx.cuh"
-#include "firstlight/ops/matvec_cuda.cuh"
+#include "firstlight/ops/product_cuda.cuh"
 #include "firstlight/ops/memory_barrier_cuda.cuh"
 
 namespace firstlight {

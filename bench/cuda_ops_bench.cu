@@ -16,7 +16,7 @@
 #include "firstlight/device/cuda.h"
 #include "firstlight/ops/cublaslt_cuda.cuh"
 #include "firstlight/ops/cuda_ops.h"
-#include "firstlight/ops/matvec_cuda.cuh"
+#include "firstlight/ops/product_cuda.cuh"
 
 namespace firstlight {
 namespace {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Whole passes of a model of Llama-3-8B's shapes on one GPU, over bf16 pages and over codes, on random data: steps of
 // many sequences, prompts in chunks with attention's share, and how many tokens really fit. Beside the plain read rate
-// that this run measures first: `cuda_steps_bench [steps] [short] [prompts] [attention] [room]`, all without arguments.
+// that this run measures first: `cuda_steps_bench [steps] [short] [warps] [prompts] [attention] [room]`, all without arguments.
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -39,7 +39,7 @@ double read_bytes(const KvShape& kv, int64_t context) {
 }
 
 /// Seconds of a step of n sequences; 0 if their pages do not fit, which is said.
-double step(Model& model, int n, int64_t context) {
+double step(Model& model, int n, int64_t context, bool any_gpu = false) {
   const KvShape& kv = model.kv;
   const double pages = static_cast<double>(n) * static_cast<double>((context + kPageTokens - 1) / kPageTokens);
   if (pages * static_cast<double>(kv.page_bytes()) > static_cast<double>(model.memory.kv.size())) {
@@ -49,7 +49,7 @@ double step(Model& model, int n, int64_t context) {
   }
   Pass pass(n, 1, context - 1, kv.pages(model.memory), is_compressed(kv.kind));
   std::vector<float> logits;
-  const auto ops = make_cuda_ops(kGpu, {.load_cublaslt = false});
+  const auto ops = make_cuda_ops(kGpu, {.load_cublaslt = false, .any_gpu = any_gpu});
   const auto forward = [&](std::span<const int> ids) { model.forward(*ops, ids, pass, logits, true); };
   double s = 0;
   try {
@@ -220,6 +220,10 @@ int main(int argc, char** argv) {
     }
     if (wanted("short")) {
       compare(model, std::array{1, 2, 4, 8, 16, 32, 64}, std::array<int64_t, 2>{512, 4096});
+    }
+    if (wanted("warps")) {
+      std::puts("as on a GPU without Hopper's products of warpgroups:");
+      for (const int n : {1, 8, 16, 32, 64}) step(model, n, 512, true);
     }
     if (wanted("attention")) attention(model);
     if (wanted("prompts")) prompts(model);

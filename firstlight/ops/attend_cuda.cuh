@@ -7,7 +7,7 @@
 #include <cstdint>
 
 #include "firstlight/ops/cuda_pass.cuh"
-#include "firstlight/ops/matvec_cuda.cuh"
+#include "firstlight/ops/product_cuda.cuh"
 
 namespace firstlight::cuda {
 

@@ -11,9 +11,10 @@ namespace firstlight::cuda {
 /// Computes what attend_tiles() does, with last bits of its own; as there a row's bits do not depend on its tile.
 class HopperAttention {
  public:
-  explicit HopperAttention(const GpuShape& gpu) : maps_(gpu) {}
+  explicit HopperAttention(const GpuShape& gpu)
+      : maps_(gpu), why_not_(why_not_hoppers(gpu).empty() ? maps_.why_not() : why_not_hoppers(gpu)) {}
   /// Why this GPU or its driver cannot; empty: it can.
-  const std::string& why_not() const { return maps_.why_not(); }
+  const std::string& why_not() const { return why_not_; }
   /// As attend_tiles() asks, and pages at multiples of a row of head_dim numbers, else Error{bug}. Queued on `stream`.
   /// Throws Error{device}.
   void attend(const AttendParams& params, const TileOnDevice* tiles, int n_tiles, cudaStream_t stream) const;
@@ -34,6 +35,7 @@ class HopperAttention {
 
  private:
   const TensorMaps maps_;
+  const std::string why_not_;
 };
 
 }  // namespace firstlight::cuda

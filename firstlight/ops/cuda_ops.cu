@@ -41,10 +41,12 @@ CudaOps::~CudaOps() {
 
 void CudaOps::compose_name() {
   const std::string& why_no_skinny = skinny_->why_not();
-  name_ = str(to_string(device_), ": ", gpu_name_, ", own kernels to ",
+  const std::string& why_products_by_warps = skinny_->why_by_warps();
+  name_ = str(to_string(device_), ": ", gpu_name_, ", ",
               why_no_skinny.empty()
-                  ? str(cuda::kSkinnyRows, " rows", options_.fold_norms ? ", norms in them" : "")
-                  : str(cuda::kMatvecRows, " rows (to ", cuda::kSkinnyRows, ": ", why_no_skinny, ")"),
+                  ? str("own kernels to ", cuda::kSkinnyRows, " rows", options_.fold_norms ? ", norms in them" : "",
+                        why_products_by_warps.empty() ? "" : str(", by warps (", why_products_by_warps, ")"))
+                  : str("plain kernels (", why_no_skinny, ")"),
               why_no_library_.empty() ? ", else cuBLASLt" : str(", and above, no cuBLASLt: ", why_no_library_));
   const std::string& why_by_warps = hopper_attention_->why_not();
   name_ += why_by_warps.empty() ? "; attention of prompts by warpgroups"

@@ -18,7 +18,7 @@
 #include "firstlight/ops/cuda_ops.h"
 #include "firstlight/ops/cuda_pass.cuh"
 #include "firstlight/ops/draw_cuda.cuh"
-#include "firstlight/ops/matvec_cuda.cuh"
+#include "firstlight/ops/product_cuda.cuh"
 #include "firstlight/ops/skinny_queue_cuda.cuh"
 
 namespace firstlight {

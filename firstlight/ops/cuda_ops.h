@@ -33,10 +33,9 @@ struct CudaOpsOptions {
 };
 
 /// Queued on one stream of `device`; matrices and weights lie there. Products with bf16 weights round activations to
-/// bf16. Up to 64 rows they are own kernels where the GPU has them (Hopper; k a multiple of 8), and a row's bits depend
-/// on the row alone (over codes also on how many parts the batch cuts it into); above they are cuBLASLt's. Elsewhere own
-/// kernels take 8 rows, exact to about 2^-17 of each term, and cuBLASLt the others. f32 weights: own kernels, all in
-/// f32. One thread at a time. Throws Error{unsupported} in a build without CUDA, Error{device} if the driver fails.
+/// bf16. Up to 64 rows they are own kernels (k a multiple of 8), and a row's bits depend on the row alone (over codes
+/// also on how many parts the batch cuts it into); above they are cuBLASLt's. f32 weights: own kernels, all in f32. One
+/// thread at a time. Throws Error{unsupported} in a build without CUDA, Error{device} if the driver fails.
 std::unique_ptr<Ops> make_cuda_ops(Device device, const CudaOpsOptions& options = {});
 
 }  // namespace firstlight

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Products with weights: own kernels to 64 rows (skinny_cuda.cuh), above cuBLASLt; where there are no such kernels,
-// others to 8 rows (matvec_cuda.cuh); and where cuBLASLt is not there, what there is, eight rows after eight.
-// Such products want activations as bf16: norms, attention and SiLU leave such a copy beside their result.
+// Products with weights: own kernels to 64 rows (skinny_cuda.cuh), above cuBLASLt; where that is not there, own kernels
+// 64 rows at a time; and plain ones for f32 weights and odd shapes.
+// Products with bf16 weights want activations as bf16: norms, attention and SiLU leave such a copy beside their result.
 #include <algorithm>
 #include <utility>
 
@@ -73,7 +73,7 @@ __global__ void silu_kernel(const float* product, const void* bias, bool is_bf16
 
 __nv_bfloat16* CudaOps::twin_for(Matrix<float> out) {
   written(out);
-  if (out.cols % 8 != 0 || (out.rows <= cuda::kMatvecRows && !skinny_->why_not().empty())) return nullptr;
+  if (out.cols % 8 != 0) return nullptr;
   twin_at_ ^= 1;  // who writes it may be reading the last one
   reserve(twin_memory_[twin_at_], out.rows * out.cols * 2);
   twin_ = {out.data, out.rows, out.cols, out.stride};
@@ -133,11 +133,11 @@ void CudaOps::unfold_norm(const float* x) {
 
 bool CudaOps::multiply_skinny(Matrix<const float> x, const Weight& w, const Weight* bias, Matrix<float> out,
                               Join join) {
-  const bool fits = x.rows <= cuda::kSkinnyRows && w.dtype == DType::bf16 && x.cols % 8 == 0 && aligned(w.data) &&
-                    skinny_->why_not().empty();
+  const bool fits = w.dtype == DType::bf16 && x.cols % 8 == 0 && aligned(w.data) && skinny_->why_not().empty();
   if (!fits) return false;
+  const bool may_wait = folds_norms() && x.rows <= cuda::kSkinnyRows;
+  if (!may_wait) unfold_norm(x.data);
   const __nv_bfloat16* rows = rounded(x);
-  const cuda::SkinnyNorm before = queue_.has_folded(x.data) ? queue_.folded->before : cuda::SkinnyNorm{};
   cuda::SkinnyProduct product{.x = rows,
                               .rows = static_cast<int>(x.rows),
                               .w = w.data,
@@ -149,11 +149,21 @@ bool CudaOps::multiply_skinny(Matrix<const float> x, const Weight& w, const Weig
                               .out = out.data,
                               .out_stride = out.stride,
                               .twin = join == Join::silu ? twin_for(out) : nullptr,
-                              .before = before,
+                              .before = queue_.has_folded(x.data) ? queue_.folded->before : cuda::SkinnyNorm{},
                               .behind = {}};
   launch_waiting();
-  queue_.waiting = product;
-  if (!folds_norms()) launch_waiting();
+  if (may_wait) {
+    queue_.waiting = product;
+  } else {
+    for (int64_t row = 0; row < x.rows; row += cuda::kSkinnyRows) {
+      cuda::SkinnyProduct piece = product;
+      piece.rows = static_cast<int>(std::min<int64_t>(cuda::kSkinnyRows, x.rows - row));
+      piece.x += row * x.cols;
+      piece.out += row * out.stride;
+      if (piece.twin) piece.twin += row * out.cols;
+      skinny_->multiply(piece, stream_);
+    }
+  }
   if (join != Join::silu) written(out);
   return true;
 }
@@ -204,33 +214,22 @@ void CudaOps::multiply(Matrix<const float> x, const Weight& w, const Weight* bia
   const int64_t n = join == Join::silu ? w.rows / 2 : w.rows;
   check_shapes(x, w, bias, out, n);
   if (x.rows == 0 || n == 0) return;
-  if (multiply_skinny(x, w, bias, out, join)) return;
-  if (x.rows > cuda::kMatvecRows && multiply_by_library(x, w, bias, out, join)) return;
-  cuda::MatvecParams params{.x = x.data,
-                            .x_stride = x.stride,
-                            .w = w.data,
-                            .bias = bias ? bias->data : nullptr,
-                            .w_dtype = w.dtype,
-                            .bias_dtype = bias ? bias->dtype : DType::bf16,
-                            .rows = static_cast<int>(x.rows),
-                            .n = static_cast<int>(n),
-                            .k = static_cast<int>(w.cols),
-                            .out = out.data,
-                            .out_stride = out.stride};
-  const bool fast =
-      w.dtype == DType::bf16 && w.cols % 8 == 0 && aligned(w.data) && aligned(x.data) && x.stride % 4 == 0;
+  if (x.rows <= cuda::kSkinnyRows && multiply_skinny(x, w, bias, out, join)) return;
+  if (multiply_by_library(x, w, bias, out, join) || multiply_skinny(x, w, bias, out, join)) return;
   unfold_norm(x.data);
   launch_waiting();
-  if (!fast) {
-    cuda::matmul_plain(params, join, stream_);
-  } else {
-    for (int64_t row = 0; row < x.rows; row += cuda::kMatvecRows) {
-      params.x = x.data + row * x.stride;
-      params.out = out.row(row);
-      params.rows = static_cast<int>(std::min<int64_t>(cuda::kMatvecRows, x.rows - row));
-      cuda::matvec(params, join, gpu_, stream_);
-    }
-  }
+  cuda::matmul_plain({.x = x.data,
+                      .x_stride = x.stride,
+                      .w = w.data,
+                      .bias = bias ? bias->data : nullptr,
+                      .w_dtype = w.dtype,
+                      .bias_dtype = bias ? bias->dtype : DType::bf16,
+                      .rows = static_cast<int>(x.rows),
+                      .n = static_cast<int>(n),
+                      .k = static_cast<int>(w.cols),
+                      .out = out.data,
+                      .out_stride = out.stride},
+                     join, stream_);
   written(out);
 }
 

@@ -2,17 +2,17 @@
 // The product that works for every shape: a warp a column of out, 8 rows of x at a time, all in f32. For f32 weights,
 // and for bf16 ones that the fast kernels cannot take.
 #include "firstlight/ops/cuda_kernel.cuh"
-#include "firstlight/ops/matvec_cuda.cuh"
+#include "firstlight/ops/product_cuda.cuh"
 
 namespace firstlight::cuda {
 
 namespace {
 
 constexpr int kWarps = 4;
-constexpr int kRows = kMatvecRows;
+constexpr int kRows = 8;
 
 template <class T>
-__device__ void dot(const MatvecParams& p, int64_t row, int n_rows, int64_t w_row, float (&sums)[kRows]) {
+__device__ void dot(const ProductParams& p, int64_t row, int n_rows, int64_t w_row, float (&sums)[kRows]) {
   const T* w = static_cast<const T*>(p.w) + w_row * p.k;
   for (int r = 0; r < kRows; ++r) sums[r] = 0;
   for (int k = static_cast<int>(threadIdx.x) % 32; k < p.k; k += 32) {
@@ -32,7 +32,7 @@ __device__ void dot(const MatvecParams& p, int64_t row, int n_rows, int64_t w_ro
 }
 
 template <class T>
-__global__ void matmul_plain_kernel(const __grid_constant__ MatvecParams p, Join join) {
+__global__ void matmul_plain_kernel(const __grid_constant__ ProductParams p, Join join) {
   wait_for_predecessor();
   let_successor_start();
   const int column = static_cast<int>(blockIdx.x * kWarps + threadIdx.x / 32);
@@ -56,7 +56,7 @@ __global__ void matmul_plain_kernel(const __grid_constant__ MatvecParams p, Join
 
 }  // namespace
 
-void matmul_plain(const MatvecParams& p, Join join, cudaStream_t stream) {
+void matmul_plain(const ProductParams& p, Join join, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>((p.n + kWarps - 1) / kWarps),
                   static_cast<unsigned>(min((p.rows + kRows - 1) / kRows, 1024)));
   launch("plain matmul", p.w_dtype == DType::bf16 ? matmul_plain_kernel<__nv_bfloat16> : matmul_plain_kernel<float>,

@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <string>
 
-#include "firstlight/ops/matvec_cuda.cuh"
+#include "firstlight/ops/product_cuda.cuh"
 #include "firstlight/ops/tensor_maps_cuda.cuh"
 
 namespace firstlight::cuda {
@@ -42,9 +42,11 @@ struct SkinnyProduct {
 /// One thread at a time, one stream. Results are the same bits in each run, and a row's whatever rows are beside it.
 class SkinnyProducts {
  public:
-  explicit SkinnyProducts(const GpuShape& gpu) : gpu_(gpu), maps_(gpu) {}
+  explicit SkinnyProducts(const GpuShape& gpu);
   /// Why this GPU or its driver cannot; empty: it can.
   const std::string& why_not() const { return maps_.why_not(); }
+  /// Why not by warpgroups; empty: by these.
+  const std::string& why_by_warps() const { return why_by_warps_; }
   /// Of a product with n rows of weights.
   int n_squares(int n) const;
   /// Queues it on `stream`. Throws Error{device}.
@@ -53,6 +55,10 @@ class SkinnyProducts {
  private:
   const GpuShape gpu_;
   const TensorMaps maps_;
+  const std::string why_by_warps_;
 };
+
+/// The kernels by warps, which SkinnyProducts takes where it must.
+void skinny_by_warps(const SkinnyProduct& product, const GpuShape& gpu, const TensorMaps& maps, cudaStream_t stream);
 
 }  // namespace firstlight::cuda

@@ -5,13 +5,15 @@
 
 namespace firstlight::cuda {
 
+std::string why_not_hoppers(const GpuShape& gpu) {
+  if (gpu.as_any) return "not wanted";
+  if (gpu.capability == 90) return "";
+  return str("compute capability ", gpu.capability / 10, ".", gpu.capability % 10, ", not 9.0");
+}
+
 TensorMaps::TensorMaps(const GpuShape& gpu) {
-  if (gpu.as_any) {
-    why_not_ = "not wanted";
-    return;
-  }
-  if (gpu.capability != 90) {
-    why_not_ = str("compute capability ", gpu.capability / 10, ".", gpu.capability % 10, ", not 9.0");
+  if (gpu.capability < 90) {
+    why_not_ = str("compute capability ", gpu.capability / 10, ".", gpu.capability % 10, ", below 9.0");
     return;
   }
   cudaDriverEntryPointQueryResult found{};

@@ -6,13 +6,16 @@
 #include <cstdint>
 #include <string>
 
-#include "firstlight/ops/matvec_cuda.cuh"
+#include "firstlight/ops/product_cuda.cuh"
 
 namespace firstlight::cuda {
 
 inline constexpr int kBoxColumns = 64, kBoxRowBytes = kBoxColumns * 2;
 
-/// Makes maps of boxes of 64 columns, swizzled by 128 bytes, for kernels of compute capability 9.0.
+/// Why kernels with Hopper's own instructions (wgmma_cuda.cuh) are not for this GPU; empty: they are.
+std::string why_not_hoppers(const GpuShape& gpu);
+
+/// Makes maps of boxes of 64 columns, swizzled by 128 bytes. Compute capability 9.0 and above.
 class TensorMaps {
  public:
   explicit TensorMaps(const GpuShape& gpu);
