@@ -15,8 +15,8 @@
 #include "firstlight/ops/attend_cuda.cuh"
 #include "firstlight/ops/cuda_ops.h"
 #include "firstlight/ops/cuda_ptx.cuh"
-#include "firstlight/ops/product_cuda.cuh"
 #include "firstlight/ops/memory_barrier_cuda.cuh"
+#include "firstlight/ops/product_cuda.cuh"
 
 namespace firstlight {
 namespace {
@@ -172,8 +172,8 @@ void measure() {
     for (const int64_t context : c.contexts) tokens += context;
     const double s = attention_seconds(k, c.contexts, memory, q, q + 256 * 4096);
     const double speed = static_cast<double>(tokens * k.n_kv_heads * k.head_dim * 4) / s / 1e9;
-    std::printf("decode attention %2d/%d heads of %3d, %2zu rows, %6ld keys%s: %7.2f us %6.0f GB/s %5.1f %%\n", k.n_heads,
-                k.n_kv_heads, k.head_dim, c.contexts.size(), c.contexts.back(),
+    std::printf("decode attention %2d/%d heads of %3d, %2zu rows, %6ld keys%s: %7.2f us %6.0f GB/s %5.1f %%\n",
+                k.n_heads, k.n_kv_heads, k.head_dim, c.contexts.size(), c.contexts.back(),
                 c.contexts.front() == c.contexts.back() ? " each" : ", others 512", s * 1e6, speed, speed / rate * 100);
   }
 }

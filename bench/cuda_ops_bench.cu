@@ -180,8 +180,7 @@ void decode(Memory& memory) {
           *ops, [&](std::span<const int> ids) { model.forward(*ops, ids, pass, logits, true); }, true);
       const double bytes = weight_bytes + static_cast<double>(n * context) * 32 * 4096;
       std::printf("decode step 8B, %2d x %5ld, %s: %7.3f ms, %7.1f tokens/s, %5.1f %% of the read rate\n", n, context,
-                  fold_norms ? "norms folded" : "norms apart ",
-                  s * 1e3, n / s, bytes / (plain_rate * 1e9) / s * 100);
+                  fold_norms ? "norms folded" : "norms apart ", s * 1e3, n / s, bytes / (plain_rate * 1e9) / s * 100);
     }
   }
 }

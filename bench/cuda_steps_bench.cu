@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Whole passes of a model of Llama-3-8B's shapes on one GPU, over bf16 pages and over codes, on random data: steps of
 // many sequences, prompts in chunks with attention's share, and how many tokens really fit. Beside the plain read rate
-// that this run measures first: `cuda_steps_bench [steps] [short] [warps] [prompts] [attention] [room]`, all without arguments.
+// that this run measures first: `cuda_steps_bench [steps] [short] [warps] [prompts] [attention] [room]`, all without
+// arguments.
 #include <cuda_runtime.h>
 
 #include <algorithm>

@@ -14,7 +14,7 @@ namespace firstlight::cuda {
 struct AttendParams {
   Matrix<const float> q;
   Matrix<float> out;
-  __nv_bfloat16* twin = nullptr;   ///< out as bf16, rows of out.cols; maybe null
+  __nv_bfloat16* twin = nullptr;  ///< out as bf16, rows of out.cols; maybe null
   int n_heads = 0;
   KvLayer kv;
   const int32_t* pages = nullptr;
@@ -36,9 +36,9 @@ struct alignas(32) ChunkPiece {
 struct ReadyItem;
 /// How the rows of a pass are cut, the same for all layers: worked out once, by a kernel of its own.
 struct alignas(16) SinglesPlan {
-  int each;         ///< pages for a block
-  int n_items;      ///< of all heads
-  bool splits_rows; ///< else there is nothing to merge
+  int each;          ///< pages for a block
+  int n_items;       ///< of all heads
+  bool splits_rows;  ///< else there is nothing to merge
 };
 
 /// Single rows over bf16 pages, head_dim 64 or 128: keys are cut into chunks, whose partial sums are merged in order.

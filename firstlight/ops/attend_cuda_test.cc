@@ -99,7 +99,9 @@ TEST_P(AttendCuda, EqualsSoftmaxOverManyChunksOfAllSizes) {
 TEST_P(AttendCuda, IsTheSameBitsHoweverManyTakePart) {
   for (const int d : {64, 128}) {
     for (const std::vector<Sequence>& sequences :
-         {std::vector<Sequence>{{1, 33000}}, {{1, 9000}, {1, 300}, {1, 20000}}, {{1, 1000}, {1, 0}},
+         {std::vector<Sequence>{{1, 33000}},
+          {{1, 9000}, {1, 300}, {1, 20000}},
+          {{1, 1000}, {1, 0}},
           // An item of two sections each, and one that has a row.
           {{1, 2000}, {1, 2000}, {1, 2000}, {1, 300}, {1, 2000}, {1, 2000}, {1, 3000}, {1, 2000}}}) {
       Batch batch(sequences, KvKind::bf16, 4, 2, d, 1);

@@ -33,8 +33,8 @@ __global__ void __launch_bounds__(kSinglesWarps * 32, kSinglesAtOnce)
     const int32_t first_held = ready.pages[threadIdx.x % 32];
     if (number >= plan.n_items) break;
     set_heads(p, number - of_row * p.head_blocks, item);
-    attend_item<kDim, kStages<kDim>>(p, item, first_held, static_cast<uint32_t>(__cvta_generic_to_shared(shared)), meeting,
-                                     [] { wait_for_predecessor(); });
+    attend_item<kDim, kStages<kDim>>(p, item, first_held, static_cast<uint32_t>(__cvta_generic_to_shared(shared)),
+                                     meeting, [] { wait_for_predecessor(); });
   }
   if (!plan.splits_rows) return;
   wait_for_predecessor();  // its merges may still be under way, in the same memory

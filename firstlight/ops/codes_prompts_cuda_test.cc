@@ -105,7 +105,8 @@ TEST_P(CodePromptsCuda, AreTheSameBitsInHoweverManyLaunches) {
     compare(batch, expected);
     Ops* const whole = ops_;
     for (const int n_sharing : {2, 9, 1000}) {
-      const auto few = make_cuda_ops(reference::kGpu, {.load_cublaslt = false, .any_gpu = GetParam(), .n_sharing = n_sharing});
+      const auto few =
+          make_cuda_ops(reference::kGpu, {.load_cublaslt = false, .any_gpu = GetParam(), .n_sharing = n_sharing});
       ops_ = few.get();
       ops_->begin({}, false);
       for (int again = 0; again < 2; ++again)

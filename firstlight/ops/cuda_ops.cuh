@@ -63,8 +63,8 @@ class CudaOps final : public Ops {
   struct Recording {
     bool seen = false;  ///< ran plainly once, so that all memory has its size
     cudaGraphExec_t graph = nullptr;
-    std::vector<Delivery> deliveries;                ///< to.data: null
-    std::vector<int64_t> offsets;                    ///< of each one's destination from PassRows::logits
+    std::vector<Delivery> deliveries;  ///< to.data: null
+    std::vector<int64_t> offsets;      ///< of each one's destination from PassRows::logits
     size_t n_picked = 0, n_drawn = 0;
   };
   /// What the plan of single rows' attention was made for.

@@ -17,9 +17,9 @@ struct CudaOpsOptions {
   bool graphs = true;
   /// Begin to load cuBLASLt at once, on a thread of its own; else at the first product that needs it.
   bool load_cublaslt = true;
-  /// A norm between products that are own kernels with tensor cores is part of them: nothing else of the pass may read
-  /// what rms_norm() wrote, and its scale is applied to their sums, so that last bits differ from those of the ops one
-  /// by one. Not where ranks add their sums up in front of the norm.
+  /// A norm between products that are own kernels is part of them, and what gate_up_silu() gives goes to the product
+  /// behind it alone: nothing else of the pass may read what these two write, and a norm's scale is applied to sums, so
+  /// that last bits differ from those of the ops one by one. Not where ranks add their sums up in front of the norm.
   bool fold_norms = true;
   /// Only kernels that every GPU has, as on GPUs other than Hopper: for tests of these.
   bool any_gpu = false;

@@ -151,6 +151,9 @@ bool CudaOps::multiply_skinny(Matrix<const float> x, const Weight& w, const Weig
                               .twin = join == Join::silu ? twin_for(out) : nullptr,
                               .before = queue_.has_folded(x.data) ? queue_.folded->before : cuda::SkinnyNorm{},
                               .behind = {}};
+  // Of gates and ups the product behind reads the copy alone: 1.8 MB less written at 32 rows of Llama-3.1-8B's shapes.
+  if (queue_.waiting && queue_.waiting->join == Join::silu && queue_.waiting->twin == rows)
+    queue_.waiting->out = nullptr;
   launch_waiting();
   if (may_wait) {
     queue_.waiting = product;

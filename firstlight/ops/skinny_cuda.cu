@@ -4,8 +4,7 @@
 
 namespace firstlight::cuda {
 
-SkinnyProducts::SkinnyProducts(const GpuShape& gpu)
-    : gpu_(gpu), maps_(gpu), why_by_warps_(why_not_hoppers(gpu)) {}
+SkinnyProducts::SkinnyProducts(const GpuShape& gpu) : gpu_(gpu), maps_(gpu), why_by_warps_(why_not_hoppers(gpu)) {}
 
 int SkinnyProducts::n_squares(int n) const {
   return static_cast<int>(skinny_shape(Join::add, n, gpu_.n_sms).n_tiles(n));

@@ -33,7 +33,7 @@ struct SkinnyProduct {
   bool bias_is_bf16 = false;
   int n = 0, k = 0;
   Join join = Join::store;
-  float* out = nullptr;
+  float* out = nullptr;  ///< may be null where there is a twin of Join::silu
   int64_t out_stride = 0;
   __nv_bfloat16* twin = nullptr;  ///< [rows, n], maybe null: out rounded (Join::silu), or what readers of `behind` read
   SkinnyNorm before, behind;      ///< the norm that x is of; the norm of out, not of Join::silu

@@ -77,29 +77,38 @@ class SkinnyCuda : public reference::WithGpu {};
 TEST_F(SkinnyCuda, ProductsBehindOneAnotherAndTheNormsBetweenThemAreWithinBf16sRounding) {
   Chain c;
   const auto ops = make_cuda_ops(kGpu);
-  for (const int64_t n : {1, 8, 16, 17, 32, 33, 64}) {
+  for (const int64_t n : {1, 8, 17, 32, 64}) {
     SCOPED_TRACE(testing::Message() << n << " rows");
     std::vector<float> logits, again;
     bool replayed = false;
     for (int run = 0; run < 3; ++run) replayed = c.step(*ops, n, logits);
     ASSERT_TRUE(replayed);
     c.x.fetch();
-    c.hidden.fetch();
     c.y.fetch();
-    for (const int64_t r : {int64_t{0}, n / 2, n - 1}) {
+    for (const int64_t r : {int64_t{0}, n - 1}) {
       for (int64_t i = 0; i < Chain::kDim; i += 31) {
         Bounded x = reference::dot(c.heads.host, r, c.o.host, i, false);
         x.value += c.bias.host.at(0, i);
         ASSERT_NEAR(c.x.host.at(r, i), x.value, 4e-3 * x.magnitude) << "row " << r << ", column " << i;
-        const Bounded y = reference::dot(c.hidden.host, r, c.down.host, i, false);
-        ASSERT_NEAR(c.y.host.at(r, i), y.value, 4e-3 * y.magnitude) << "row " << r << ", column " << i;
       }
-      for (int64_t i = 0; i < Chain::kHidden; i += 61) {
+      // What gates and ups give is nowhere as f32: the product behind it says whether it was right.
+      Tensor hidden{DType::f32, 1, Chain::kHidden, std::vector<float>(Chain::kHidden), {}};
+      std::vector<double> bounds;
+      for (int64_t i = 0; i < Chain::kHidden; ++i) {
         const Bounded gate = dot_of_norm(c.x.host, r, c.norm1.host, 1e-5, c.gate_up.host, i),
                       up = dot_of_norm(c.x.host, r, c.norm1.host, 1e-5, c.gate_up.host, Chain::kHidden + i);
-        const double bound = 5e-3 * (gate.magnitude * std::abs(up.value) + up.magnitude * std::abs(gate.value) +
-                                     4e-3 * gate.magnitude * up.magnitude);
-        ASSERT_NEAR(c.hidden.host.at(r, i), reference::silu(gate.value) * up.value, bound)
+        hidden.f32[static_cast<size_t>(i)] = static_cast<float>(reference::silu(gate.value) * up.value);
+        bounds.push_back(5e-3 * (gate.magnitude * std::abs(up.value) + up.magnitude * std::abs(gate.value) +
+                                 4e-3 * gate.magnitude * up.magnitude));
+      }
+      for (int64_t i = 0; i < Chain::kDim; i += 31) {
+        const Bounded y = reference::dot(hidden, 0, c.down.host, i, false);
+        double squares = 0;  // each value of hidden errs on its own
+        for (int64_t j = 0; j < Chain::kHidden; ++j) {
+          const double error = bounds[static_cast<size_t>(j)] * c.down.host.at(i, j);
+          squares += error * error;
+        }
+        ASSERT_NEAR(c.y.host.at(r, i), y.value, 4e-3 * y.magnitude / 16 + 2 * std::sqrt(squares))
             << "row " << r << ", column " << i;
       }
       for (int64_t i = 0; i < Chain::kVocab; i += 59) {

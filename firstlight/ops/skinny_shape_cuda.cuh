@@ -14,7 +14,9 @@ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 /// where the last is fuller then.
 inline int slab_rows_for(int64_t n, int64_t n_slabs_at_once) {
   const int64_t turns = ceil_div(n, 64 * n_slabs_at_once);
-  const auto rows = [&](int64_t in) { return std::min<int64_t>(64, ceil_div(ceil_div(n, in * n_slabs_at_once), 8) * 8); };
+  const auto rows = [&](int64_t in) {
+    return std::min<int64_t>(64, ceil_div(ceil_div(n, in * n_slabs_at_once), 8) * 8);
+  };
   const bool more = turns > 4 && (turns + 1) * rows(turns + 1) < turns * rows(turns);
   return static_cast<int>(rows(more ? turns + 1 : turns));
 }

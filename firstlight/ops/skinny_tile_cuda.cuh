@@ -17,9 +17,9 @@ template <int kSlabs_, int kDepth_, int kRows_, int kSplit_>
 struct SkinnyTile {
   static constexpr int kSlabs = kSlabs_, kDepth = kDepth_, kRows = kRows_, kSplit = kSplit_;
   static constexpr int kBoxBytes = kRows * kBoxRowBytes;  ///< of a box of x
-    static constexpr int kSums = kRows / 2;               ///< a lane's, of a slab
-  static constexpr int kOwnSums = kSums / kSplit;       ///< of them, those that go to one of the cluster's blocks
-  static constexpr int kOwnRows = kRows / kSplit;       ///< of x, whose sums a block finishes
+  static constexpr int kSums = kRows / 2;                 ///< a lane's, of a slab
+  static constexpr int kOwnSums = kSums / kSplit;         ///< of them, those that go to one of the cluster's blocks
+  static constexpr int kOwnRows = kRows / kSplit;         ///< of x, whose sums a block finishes
 };
 
 struct SkinnyParams {
