@@ -29,57 +29,66 @@ void measure_roofs(Memory& memory) {
   std::printf("plain read: %.0f GB/s\n", plain_rate);
 }
 
+/// Products of few rows at the shapes of models' layers: own kernels, and cuBLASLt's product alone.
 void few_rows(Memory& memory, cuda::CublasLt& lt, cudaStream_t stream) {
   struct Shape {
+    const char* name;
     int64_t n, k;
     cuda::Join join;
   };
-  for (const Shape& shape : {Shape{4096, 4096, cuda::Join::add},
-                             {6144, 4096, cuda::Join::store},
-                             {28672, 4096, cuda::Join::silu},
-                             {4096, 14336, cuda::Join::add},
-                             {128256, 4096, cuda::Join::store}}) {
+  using enum cuda::Join;
+  for (const Shape& shape : {Shape{"8B qkv", 6144, 4096, store},
+                             {"8B o", 4096, 4096, add},
+                             {"8B gate_up", 28672, 4096, silu},
+                             {"8B down", 4096, 14336, add},
+                             {"8B head", 128256, 4096, store},
+                             {"1B qkv", 3072, 2048, store},
+                             {"1B o", 2048, 2048, add},
+                             {"1B gate_up", 16384, 2048, silu},
+                             {"1B down", 2048, 8192, add},
+                             {"SmolLM2 gate_up", 3072, 576, silu},
+                             {"SmolLM2 down", 576, 1536, add}}) {
     const double bytes = static_cast<double>(shape.n * shape.k * 2);
-    const int launches = static_cast<int>(std::clamp(3e10 / bytes, 20.0, 600.0));
-    for (const int64_t rows : {1, 2, 4, 8}) {
+    const int launches = static_cast<int>(std::clamp(1e10 / bytes, 20.0, 400.0));
+    for (const int64_t rows : {1, 8, 16, 32, 64}) {
       memory.row_at = 0;
-      const Matrix<float> x = memory.matrix(rows, shape.k),
-                          out = memory.matrix(rows, shape.join == cuda::Join::silu ? shape.n / 2 : shape.n);
+      const Matrix<float> x = memory.matrix(rows, shape.k), y = memory.matrix(rows, shape.n),
+                          out = shape.join == silu ? Matrix<float>{y.data, rows, shape.n / 2, shape.n / 2} : y;
       Pass pass(static_cast<int>(rows), 1, 0, 64);
       // A recorded shape is known by its rows alone: another bench's recording must not be taken for this one's.
       const auto fresh = make_cuda_ops(kGpu);
-      const double s = pass.seconds(*fresh, [&](auto) {
+      const double own = pass.seconds(*fresh, [&](auto) {
         for (int i = 0; i < launches; ++i) {
           const Weight w = memory.weight(shape.n, shape.k);
-          if (shape.join == cuda::Join::silu) fresh->gate_up_silu(constant(x), w, nullptr, out);
-          if (shape.join == cuda::Join::add) fresh->matmul_add(constant(x), w, nullptr, out);
-          if (shape.join == cuda::Join::store) fresh->matmul(constant(x), w, nullptr, out);
+          if (shape.join == silu) fresh->gate_up_silu(constant(x), w, nullptr, out);
+          if (shape.join == add) fresh->matmul_add(constant(x), w, nullptr, out);
+          if (shape.join == store) fresh->matmul(constant(x), w, nullptr, out);
         }
       }) / launches;
-      std::printf("matvec %6ld x %5ld%s, %ld row%s %8.2f us %6.0f GB/s %5.1f %% of plain read\n", shape.n, shape.k,
-                  shape.join == cuda::Join::silu ? " silu" : "     ", rows, rows == 1 ? ": " : "s:", s * 1e6,
-                  bytes / s / 1e9, bytes / s / 1e9 / plain_rate * 100);
+      const auto product = [&](const void* w) {
+        lt.multiply({x.data, shape.k, rows, w, shape.n, shape.k, y.data, shape.n, false}, stream);
+      };
+      double library = 0;
+      if (lt.ready()) {
+        product(memory.weights.data());
+        cudaGraph_t graph;
+        cudaGraphExec_t exec;
+        cuda::check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeRelaxed), "capture");
+        for (int i = 0; i < launches; ++i) product(memory.weight(shape.n, shape.k).data);
+        cuda::check(cudaStreamEndCapture(stream, &graph), "capture");
+        cuda::check(cudaGraphInstantiate(&exec, graph, 0), "instantiate");
+        library = median_seconds(7,
+                                 [&] {
+                                   cuda::check(cudaGraphLaunch(exec, stream), "replay");
+                                   cuda::check(cudaStreamSynchronize(stream), "replay");
+                                 }) /
+                  launches;
+        cudaGraphExecDestroy(exec);
+        cudaGraphDestroy(graph);
+      }
+      std::printf("%-15s %6ld x %5ld, %2ld rows: own %7.2f us, %5.1f %% of plain read; cuBLASLt %7.2f us\n", shape.name,
+                  shape.n, shape.k, rows, own * 1e6, bytes / own / 1e9 / plain_rate * 100, library * 1e6);
     }
-    const Matrix<float> out = memory.matrix(1, shape.n);
-    cudaGraph_t graph;
-    cudaGraphExec_t exec;
-    const auto product = [&](const void* w) {
-      lt.multiply({memory.rows.data(), shape.k, 1, w, shape.n, shape.k, out.data, shape.n, false}, stream);
-    };
-    product(memory.weights.data());
-    cuda::check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeRelaxed), "capture");
-    for (int i = 0; i < launches; ++i) product(memory.weight(shape.n, shape.k).data);
-    cuda::check(cudaStreamEndCapture(stream, &graph), "capture");
-    cuda::check(cudaGraphInstantiate(&exec, graph, 0), "instantiate");
-    const auto replay = [&] {
-      cuda::check(cudaGraphLaunch(exec, stream), "replay");
-      cuda::check(cudaStreamSynchronize(stream), "replay");
-    };
-    const double s = median_seconds(7, replay) / launches;
-    const double rate = bytes / s / 1e9;
-    std::printf("  cuBLASLt, 1 row: %28.2f us %6.0f GB/s %5.1f %%\n", s * 1e6, rate, rate / plain_rate * 100);
-    cudaGraphExecDestroy(exec);
-    cudaGraphDestroy(graph);
   }
 }
 
@@ -259,7 +268,7 @@ int main(int argc, char** argv) {
     cuda::check(cudaStreamCreate(&stream), "stream");
     std::puts(std::string(ops->name()).c_str());
     measure_roofs(memory);
-    if (wanted("matvec")) few_rows(memory, lt, stream);
+    if (wanted("products")) few_rows(memory, lt, stream);
     if (wanted("attention")) attention(memory);
     if (wanted("matmul") || wanted("steps")) many_rows(*ops, memory, lt, stream);
     if (wanted("decode")) decode(memory);
