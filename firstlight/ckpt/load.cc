@@ -55,7 +55,7 @@ class RankLoad final : public Load {
   bool failed() const { return failed_.load(std::memory_order_acquire); }
 
   LoadOptions options_;
-  Manifest manifest_;
+  std::shared_ptr<const Manifest> manifest_;
   ModelConfig config_;
   std::vector<RankFiles> files_;
   HeaderReads headers_;
@@ -116,15 +116,15 @@ RankLoad::~RankLoad() {
 
 void RankLoad::open_manifest(const fs::path& out) {
   const Timeline::Scope phase(options_.timeline, "manifest");
-  manifest_ = read_manifest(out);
-  config_ = parse_hf_config(read_listed(out, manifest_, "config.json"));
-  check_architecture(config_, manifest_, out);
+  manifest_ = options_.manifest ? options_.manifest : std::make_shared<const Manifest>(read_manifest(out));
+  config_ = parse_hf_config(read_listed(out, *manifest_, "config.json"));
+  check_architecture(config_, *manifest_, out);
 }
 
 /// On devices beside all else: 16 GB take 1 to 4 ms. LoadOptions::reserve is asked by the first that needs it.
 void RankLoad::begin_arenas(const fs::path& out) {
   for (size_t i = 0; i < n_loaded_ranks(options_); ++i) ranks_.push_back(std::make_unique<LoadRank>());
-  const ManifestTp& tp = stored_tp(manifest_, config_, out, options_.tp);
+  const ManifestTp& tp = stored_tp(*manifest_, config_, out, options_.tp);
   const std::shared_future<uint64_t> reserve = std::async(
       std::launch::deferred, [this] { return options_.reserve ? options_.reserve() : options_.reserve_bytes; });
   for (LoadLane& lane : lanes_) {
@@ -138,7 +138,7 @@ void RankLoad::begin_arenas(const fs::path& out) {
 
 /// Where a lane's bytes go; what waits in its ring goes on. Which tensors they are need not be known for that.
 void RankLoad::make_place(LoadLane& lane, const ManifestTp& tp, const std::shared_future<uint64_t>& reserve) {
-  std::vector<Buffer> arenas = make_arenas(lane, options_, manifest_, tp, reserve, begin_s_);
+  std::vector<Buffer> arenas = make_arenas(lane, options_, *manifest_, tp, reserve, begin_s_);
   std::vector<std::span<std::byte>> memory;
   for (size_t i = 0; i < arenas.size(); ++i) {
     LoadRank& rank = *ranks_[lane.ranks[i]];
@@ -153,8 +153,8 @@ void RankLoad::make_place(LoadLane& lane, const ManifestTp& tp, const std::share
 
 /// Headers are on their way before all else.
 void RankLoad::open_files(const fs::path& out) {
-  files_ = open_ranks(out, manifest_, config_, options_);
-  headers_.begin(lanes_[0].host_reader(), manifest_, files_);
+  files_ = open_ranks(out, *manifest_, config_, options_);
+  headers_.begin(lanes_[0].host_reader(), *manifest_, files_);
 }
 
 void RankLoad::plan_jobs() {
@@ -194,7 +194,7 @@ void RankLoad::submit(bool staged) {
 void RankLoad::lay_out() {
   {
     const Timeline::Scope phase(options_.timeline, "headers");
-    headers_.finish(manifest_, config_, options_);
+    headers_.finish(*manifest_, config_, options_);
   }
   for (size_t r = 0; r < ranks_.size(); ++r) {
     ranks_[r]->ready = std::make_unique<Gates>(n_gates(config_));

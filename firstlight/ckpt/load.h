@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "firstlight/base/timeline.h"
+#include "firstlight/ckpt/manifest.h"
 #include "firstlight/ckpt/source.h"
 #include "firstlight/ckpt/weights.h"
 #include "firstlight/device/device.h"
@@ -46,6 +47,8 @@ struct LoadReport {
 
 struct LoadOptions {
   int tp = 1;
+  /// Rank checkpoints only: what read_manifest() gave, where that has been called; null: the load calls it.
+  std::shared_ptr<const Manifest> manifest;
   /// Rank checkpoints only: this one of the tp ranks and no other, where each rank is a process. weights() then has
   /// one.
   std::optional<int> rank;

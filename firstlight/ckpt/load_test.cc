@@ -49,6 +49,20 @@ TEST_F(LoadTest, EveryByteOfEveryRankIsTheSourcesSlice) {
   }
 }
 
+TEST_F(LoadTest, AManifestThatHasBeenReadIsNotReadAgain) {
+  const fs::path out = make_checkpoint("read", DTypeChoice::bf16, 1u << 20, kTinyConfig);
+  LoadOptions options;
+  options.tp = 2;
+  options.manifest = std::make_shared<const Manifest>(read_manifest(out));
+  fs::rename(out / "manifest.json", out / "elsewhere.json");
+  const auto load = load_rank_checkpoint(out, options);
+  load->wait();
+  for (const RankWeights& weights : load->weights()) expect_weights(load->config(), weights);
+  options.manifest.reset();
+  EXPECT_THROW(load_rank_checkpoint(out, options), Error);
+  fs::remove_all(out);
+}
+
 TEST_F(LoadTest, OnePartAndManyAndBothElementTypesAndQwensTensorsAreAlike) {
   std::string qwen = kTinyConfig;
   qwen.replace(qwen.find("LlamaForCausalLM"), 16, "Qwen2ForCausalLM");

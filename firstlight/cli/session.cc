@@ -167,7 +167,7 @@ Session::Session(Context& context, const SessionOptions& options, bool with_text
     if (!options.dtype.empty())
       throw Error(ErrorKind::bad_input,
                   "--dtype: a rank checkpoint is loaded as it is stored; choose the dtype with shard --dtype");
-    manifest_ = read_manifest(options.model);
+    manifest_ = std::make_shared<const Manifest>(read_manifest(options.model));
     config = parse_hf_config(read_listed(options.model, *manifest_, "config.json"));
     tp_ = options.tp != 0 ? options.tp : default_tp(*manifest_, gpus_ahead);
     weights_dtype = manifest_->tensors.empty() ? DType::bf16 : manifest_->tensors.front().dtype;
@@ -273,6 +273,7 @@ Session::Session(Context& context, const SessionOptions& options, bool with_text
 LoadOptions Session::load_options(const SessionOptions& options, ReaderChoice reader, OpenCufile open_direct) {
   LoadOptions load;
   load.tp = tp_;
+  if (!source_) load.manifest = manifest_;
   load.devices = likely_devices(options.device, tp_);
   load.verify = options.verify == "off" ? Verify::off : options.verify == "sample" ? Verify::sample : Verify::full;
   load.deadline_s = options.deadline_s;

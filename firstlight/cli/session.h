@@ -85,7 +85,7 @@ class Session {
   int pass_tokens() const { return runner_options_.max_batch_tokens; }
   int tp() const { return tp_; }
   /// Null unless MODEL is a rank checkpoint.
-  const Manifest* manifest() const { return manifest_ ? &*manifest_ : nullptr; }
+  const Manifest* manifest() const { return manifest_.get(); }
   /// Null where MODEL is read as a rank checkpoint.
   const Source* source() const { return source_.get(); }
   Device device() const { return device_; }  ///< of rank 0, or of the rank that this process is
@@ -114,7 +114,7 @@ class Session {
 
   Context* context_;
   std::shared_ptr<LoadWatch> watch_;  // outlives what may wait for a stuck read
-  std::optional<Manifest> manifest_;
+  std::shared_ptr<const Manifest> manifest_;
   std::unique_ptr<Source> source_;
   std::unique_ptr<Load> load_;
   std::unique_ptr<Runner> runner_;
