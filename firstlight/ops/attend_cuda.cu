@@ -109,8 +109,10 @@ cuda::SinglesParams CudaOps::singles(const cuda::AttendParams& params, const cud
     }
   }
   singles.partials = partials_.as<cuda::ChunkPiece>();
-  static_assert(sizeof(cuda::SinglesPlan) % alignof(cuda::SinglesPlan) == 0);
-  reserve(plan_memory_, static_cast<int64_t>(sizeof(cuda::SinglesPlan)) + cuda::items_bytes(singles));
+  // As sums, for a power of two of rows: a batch that grows by one does not forget what was recorded.
+  const int64_t planned_rows = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(set.n_single)));
+  reserve(plan_memory_,
+          static_cast<int64_t>(sizeof(cuda::SinglesPlan)) + cuda::items_bytes(planned_rows, singles.n_chunks));
   singles.plan = plan_memory_.as<cuda::SinglesPlan>();
   singles.items = reinterpret_cast<cuda::ReadyItem*>(singles.plan + 1);
   return singles;

@@ -79,8 +79,8 @@ __host__ __device__ inline int n_head_blocks(const AttendParams& p) {
 
 /// Any kind of pages and head_dim to 256.
 void attend_plain(const AttendParams& params, const RowOnDevice* rows, int n_rows, cudaStream_t stream);
-/// That the items of a launch take at most.
-int64_t items_bytes(const SinglesParams& params);
+/// That the items of so many rows take at most.
+int64_t items_bytes(int64_t n_rows, int n_chunks);
 /// Writes the plan and the items, which attend_singles() reads.
 void plan_singles(const SinglesParams& params, cudaStream_t stream);
 void attend_singles(const SinglesParams& params, cudaStream_t stream);

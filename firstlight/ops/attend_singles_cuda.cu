@@ -19,11 +19,12 @@ __global__ void __launch_bounds__(kSinglesWarps * 32, kSinglesAtOnce)
     attend_singles_kernel(const __grid_constant__ SinglesParams p) {
   extern __shared__ __align__(128) std::byte shared[];
   __shared__ float maxima[kSinglesWarps][kHeadsAtOnce], divisors[kSinglesWarps][kHeadsAtOnce];
+  // Who starts behind this one may read the plan at once, so not before that is there.
+  if (p.plan_is_new) wait_for_predecessor();
   let_successor_start();
   const int heads = p.heads;
   const Meeting<kDim> meeting{reinterpret_cast<float*>(shared + kSinglesWarps * Ring<kDim>::kBytes), maxima, divisors,
                               heads};
-  if (p.plan_is_new) wait_for_predecessor();
   const SinglesPlan plan = *p.plan;
 #pragma unroll 1
   for (int number = static_cast<int>(blockIdx.x);; number += static_cast<int>(gridDim.x)) {
@@ -93,8 +94,10 @@ void start(const SinglesParams& p, cudaStream_t stream) {
 
 }  // namespace
 
-int64_t items_bytes(const SinglesParams& params) {
-  return int64_t{params.n_rows} * params.n_chunks * static_cast<int64_t>(sizeof(ReadyItem));
+static_assert(sizeof(SinglesPlan) % alignof(ReadyItem) == 0);  // items lie behind the plan
+
+int64_t items_bytes(int64_t n_rows, int n_chunks) {
+  return n_rows * n_chunks * static_cast<int64_t>(sizeof(ReadyItem));
 }
 
 void plan_singles(const SinglesParams& params, cudaStream_t stream) {

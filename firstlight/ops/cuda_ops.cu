@@ -42,12 +42,17 @@ CudaOps::~CudaOps() {
 void CudaOps::compose_name() {
   const std::string& why_no_skinny = skinny_->why_not();
   const std::string& why_products_by_warps = skinny_->why_by_warps();
+  const std::string own =
+      str("own kernels to ", cuda::kSkinnyRows, " rows", options_.fold_norms ? ", norms in them" : "",
+          why_products_by_warps.empty() ? "" : str(", by warps (", why_products_by_warps, ")"));
+  const std::string_view no_own = why_no_library_.empty() ? "cuBLASLt, else plain kernels" : "plain kernels";
   name_ = str(to_string(device_), ": ", gpu_name_, ", ",
-              why_no_skinny.empty()
-                  ? str("own kernels to ", cuda::kSkinnyRows, " rows", options_.fold_norms ? ", norms in them" : "",
-                        why_products_by_warps.empty() ? "" : str(", by warps (", why_products_by_warps, ")"))
-                  : str("plain kernels (", why_no_skinny, ")"),
-              why_no_library_.empty() ? ", else cuBLASLt" : str(", and above, no cuBLASLt: ", why_no_library_));
+              why_no_skinny.empty() ? own : str(no_own, " (own kernels: ", why_no_skinny, ")"));
+  if (!why_no_library_.empty()) {
+    name_ += str("; no cuBLASLt: ", why_no_library_);
+  } else if (why_no_skinny.empty()) {
+    name_ += ", else cuBLASLt";
+  }
   const std::string& why_by_warps = hopper_attention_->why_not();
   name_ += why_by_warps.empty() ? "; attention of prompts by warpgroups"
                                 : str("; attention of prompts by warps (", why_by_warps, ")");

@@ -21,7 +21,7 @@ struct CudaOpsOptions {
   /// behind it alone: nothing else of the pass may read what these two write, and a norm's scale is applied to sums, so
   /// that last bits differ from those of the ops one by one. Not where ranks add their sums up in front of the norm.
   bool fold_norms = true;
-  /// Only kernels that every GPU has, as on GPUs other than Hopper: for tests of these.
+  /// Not those with Hopper's own instructions, as on newer GPUs: for tests of the others.
   bool any_gpu = false;
   /// Ops, this one among them, whose passes may run on the GPU at the same time. Attention's blocks wait for one
   /// another, so each launches only its share of what the GPU holds: grids that were half there would wait for ever.

@@ -44,7 +44,7 @@ class SkinnyProducts {
  public:
   explicit SkinnyProducts(const GpuShape& gpu);
   /// Why this GPU or its driver cannot; empty: it can.
-  const std::string& why_not() const { return maps_.why_not(); }
+  const std::string& why_not() const { return why_not_; }
   /// Why not by warpgroups; empty: by these.
   const std::string& why_by_warps() const { return why_by_warps_; }
   /// Of a product with n rows of weights.
@@ -55,7 +55,7 @@ class SkinnyProducts {
  private:
   const GpuShape gpu_;
   const TensorMaps maps_;
-  const std::string why_by_warps_;
+  const std::string why_not_, why_by_warps_;
 };
 
 /// The kernels by warps, which SkinnyProducts takes where it must.

@@ -4,6 +4,7 @@
 #include <optional>
 #include <vector>
 
+#include "firstlight/base/error.h"
 #include "firstlight/ops/cuda_memory.cuh"
 #include "firstlight/ops/ops.h"
 #include "firstlight/ops/skinny_cuda.cuh"
@@ -27,6 +28,7 @@ struct SkinnyQueue {
   };
   std::optional<SkinnyProduct> waiting;
   std::optional<FoldedNorm> folded;
+  const float* unwritten = nullptr;  ///< a result of Join::silu of which there is but the copy that a product has read
   DeviceScratch squares;
   std::vector<DeviceScratch> retired;  ///< scratch that grew while a product waited, until the end of the pass
 
@@ -34,6 +36,12 @@ struct SkinnyQueue {
   void clear() {
     waiting.reset();
     folded.reset();
+    unwritten = nullptr;
+  }
+  /// Before something but that product reads x.
+  void require_written(const float* x) const {
+    if (x && x == unwritten)
+      throw Error(ErrorKind::bug, "gates and ups are read behind the product that they were for");
   }
   bool has_folded(const float* x) const { return folded && folded->norm.out.data == x; }
   /// Whether the product that waits may take a norm in.
@@ -46,6 +54,7 @@ struct SkinnyQueue {
            last.n == norm.x.cols && norm.x.cols % 8 == 0 && norm.weight.dtype == DType::bf16;
   }
   void written(Matrix<float> out) {
+    if (out.data == unwritten) unwritten = nullptr;
     if (!folded || !out.data) return;
     const auto overlaps = [&](const float* data, int64_t rows, int64_t stride) {
       return out.data < data + rows * stride && data < out.data + out.rows * out.stride;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Hopper's own instructions: boxes of matrices copied by tensor maps, and products of a warpgroup from shared memory.
-// Nothing here compiles for another architecture but 90a.
+// Products compile for 90a alone, boxes and clusters for what came later, too.
 #pragma once
 #include <cuda.h>
 #include <cuda_runtime.h>
