@@ -148,13 +148,12 @@ void CudaOps::attend(Matrix<const float> q, int n_heads, std::span<const Attenti
   }
   params.angles = take_rope(params, set);
   if (set.n_single > 0) {
-    cuda::SinglesParams of_singles = singles(params, set);
+    const cuda::SinglesParams of_singles = singles(params, set);
     launch_waiting();
     const PlannedSingles wanted{set.singles, of_singles.n_rows, of_singles.head_blocks, of_singles.most_chunks};
     if (planned_ != wanted) {
       cuda::plan_singles(of_singles, stream_);
       planned_ = wanted;
-      of_singles.plan_is_new = true;
     }
     cuda::attend_singles(of_singles, stream_);
   }

@@ -57,7 +57,6 @@ struct SinglesParams {
   bool olds_hold = false;  ///< the pass writes none of a row's keys but the last kTiledRows: others may be read early
   SinglesPlan* plan = nullptr;
   ReadyItem* items = nullptr;      ///< [n_rows * n_chunks] at most: of a row's first heads, in the order of rows
-  bool plan_is_new = false;        ///< the kernel in front of this one makes it
   ChunkPiece* partials = nullptr;  ///< [n_rows, head blocks, n_chunks, heads * head_dim / 4], all bits set between
 };
 

@@ -19,8 +19,6 @@ __global__ void __launch_bounds__(kSinglesWarps * 32, kSinglesAtOnce)
     attend_singles_kernel(const __grid_constant__ SinglesParams p) {
   extern __shared__ __align__(128) std::byte shared[];
   __shared__ float maxima[kSinglesWarps][kHeadsAtOnce], divisors[kSinglesWarps][kHeadsAtOnce];
-  // Who starts behind this one may read the plan at once, so not before that is there.
-  if (p.plan_is_new) wait_for_predecessor();
   let_successor_start();
   const int heads = p.heads;
   const Meeting<kDim> meeting{reinterpret_cast<float*>(shared + kSinglesWarps * Ring<kDim>::kBytes), maxima, divisors,
@@ -46,8 +44,7 @@ constexpr int kPlanThreads = 256;
 
 /// A warp an item.
 __global__ void plan_singles_kernel(const __grid_constant__ SinglesParams p) {
-  wait_for_predecessor();
-  let_successor_start();
+  wait_for_predecessor();  // which may read the last plan; no successor starts before this ends: layers read it unasked
   const AttendPlan plan(p);
   const int lane = static_cast<int>(threadIdx.x) % 32, n_warps = static_cast<int>(gridDim.x) * (kPlanThreads / 32);
   const int warp = static_cast<int>(blockIdx.x * (kPlanThreads / 32) + threadIdx.x / 32);
