@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Attention of single rows on a GPU, over random pages dealt in no order: microseconds and GB/s of keys and values
-// beside the plain read rate that this run measures first. Passes are replays of 32 or more layers, so
-// launches cost what they cost in use; layers together are larger than L2.
+// beside the plain read rate that this run measures first. Passes are replays of 32 or more layers, so launches cost
+// what they cost in use; layers together are larger than L2.
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 

@@ -29,7 +29,8 @@ void measure_roofs(Memory& memory) {
   std::printf("plain read: %.0f GB/s\n", plain_rate);
 }
 
-/// Products of few rows at the shapes of models' layers: own kernels, and cuBLASLt's product alone.
+/// Products of few rows at the shapes of models' layers: own kernels (SiLU's with x rounded each time, in a kernel of
+/// its own), and cuBLASLt's product alone.
 void few_rows(Memory& memory, cuda::CublasLt& lt, cudaStream_t stream) {
   struct Shape {
     const char* name;

@@ -9,11 +9,7 @@
 
 namespace firstlight::cuda {
 
-inline constexpr int kSinglesWarps = 4;
-
-/// A crew is the four warps that work on an item together: a block.
-__device__ __forceinline__ int crew_thread() { return static_cast<int>(threadIdx.x); }
-__device__ __forceinline__ void sync_crew() { __syncthreads(); }
+inline constexpr int kSinglesWarps = 4;  ///< of a block, which works on an item together
 
 /// a / b for 0 ≤ a < 2²³ and b > 0: 10 instructions, where the compiler's own division takes 30. Attention divides two
 /// dozen times before its first load.
@@ -24,7 +20,7 @@ __device__ __forceinline__ int quotient(int a, int b) {
 __device__ __forceinline__ int ceil_quotient(int a, int b) { return quotient(a + b - 1, b); }
 
 /// What a block works on: consecutive chunks of one row, for some heads of one group.
-struct alignas(16) Item {
+struct Item {
   RowOnDevice row;
   int index;       ///< of the row in its set
   int head_block;  ///< of n_head_blocks
@@ -35,9 +31,10 @@ struct alignas(16) Item {
   int first_chunk, end_chunk;
   int begin, end;  ///< pages
 };
+
 /// An item as it lies ready: with the places of its first pages, which a warp's lanes load beside it, a trip to L2 less
 /// before keys are asked for.
-struct alignas(16) ReadyItem {
+struct ReadyItem {
   Item item;
   int32_t pages[32];  ///< from item.begin on
 };

@@ -90,7 +90,7 @@ TEST_P(AttendCuda, EqualsSoftmaxWhereKeysAreCutIntoChunks) {
   check({{1, 2050}}, KvKind::bf16, 16, 4, 128);
 }
 
-// So long that crews take chunks as they come to them.
+// So long that blocks take chunks as they come to them.
 TEST_P(AttendCuda, EqualsSoftmaxOverManyChunksOfAllSizes) {
   check({{1, 33000}, {1, 9000}}, KvKind::bf16, 4, 2, 128);
   check({{1, 17000}, {1, 40}, {1, 31000}}, KvKind::bf16, 9, 3, 64);
@@ -174,7 +174,7 @@ TEST_P(AttendCuda, ASequenceIsTheSameBitsAmongManyOthers) {
 }
 
 // As many blocks as the GPU holds: items have parts of sections, sections, and whole rows. Alone each row's items are a
-// chunk each, so that others add up what one crew does here.
+// chunk each, so that others add up what one block does here.
 TEST_P(AttendCuda, ASequenceIsTheSameBitsWhoeverAddsItsChunksUp) {
   struct Case {
     int heads, kv_heads, d;

@@ -12,7 +12,7 @@ namespace firstlight::cuda {
 class HopperAttention {
  public:
   explicit HopperAttention(const GpuShape& gpu)
-      : maps_(gpu), why_not_(why_not_hoppers(gpu).empty() ? maps_.why_not() : why_not_hoppers(gpu)) {}
+      : maps_(gpu), why_not_(maps_.why_not().empty() ? why_not_hoppers(gpu) : maps_.why_not()) {}
   /// Why this GPU or its driver cannot; empty: it can.
   const std::string& why_not() const { return why_not_; }
   /// As attend_tiles() asks, and pages at multiples of a row of head_dim numbers, else Error{bug}. Queued on `stream`.

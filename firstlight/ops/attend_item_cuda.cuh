@@ -13,7 +13,7 @@ namespace firstlight::cuda {
 template <int kDim, int kStages, class Ready>
 __device__ void attend_item(const SinglesParams& p, const Item& item, int32_t first_held, uint32_t shared,
                             const Meeting<kDim>& meeting, const Ready& ready) {
-  const int slot = crew_thread() / 32 * 16, head = static_cast<int>(threadIdx.x) % 32 / 4;
+  const int slot = static_cast<int>(threadIdx.x) / 32 * 16, head = static_cast<int>(threadIdx.x) % 32 / 4;
   KeyRing<kDim, kStages> ring(p, item, first_held, shared);
   const bool turns = p.attend.angles;  // then no kernel of this pass has written what a row reads
   const int n_olds = turns         ? item.end

@@ -21,7 +21,7 @@ __device__ __forceinline__ float4 quotients(float4 x, float by) {
   return make_float4(x.x * share, x.y * share, x.z * share, x.w * share);
 }
 
-/// A piece as it passes from crew to crew, through L2.
+/// A piece as it passes from block to block, through L2.
 struct PieceInFlight {
   float4 sums = {};
   float2 share = {-INFINITY, 0};  ///< maximum and divisor
@@ -69,7 +69,7 @@ struct Meeting {
   __device__ float& sum(int warp, int head, int i) const { return sums[(warp * heads + head) * kStride + i]; }
 };
 
-/// What a crew has added up of an item's chunks, each thread of the pieces it joins.
+/// What a block has added up of an item's chunks, each thread of the pieces it joins.
 template <int kDim>
 struct Added {
   static constexpr int kPieces = kHeadsAtOnce * (kDim / 4) / (kSinglesWarps * 32);
@@ -95,7 +95,7 @@ __device__ __forceinline__ Running join_piece(const Meeting<kDim>& meeting, int 
   return piece;
 }
 
-/// The crew's warps have put their sums of a chunk down: they are added up, and passed on if the item ends before the
+/// The block's warps have put their sums of a chunk down: they are added up, and passed on if the item ends before the
 /// section does, as the section's if that is whole and the row is not, or as the row's result. All threads call.
 template <int kDim>
 __device__ void join_warps(const SinglesParams& p, const Item& item, int chunk, const Meeting<kDim>& meeting,
@@ -105,10 +105,10 @@ __device__ void join_warps(const SinglesParams& p, const Item& item, int chunk, 
   const bool whole_section = first >= item.first_chunk && last < item.end_chunk;
   const bool whole_row = item.first_chunk == 0 && item.end_chunk == item.n_chunks;
   ChunkPiece* const pieces = pieces_of(p, item) + int64_t{whole_section ? first : chunk} * p.heads * (kDim / 4);
-  sync_crew();
+  __syncthreads();
 #pragma unroll
   for (int i = 0; i < Added<kDim>::kPieces; ++i) {
-    const int at = crew_thread() + i * kSinglesWarps * 32;
+    const int at = static_cast<int>(threadIdx.x) + i * kSinglesWarps * 32;
     if (at >= item.n_heads * (kDim / 4)) break;
     const Running piece = join_piece(meeting, at);
     if (!whole_section) {
@@ -127,7 +127,7 @@ __device__ void join_warps(const SinglesParams& p, const Item& item, int chunk, 
     }
     sum = Running{};
   }
-  sync_crew();
+  __syncthreads();
 }
 
 }  // namespace firstlight::cuda

@@ -32,7 +32,7 @@ struct KeyRing {
   __device__ KeyRing(const SinglesParams& p, const Item& item, int32_t first_held, uint32_t shared)
       : held_from(item.begin), held(first_held) {
     const KvLayer& kv = p.attend.kv;
-    const int warp = crew_thread() / 32, lane = static_cast<int>(threadIdx.x) % 32;
+    const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
     at = shared + static_cast<uint32_t>(warp * kBytes);
     first = kv.data +
             (static_cast<uint64_t>(item.kv_head) * kPageTokens + static_cast<unsigned>(warp) * 16) * kDim * 2 +
@@ -56,7 +56,7 @@ struct KeyRing {
   /// zeros beyond the visible.
   __device__ __forceinline__ void fetch(const std::byte* from, int page, uint32_t to) const {
     constexpr int kPieces = kDim / 8;
-    const int warp = crew_thread() / 32, lane = static_cast<int>(threadIdx.x) % 32;
+    const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
     const int n_slots = n_keys - page * kPageTokens - warp * 16;
 #pragma unroll
     for (int i = 0; i < 16 * kPieces / 32; ++i) {

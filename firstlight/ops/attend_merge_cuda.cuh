@@ -5,7 +5,7 @@
 
 namespace firstlight::cuda {
 
-/// Pieces that a crew merges at once with a lane a section.
+/// Pieces that a block merges at once with a lane a section.
 inline constexpr int kMergedAtOnce = kSinglesWarps * 32 / kSections;
 
 /// Asks for pieces that are not there until all are: side by side, as one by one each would take a trip to L2.
@@ -22,7 +22,7 @@ __device__ __forceinline__ void wait_for_pieces(const ChunkPiece* from, int64_t 
   }
 }
 
-/// The same, but while none comes only the first is asked for: crews without an item wait for a whole launch.
+/// The same, but while none comes only the first is asked for: blocks without an item wait for a whole launch.
 template <int kMost>
 __device__ __forceinline__ void wait_in_turn(const ChunkPiece* from, int64_t pitch, PieceInFlight (&x)[kMost]) {
   for (int n_before = kMost + 1;;) {
@@ -98,17 +98,18 @@ __device__ __forceinline__ Running merge_sections_of_piece(ChunkPiece* from, int
   return sum;
 }
 
-/// Results of rows that several items share, from these items' sums: a crew's share of the work, when it has no more
-/// items. It waits for others' items, and no item waits for a merge. First come the crews that had no item, then some
+/// Results of rows that several items share, from these items' sums: a block's share of the work, when it has no more
+/// items. It waits for others' items, and no item waits for a merge. First come the blocks that had no item, then some
 /// that had; the others may leave. No bit depends on who merges.
 template <int kDim>
-__device__ void merge_items(const SinglesParams& p, const SinglesPlan& plan, int crew, int n_crews) {
-  const int n_merges = p.n_rows * p.head_blocks, thread = crew_thread();
-  const int n_parts = max(1, min(p.heads * (kDim / 4) / kMergedAtOnce, quotient(n_crews, n_merges)));
+__device__ void merge_items(const SinglesParams& p, const SinglesPlan& plan) {
+  const int n_blocks = static_cast<int>(gridDim.x);
+  const int n_merges = p.n_rows * p.head_blocks, thread = static_cast<int>(threadIdx.x);
+  const int n_parts = max(1, min(p.heads * (kDim / 4) / kMergedAtOnce, quotient(n_blocks, n_merges)));
   const int64_t pitch = p.heads * (kDim / 4);
-  int job = crew - plan.n_items;
-  if (job < 0) job += ceil_quotient(-job, n_crews) * n_crews;
-  for (; job < n_merges * n_parts; job += n_crews) {
+  int job = static_cast<int>(blockIdx.x) - plan.n_items;
+  if (job < 0) job += ceil_quotient(-job, n_blocks) * n_blocks;
+  for (; job < n_merges * n_parts; job += n_blocks) {
     const int merge = quotient(job, n_parts), part = job - merge * n_parts;
     Item item;
     item.index = quotient(merge, p.head_blocks);

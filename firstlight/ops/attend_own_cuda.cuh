@@ -43,7 +43,7 @@ class OwnToken {
  public:
   /// Loads them, if they are this warp's, and stores them into their page.
   __device__ __forceinline__ void take(const SinglesParams& p, const Item& item) {
-    const int warp = crew_thread() / 32, page = item.row.position / kPageTokens;
+    const int warp = static_cast<int>(threadIdx.x) / 32, page = item.row.position / kPageTokens;
     if (page >= item.end || item.row.position % kPageTokens / 16 != warp) return;
     position_ = item.row.position;
     page_ = page;

@@ -76,7 +76,7 @@ __device__ __forceinline__ void mix(const float (&weights)[2][2], uint32_t value
 /// The warp's sums of a chunk to where the warps meet; the next chunk begins anew.
 template <int kDim>
 __device__ __forceinline__ void put_down(const Meeting<kDim>& meeting, Sums<kDim>& sums) {
-  const int warp = crew_thread() / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   float divisor = sums.divisor;
   divisor += __shfl_xor_sync(0xffffffffu, divisor, 1);
   divisor += __shfl_xor_sync(0xffffffffu, divisor, 2);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Attention of single rows: in which order chunks' sums become a row's. Chunks are added up in sections, runs of
-// neighbours, each in order; then the sections, neighbours first. So a crew that has a section's chunks, or all of a
+// neighbours, each in order; then the sections, neighbours first. So a block that has a section's chunks, or all of a
 // row's, adds them up in registers and passes one sum on, or none, and gives the bits that whoever merges would give.
 #pragma once
 #include <cmath>

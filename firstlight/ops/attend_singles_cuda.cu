@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(kSinglesWarps * 32, kSinglesAtOnce)
   }
   if (!plan.splits_rows) return;
   wait_for_predecessor();  // its merges may still be under way, in the same memory
-  merge_items<kDim>(p, plan, static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x));
+  merge_items<kDim>(p, plan);
 }
 
 constexpr int kPlanThreads = 256;

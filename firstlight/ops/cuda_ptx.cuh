@@ -30,15 +30,6 @@ __device__ __forceinline__ void mma_upper(float (&d)[2], uint32_t a0, uint32_t a
       : "r"(a0), "r"(0u), "r"(a2), "r"(b0), "r"(b1), "f"(0.0f));
 }
 
-/// 16 bytes of a weight, read once: not kept in L1; L2 fetches the whole line.
-__device__ __forceinline__ uint4 load_stream(const void* at) {
-  uint4 x;
-  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
-               : "l"(at));
-  return x;
-}
-
 /// Copies 16 bytes into shared memory, asynchronously; zeros if not `real`.
 __device__ __forceinline__ void copy_async(uint32_t to, const void* from, bool real) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(real ? 16 : 0) : "memory");

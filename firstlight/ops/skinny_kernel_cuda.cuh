@@ -112,7 +112,6 @@ void start(const SkinnyProduct& m, const GpuShape& gpu, const TensorMaps& maps, 
   SkinnyParams p{};
   p.rows = m.rows;
   p.n = m.n;
-  p.up_row = m.n;
   p.bias = m.bias;
   p.bias_is_bf16 = m.bias_is_bf16;
   p.out = m.out;

@@ -28,9 +28,10 @@ struct SkinnyShape {
   int64_t n_tiles(int64_t w_rows) const { return ceil_div(w_rows, kind == Kind::pair ? 2 * slab_rows : slab_rows); }
 };
 
-/// The tile, by w alone: so a row's bits do not depend on the others. Llama-3.1-8B on an H200 at 32 rows, plain reads
-/// at 4,640 GB/s: gate_up 55.5 us (four slabs a tile 58.5), head 248 (one slab 252), qkv 15.0 (two blocks a tile 15.3),
-/// o and down, whose k two blocks share, 10.6 and 29.1 (one block a tile 14.0 and 38.2, four 18.0 and 43.5).
+/// The tile, by w alone: so a row's bits do not depend on the others. Llama-3.1-8B on an H200 at 32 rows, with the
+/// kernels that chose it (today's: docs/performance.md), plain reads at 4,630 GB/s: gate_up 56.2 us (four slabs a tile
+/// 56.2 to 57.3, and k shared by two blocks 60), head 245 (four slabs 255), qkv 13.4 (k shared 14.4), o and down, whose
+/// k two blocks share, 9.9 and 28.7 (four 19.2 and 42.7: only 30 clusters of four are on the GPU at a time).
 inline SkinnyShape skinny_shape(Join join, int n, int n_sms) {
   if (join == Join::silu) return {SkinnyShape::Kind::pair, slab_rows_for(n, n_sms)};
   if (n > 64 * n_sms) return {SkinnyShape::Kind::pair, slab_rows_for(n, 2 * n_sms)};

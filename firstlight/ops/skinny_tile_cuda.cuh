@@ -28,7 +28,6 @@ struct SkinnyParams {
   int slab_rows;  ///< a multiple of 8, 64 at most
   int n_tiles;
   int n_steps;  ///< stages that all of k takes
-  int up_row;   ///< w's first row of ups
   int n_stages, ring_bytes;
   bool bias_is_bf16;
   bool fours;  ///< out and twin are written by four columns
@@ -86,7 +85,7 @@ __device__ __forceinline__ void fetch_tiles(const SkinnyParams& p, const SkinnyS
 #pragma unroll
     for (int s = 0; s < Tile::kSlabs; ++s) {
       const int slab = tile * Tile::kSlabs + s;
-      const int row = kJoin == Join::silu ? slab / 2 * p.slab_rows + slab % 2 * p.up_row : slab * p.slab_rows;
+      const int row = kJoin == Join::silu ? slab / 2 * p.slab_rows + slab % 2 * p.n : slab * p.slab_rows;
 #pragma unroll
       for (int d = 0; d < Tile::kDepth; ++d) {
         copy_box(ring.w_box(stage, d, s), p.w, (step * Tile::kDepth + d) * kBoxColumns, row, ring.full[stage], policy);
